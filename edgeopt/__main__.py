@@ -1,0 +1,5 @@
+"""Run as `python -m edgeopt`."""
+
+from edgeopt.cli import main
+
+main()

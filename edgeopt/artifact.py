@@ -1,0 +1,280 @@
+"""What flows between the stages: frozen facts that round-trip through JSON."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from edgeopt.board import Kind
+
+#: How one weight is stored and computed with, from the least harm to the most.
+#: float32: as it came. float16: stored in half, computed in float32 (Cast).
+#: int8-rows: an embedding table, one scale per row (Gather of codes, Gather of scales).
+#: int8-weights: one scale per output channel, computed in float32 (DequantizeLinear).
+#: int8-dynamic: activations quantized at run time (DynamicQuantizeLinear, MatMulInteger).
+#: int8-static: activations quantized with calibrated ranges (QDQ).
+Method = Literal["float32", "float16", "int8-rows", "int8-weights", "int8-dynamic", "int8-static"]
+
+
+class Fact(BaseModel):
+    """Frozen data that knows its fields and refuses any other."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(Fact):
+    """Name, ONNX element type as numpy spells it ("float32", "int64") and fixed shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Model(Fact):
+    """One ONNX graph in one file, at any stage of the flow."""
+
+    path: Path
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    #: Number of trained values (elements of initializers), not bytes.
+    parameters: int
+    #: Every step that led here, oldest first: "questions.onnx", "normalized", "int8-weights".
+    provenance: tuple[str, ...]
+
+
+class Choice(Fact):
+    """What is done to one weight, named by its initializer in the normalized graph."""
+
+    weight: str
+    method: Method
+
+
+class Range(Fact):
+    """The calibrated range of one activation tensor."""
+
+    tensor: str
+    low: float
+    high: float
+
+
+class Plan(Fact):
+    """What the fitter decided; replaying it on the same model gives the same bytes."""
+
+    name: str
+    choices: tuple[Choice, ...]
+    #: Only for int8-static: replaying needs no calibration data.
+    ranges: tuple[Range, ...] = ()
+
+
+class Footprint(Fact):
+    """The bytes that a bundle needs on the board.
+
+    Anonymous memory cannot be evicted; file-backed memory (code, weights) can.
+    """
+
+    #: Everything that is stored: program, code, weights, manifest.
+    flash: int
+    #: The weights file, as stored.
+    weights: int
+    #: Weights that are resident while running: embedding tables count their touched pages.
+    weights_resident: int
+    #: Planned activations, workspace of kernels included (anonymous).
+    arena: int
+    #: The device program, its libraries, stack and heap before any model (VmHWM).
+    runtime: int
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak resident memory (VmHWM), in bytes."""
+        return self.weights_resident + self.arena + self.runtime
+
+
+class BundleFile(Fact):
+    """One file of a bundle, by its name in the bundle's folder."""
+
+    name: str
+    sha256: str
+    size: int
+    executable: bool = False
+
+
+class Unscheduled(Fact):
+    """A hot function that no kernel rule matched, and its share of the model's FLOPs."""
+
+    function: str
+    flops_share: float
+
+
+class Bundle(Fact):
+    """A compiled model: the files that go to the board, and what they will occupy."""
+
+    path: Path
+    #: sha256 of the canonical manifest: the release's identity.
+    digest: str
+    target: str
+    files: tuple[BundleFile, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    footprint: Footprint
+    #: /proc/cpuinfo features that the code needs ("asimd", "asimddp", "avx2").
+    features: tuple[str, ...]
+    #: ELF machine ("aarch64", "arm", "x86_64") and lowest glibc ("2.17"), or "" when static.
+    machine: str
+    glibc: str
+    unscheduled: tuple[Unscheduled, ...] = ()
+
+
+class Release(Fact):
+    """A bundle installed on a board under its digest."""
+
+    board: str
+    kind: Kind
+    app: str
+    digest: str
+    #: Absolute POSIX path on the board.
+    path: str
+    #: Digest of the release that was current before, or "".
+    previous: str = ""
+    #: Bytes sent over the wire by this deploy; objects that were there already are not sent.
+    sent: int = 0
+
+
+class Conditions(Fact):
+    """The state of the board around a measurement; absent values could not be read."""
+
+    temperature_c: float | None = None
+    frequency_khz: tuple[int, ...] = ()
+    throttled: str | None = None
+
+
+class Memory(Fact):
+    """Peak and final memory of the device program, in bytes (from /proc/self/status)."""
+
+    peak: int
+    anonymous: int
+    file_backed: int
+    start: int
+    loaded: int
+    minor_faults: int
+    major_faults: int
+
+
+class Measurement(Fact):
+    """What was seen on the board in one run of the device program."""
+
+    kind: Kind
+    board: str
+    boot_id: str
+    digest: str
+    threads: int
+    #: Raw duration of each timed inference, in ns of CLOCK_MONOTONIC_RAW.
+    #: On an emulated board (-icount shift=0) one ns is one instruction executed.
+    samples_ns: tuple[int, ...]
+    load_ns: int
+    first_ns: int
+    memory: Memory
+    before: Conditions
+    after: Conditions
+    #: Why the figures must not be compared with others; empty when they may.
+    invalid: tuple[str, ...] = ()
+
+
+class Parity(Fact):
+    """Outputs on the board against onnxruntime's on the host, on the same inputs."""
+
+    samples: int
+    #: max |board - host| over all outputs, and relative to max |host| of that output.
+    max_abs: float
+    max_rel: float
+    #: Where the largest relative difference is, in words: output, sample, index, both values.
+    worst: str = ""
+    #: Share of samples whose argmax of the first output agrees; None without a class axis.
+    agreement: float | None = None
+    #: Metric of the deployed model on the labelled samples run on the board.
+    metric: str | None = None
+    metric_samples: int = 0
+    metric_board: float | None = None
+    metric_host: float | None = None
+
+
+class Check(Fact):
+    """One limit compared with one figure. Reaching the limit exactly is within it."""
+
+    name: str
+    unit: Literal["bytes", "ms", "instructions", "fraction", "ratio"]
+    predicted: float | None
+    measured: float | None
+    limit: float | None
+    kind: Kind | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the best figure at hand is within the limit; None when there is no limit."""
+        figure = self.measured if self.measured is not None else self.predicted
+        if self.limit is None or figure is None:
+            return None
+        return figure <= self.limit
+
+
+class StageRecord(Fact):
+    """One stage of a run, for the story and the report."""
+
+    name: str
+    detail: str
+    cached: bool
+    seconds: float
+
+
+class Row(Fact):
+    """One plan as it was compiled and, when it was sent, as it was seen on the board."""
+
+    plan: str
+    #: reference: what the model was before; chosen: what the fitter decided.
+    role: Literal["reference", "chosen"]
+    footprint: Footprint
+    #: Metric on the host over all labelled samples, when the task has them.
+    metric_host: float | None = None
+    measurement: Measurement | None = None
+    parity: Parity | None = None
+    #: Why it was not sent to the board, when it was not.
+    note: str = ""
+
+
+class Tried(Fact):
+    """One plan that the fitter looked at."""
+
+    plan: str
+    flash: int
+    peak: int
+    metric: float | None
+    drop: float | None
+    #: The limits it breaks, with figures; empty when it is feasible.
+    broken: tuple[str, ...] = ()
+
+
+class Report(Fact):
+    """All of a run: what was asked, decided, sent, seen and concluded."""
+
+    schema_version: Literal[1] = 1
+    app: str
+    target: str
+    profile: str
+    board: str
+    kind: Kind
+    #: What the stand-in does differently from the device; empty on a real board.
+    caveat: str = ""
+    #: Digest of the release that is current now, and whether this run made it so.
+    digest: str
+    kept: bool
+    checks: tuple[Check, ...]
+    rows: tuple[Row, ...]
+    tried: tuple[Tried, ...]
+    stages: tuple[StageRecord, ...]
+    warnings: tuple[str, ...] = ()
+    #: Exit code of the first gate that failed; 0 when all held.
+    exit_code: int = 0
+    #: What failed, in one sentence; empty when nothing did.
+    failure: str = ""
+    next_command: str = ""
+    created: str

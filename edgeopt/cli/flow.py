@@ -1,0 +1,367 @@
+"""edgeopt deploy and what surrounds it: plan, compile, status, history, rollback, report."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeopt.cli import options
+from edgeopt.cli.places import check_output, report_folder, write_output
+from edgeopt.cli.request import Order, Request, Visit, make_order, make_visit, started
+from edgeopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Report
+    from edgeopt.pipeline import Built
+
+
+def deploy(
+    target: options.TargetName,
+    model: options.ModelSpec = None,
+    profile: options.ProfileName = None,
+    board: options.BoardAddress = None,
+    ram: options.Ram = None,
+    flash: options.Flash = None,
+    latency: options.Latency = None,
+    max_drop: options.MaxDrop = None,
+    shape: options.Shapes = None,
+    value: options.Values = None,
+    project: options.Folder = Path(),
+    ssh_config: options.SshConfig = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report as one page here.")
+    ] = None,
+    reference: Annotated[
+        bool, typer.Option(help="Measure the model as it was beside the chosen plan.")
+    ] = True,
+    fresh: options.Fresh = False,
+    as_json: options.Json = False,
+) -> None:
+    """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
+    from edgeopt.pipeline import deploy as run_deploy
+
+    request = Request(
+        target=target,
+        project=project,
+        model=model,
+        profile=profile,
+        board=board,
+        ram=ram,
+        flash=flash,
+        latency=latency,
+        max_drop=max_drop,
+        shapes=shape or (),
+        values=value or (),
+        ssh_config=ssh_config,
+        fresh=fresh,
+    )
+    check_output(html)
+    order = make_order(request)
+    with started(order) as run, _candidates_shown():
+        report = run_deploy(run, order.connect, reference=reference)
+    _save_report(report, project, html)
+    _print_report(report, as_json=as_json)
+    raise typer.Exit(report.exit_code)
+
+
+def _save_report(report: "Report", project: Path, html: Path | None) -> None:
+    """Keep the report; the release is on the board, so that a full disk here undoes nothing."""
+    from edgeopt.report import format_html
+    from edgeopt.store import write_atomically
+
+    folder = report_folder(project)
+    page = format_html(report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = report.model_dump_json(indent=1)
+        write_atomically(folder / f"{report.target}.json", text.encode())
+        write_atomically(folder / f"{report.target}.html", page.encode())
+        if html is not None:
+            html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"warning: the report is not kept: {error}", err=True)
+    else:
+        typer.echo(f"report: {html or folder / f'{report.target}.html'}", err=True)
+
+
+def _print_report(report: "Report", *, as_json: bool) -> None:
+    from edgeopt.report import format_table
+
+    typer.echo(report.model_dump_json(indent=1) if as_json else format_table(report))
+
+
+def plan(
+    target: options.TargetName,
+    model: options.ModelSpec = None,
+    profile: options.ProfileName = None,
+    ram: options.Ram = None,
+    flash: options.Flash = None,
+    max_drop: options.MaxDrop = None,
+    shape: options.Shapes = None,
+    value: options.Values = None,
+    project: options.Folder = Path(),
+    every: Annotated[
+        bool, typer.Option("--all", help="Try every plan there is, not only the profile's.")
+    ] = False,
+    fresh: options.Fresh = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show what deploy would choose and what it would need; nothing is sent anywhere."""
+    request = Request(
+        target=target,
+        project=project,
+        model=model,
+        profile=profile,
+        ram=ram,
+        flash=flash,
+        max_drop=max_drop,
+        shapes=shape or (),
+        values=value or (),
+        fresh=fresh,
+        on_board=False,
+    )
+    order = make_order(request)
+    if every:
+        _show_every_plan(order, as_json=as_json)
+        return
+    built = _build(order)
+    if as_json:
+        facts = {"fit": built.fit, "bundle": built.bundle}
+        options.print_document({k: each.model_dump(mode="json") for k, each in facts.items()})
+        return
+    typer.echo(_format_built(built))
+    typer.echo(f"next: edgeopt deploy --target {target}", err=True)
+
+
+def _show_every_plan(order: Order, *, as_json: bool) -> None:
+    from edgeopt.pipeline import survey_plans
+    from edgeopt.report import format_tried
+
+    with started(order) as run:
+        tried = survey_plans(run)
+    if as_json:
+        options.print_document({"plans": [each.model_dump(mode="json") for each in tried]})
+    else:
+        typer.echo(format_tried(tried))
+
+
+def compile_bundle(
+    target: options.TargetName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the bundle.")],
+    model: options.ModelSpec = None,
+    profile: options.ProfileName = None,
+    ram: options.Ram = None,
+    flash: options.Flash = None,
+    max_drop: options.MaxDrop = None,
+    shape: options.Shapes = None,
+    value: options.Values = None,
+    project: options.Folder = Path(),
+    fresh: options.Fresh = False,
+) -> None:
+    """Fit and compile, and write the files that would go to the board."""
+    if output.exists():
+        raise ConfigError(f"{output} exists", fix="name a folder that does not exist yet")
+    request = Request(
+        target=target,
+        project=project,
+        model=model,
+        profile=profile,
+        ram=ram,
+        flash=flash,
+        max_drop=max_drop,
+        shapes=shape or (),
+        values=value or (),
+        fresh=fresh,
+        on_board=False,
+    )
+    built = _build(make_order(request))
+    _copy_bundle(built, output)
+    typer.echo(_format_built(built))
+    typer.echo(f"wrote {output} (model.onnx is the compressed model, for any runtime)", err=True)
+
+
+def _copy_bundle(built: "Built", output: Path) -> None:
+    """Copy a bundle and its model to a new folder: all of it, or nothing."""
+    names = [*(each.name for each in built.bundle.files), "manifest.json"]
+    # Outside: a folder that somebody else made meanwhile is not ours to remove.
+    output.mkdir(parents=True)
+    try:
+        for name in dict.fromkeys(names):
+            shutil.copy2(built.bundle.path / name, output / name)
+        shutil.copy2(built.fit.model.path, output / "model.onnx")
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def _build(order: Order) -> "Built":
+    from edgeopt.pipeline import plan as run_plan
+
+    with started(order) as run, _candidates_shown():
+        return run_plan(run)
+
+
+@contextmanager
+def _candidates_shown() -> Iterator[None]:
+    """When no plan meets the budget, show how near each one came."""
+    from edgeopt.compress import Infeasible
+    from edgeopt.report import format_tried
+    from edgeopt.verdict import tried_of
+
+    try:
+        yield
+    except Infeasible as error:
+        typer.echo(format_tried(tried_of(error.candidates)), err=True)
+        raise
+
+
+def _format_built(built: "Built") -> str:
+    from edgeopt.report import format_tried
+    from edgeopt.units import format_bytes
+    from edgeopt.verdict import tried_of
+
+    need = built.bundle.footprint
+    lines = [
+        format_tried(tried_of(built.fit.candidates)),
+        "",
+        f"chosen: {built.fit.chosen.plan.name}, bundle {built.bundle.digest[:12]}: "
+        f"flash {format_bytes(need.flash)}, peak memory {format_bytes(need.peak)} "
+        f"(weights {format_bytes(need.weights_resident)}, arena {format_bytes(need.arena)}, "
+        f"runtime {format_bytes(need.runtime)})",
+    ]
+    lines += [
+        f"warning: {each.function} has no fast kernel and is {each.flops_share:.1%} of the "
+        "arithmetic"
+        for each in built.bundle.unscheduled
+    ]
+    return "\n".join(lines)
+
+
+def status(
+    target: options.TargetName,
+    board: options.BoardAddress = None,
+    project: options.Folder = Path(),
+    ssh_config: options.SshConfig = None,
+    app: options.AppName = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Hash the current release's files on the board.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show what is deployed on a board now."""
+    from edgeopt.deploy import read_status
+    from edgeopt.trial import ROOT
+
+    visit = _visit(target, board, project, ssh_config, app)
+    live = visit.connect()
+    try:
+        found = read_status(live, visit.app, root=ROOT, check=check)
+    finally:
+        live.close()
+    if as_json:
+        options.print_document(found.model_dump(mode="json"))
+        return
+    typer.echo(f"{found.app} on {found.board}: {found.state}")
+    for name, digest in (("current", found.current), ("previous", found.previous)):
+        typer.echo(f"  {name:<9} {digest[:12] or '-'}")
+    if found.files_good is not None:
+        typer.echo(f"  files     {'good' if found.files_good else 'DAMAGED: deploy again'}")
+
+
+def history(
+    target: options.TargetName,
+    board: options.BoardAddress = None,
+    project: options.Folder = Path(),
+    ssh_config: options.SshConfig = None,
+    app: options.AppName = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what was deployed and rolled back on a board, oldest first."""
+    from edgeopt.deploy import read_history
+    from edgeopt.trial import ROOT
+
+    visit = _visit(target, board, project, ssh_config, app)
+    live = visit.connect()
+    try:
+        entries = read_history(live, visit.app, root=ROOT)
+    finally:
+        live.close()
+    if as_json:
+        options.print_document({"history": [each.model_dump(mode="json") for each in entries]})
+        return
+    for each in entries:
+        typer.echo(f"{each.time:%Y-%m-%d %H:%M:%S}  {each.action:<9} {each.digest[:12]}")
+
+
+def rollback(
+    target: options.TargetName,
+    board: options.BoardAddress = None,
+    project: options.Folder = Path(),
+    ssh_config: options.SshConfig = None,
+    app: options.AppName = None,
+) -> None:
+    """Make the previous release current again; a second rollback undoes the first."""
+    from edgeopt.board.lease import hold
+    from edgeopt.deploy import rollback_release
+    from edgeopt.pipeline import LEASE_SECONDS
+    from edgeopt.trial import ROOT
+
+    visit = _visit(target, board, project, ssh_config, app)
+    live = visit.connect()
+    try:
+        owner = f"edgeopt rollback {visit.app}"
+        with hold(live, ROOT, owner=owner, seconds=LEASE_SECONDS):
+            found = rollback_release(live, visit.app, root=ROOT)
+    finally:
+        live.close()
+    typer.echo(f"current is {found.current[:12]}, previous is {found.previous[:12]}")
+
+
+def _visit(
+    target: str, board: str | None, project: Path, ssh_config: Path | None, app: str | None
+) -> Visit:
+    request = Request(target=target, project=project, board=board, ssh_config=ssh_config)
+    return make_visit(request, app)
+
+
+def report(
+    target: options.TargetName,
+    project: options.Folder = Path(),
+    html: Annotated[Path | None, typer.Option("--html", help="Write it as one page here.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the report of the last deploy again."""
+    from pydantic import ValidationError
+
+    from edgeopt.artifact import Report
+    from edgeopt.report import format_html
+
+    path = report_folder(project) / f"{PurePosixPath(target).stem}.json"
+    try:
+        found = Report.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no report for {target!r} in {project.resolve()}",
+            fix=f"edgeopt deploy --target {target}",
+        ) from error
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} is not a report",
+            why=str(error.errors()[0]["msg"]),
+            fix=f"make a new one: edgeopt deploy --target {target}",
+        ) from error
+    if html is not None:
+        write_output(html, format_html(found))
+    _print_report(found, as_json=as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(deploy)
+    app.command()(plan)
+    app.command("compile")(compile_bundle)
+    for command in (status, history, rollback, report):
+        app.command()(command)

@@ -1,0 +1,60 @@
+"""What several commands share: options, each defined once, and the form of --json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", help="Kind of device: a name or a .toml file.")
+]
+ModelSpec = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="model.onnx or module:factory (default: edgeopt.toml)."),
+]
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", "-p", help="What to trade: a name or a .toml file.")
+]
+BoardAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--board",
+        "-b",
+        help="user@host[:port], an alias of ~/.ssh/config, 'emulated' or 'local'.",
+    ),
+]
+SshConfig = Annotated[
+    Path | None,
+    typer.Option("--ssh-config", help="OpenSSH configuration (default: ~/.ssh/config)."),
+]
+Folder = Annotated[
+    Path, typer.Option("--project", "-C", help="Folder that holds edgeopt.toml.", file_okay=False)
+]
+Shapes = Annotated[
+    list[str] | None, typer.Option("--shape", help="Fix an input's shape: name=1x32. Repeatable.")
+]
+Values = Annotated[
+    list[str] | None,
+    typer.Option("--value", help="Make an input a constant: sr=16000. Repeatable."),
+]
+Ram = Annotated[str | None, typer.Option("--ram", help="Peak memory at most, like 32MB.")]
+Flash = Annotated[str | None, typer.Option("--flash", help="Stored bytes at most, like 32MB.")]
+Latency = Annotated[str | None, typer.Option("--latency", help="p95 at most, like 30ms.")]
+MaxDrop = Annotated[
+    str | None, typer.Option("--max-drop", help="Loss of the task's metric at most, like 1%.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Use nothing from the cache.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AppName = Annotated[
+    str | None,
+    typer.Option(
+        "--app", help="What was deployed (default: edgeopt.toml's, or the last report's)."
+    ),
+]
+
+
+def print_document(facts: Mapping[str, object]) -> None:
+    """Print what --json promises: one document that says which form it has."""
+    typer.echo(json.dumps({"schema_version": 1, **facts}, indent=1))

@@ -1,0 +1,47 @@
+"""Where files live on this machine; the only reader of EDGEOPT_CACHE_DIR."""
+
+import os
+from pathlib import Path
+
+from edgeopt.errors import ConfigError
+
+
+def cache_folder() -> Path:
+    """Return the folder of stages, toolchains and images: EDGEOPT_CACHE_DIR, or the user's."""
+    named = os.environ.get("EDGEOPT_CACHE_DIR")
+    if named:
+        folder = Path(named).expanduser().absolute()
+    else:
+        from platformdirs import user_cache_path
+
+        folder = user_cache_path("edgeopt")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be the cache",
+            why=error.strerror or str(error),
+            fix="let EDGEOPT_CACHE_DIR name a folder that you may write to",
+        ) from error
+    return folder
+
+
+def report_folder(project: Path) -> Path:
+    """Return where a project's last report on each target lies."""
+    return project / ".edgeopt" / "reports"
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before anything slow starts."""
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise ConfigError(
+            f"{path} cannot be written",
+            why="it is a folder" if path.is_dir() else "its folder is missing or not yours",
+            fix="name a file in a folder that you may write to",
+        )
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file that the user named."""
+    check_output(path)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,224 @@
+"""From the strings of a command line and a project file to a job: decoded once, strictly."""
+
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from edgeopt.cli.places import cache_folder
+from edgeopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import StageRecord
+    from edgeopt.board import Board
+    from edgeopt.board.choose import Choice
+    from edgeopt.budget import Budget
+    from edgeopt.job import Job, Run
+    from edgeopt.project import Project
+    from edgeopt.target import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user typed; None is what the project file or the profile says."""
+
+    target: str
+    project: Path
+    model: str | None = None
+    profile: str | None = None
+    board: str | None = None
+    ram: str | None = None
+    flash: str | None = None
+    latency: str | None = None
+    max_drop: str | None = None
+    shapes: Sequence[str] = ()
+    values: Sequence[str] = ()
+    ssh_config: Path | None = None
+    fresh: bool = False
+    #: Whether a board will be asked for; what is only compiled needs none.
+    on_board: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A job, and how to reach the board that it is for."""
+
+    job: "Job"
+    connect: "Callable[[], Board]"
+    #: What the run is about, for its first line.
+    title: str
+
+
+def make_order(request: Request) -> Order:
+    """Decode a request; raises ConfigError before anything slow starts."""
+    from edgeopt.board.choose import as_emulated
+    from edgeopt.job import Job
+    from edgeopt.model import parse_shape
+    from edgeopt.profile import load_profile
+    from edgeopt.target import load_target
+    from edgeopt.task import resolve_task
+
+    folder = request.project.resolve()
+    target = load_target(request.target, project=folder)
+    limits = _limits(request)
+    named = None
+    if request.profile is not None:
+        named = load_profile(request.profile, project=folder)
+    project = _project_of(request, folder)
+    if request.max_drop is not None and project.task is None:
+        raise ConfigError(
+            "--max-drop needs a task",
+            why="without labelled samples no accuracy is measured",
+            fix="add [task] to edgeopt.toml",
+        )
+    profile = named or load_profile(project.profile, project=folder)
+    written = [*(f"{name}={shape}" for name, shape in project.shapes.items()), *request.shapes]
+    choice = _choose(request, target, project.boards)
+    job = Job(
+        app=project.app,
+        project=folder,
+        model=project.model,
+        shapes=dict(parse_shape(each) for each in written),
+        values=project.values | dict(_parse_value(each) for each in request.values),
+        target=as_emulated(target) if choice.kind == "emulated" else target,
+        profile=profile.model_copy(update={"budget": profile.budget.merged(limits)}),
+        task=resolve_task(project.task, folder) if project.task else None,
+        kind=choice.kind,
+        fresh=request.fresh,
+    )
+    return Order(job, choice.connect, f"{project.app} for {target.title}: {choice.why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """An application that was deployed, and how to reach its board."""
+
+    app: str
+    connect: "Callable[[], Board]"
+
+
+def make_visit(request: Request, app: str | None) -> Visit:
+    """Decode who is asked about what; neither model nor data need be here."""
+    from edgeopt.deploy.place import check_name
+    from edgeopt.project import FILE, load_project
+    from edgeopt.target import load_target
+
+    folder = request.project.resolve()
+    target = load_target(request.target, project=folder)
+    project = load_project(folder) if (folder / FILE).is_file() else None
+    name = app or (project.app if project else _reported_app(folder, target.name))
+    if name is None:
+        raise ConfigError(
+            f"there is no edgeopt.toml in {folder}, and nothing was deployed from here",
+            fix="name what was deployed with --app, or its project's folder with -C",
+        )
+    boards = project.boards if project else {}
+    return Visit(check_name(name, "application"), _choose(request, target, boards).connect)
+
+
+def _reported_app(folder: Path, target: str) -> str | None:
+    """Return the app of the last report, which a model without a project file leaves."""
+    from edgeopt.artifact import Report
+    from edgeopt.cli.places import report_folder
+
+    try:
+        text = (report_folder(folder) / f"{target}.json").read_bytes()
+        return Report.model_validate_json(text).app
+    except (OSError, ValueError):
+        return None
+
+
+def _choose(request: Request, target: "Target", boards: Mapping[str, str]) -> "Choice":
+    from edgeopt.board.choose import choose_board
+
+    address = request.board
+    if address is None:
+        address = boards.get(target.name)
+    return choose_board(
+        target,
+        address,
+        ssh_config=request.ssh_config,
+        cache=cache_folder(),
+        required=request.on_board,
+    )
+
+
+def _project_of(request: Request, folder: Path) -> "Project":
+    """Read the project file; a model on the command line replaces the file's, or the file."""
+    from edgeopt.project import FILE, Project, load_project
+
+    if request.model is None:
+        return load_project(folder)
+    if (folder / FILE).is_file():
+        return load_project(folder).model_copy(update={"model": request.model})
+    stem = request.model.partition(":")[0] if ":" in request.model else Path(request.model).stem
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", stem).strip(".-_")[:64]
+    return Project(app=name or "model", model=request.model)
+
+
+def _parse_value(text: str) -> tuple[str, float]:
+    """Read one --value option: an input's name and a number."""
+    name, equals, number = text.rpartition("=")
+    try:
+        if name and equals and math.isfinite(float(number)):
+            return name, float(number)
+    except ValueError:
+        pass
+    raise ConfigError(f"--value {text!r} cannot be read", fix="write --value sr=16000")
+
+
+def _limits(request: Request) -> "Budget":
+    from pydantic import ValidationError
+
+    from edgeopt.budget import Budget
+
+    given = {
+        "flash": request.flash,
+        "ram": request.ram,
+        "latency": request.latency,
+        "accuracy_drop": request.max_drop,
+    }
+    try:
+        return Budget.model_validate(
+            {name: text for name, text in given.items() if text is not None}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"accuracy_drop": "max-drop"}.get(str(first["loc"][0]), str(first["loc"][0]))
+        raise ConfigError(
+            f"--{option} {first['input']!r} cannot be read",
+            why=first["msg"].removeprefix("Value error, "),
+            fix="write a number with its unit: --ram 32MB --latency 30ms --max-drop 1%",
+        ) from error
+
+
+@contextmanager
+def started(order: Order) -> "Iterator[Run]":
+    """Begin a run that tells its story on stderr."""
+    from edgeopt.job import Run
+    from edgeopt.store import Store
+
+    typer.echo(order.title, err=True)
+    begin = _begin if sys.stderr.isatty() else _silent
+    yield Run(order.job, Store(cache_folder()), _tell, begin)
+
+
+def _begin(name: str) -> None:
+    # Overwritten by the line that tells how it ended.
+    typer.echo(f"  {name} ...\r", err=True, nl=False)
+
+
+def _tell(record: "StageRecord") -> None:
+    source = "from the cache" if record.cached else f"{record.seconds:.1f} s"
+    detail = f"  {record.detail}" if record.detail else ""
+    typer.echo(f"  {record.name:<10} {source:>14}{detail}", err=True)
+
+
+def _silent(_name: str) -> None:
+    """Say nothing: lines that overwrite one another are for people only."""

@@ -1,0 +1,90 @@
+"""What the kernels need to know of a CPU, derived from a target's data."""
+
+from dataclasses import dataclass
+
+import tvm
+
+from edgeopt.target import Target
+
+_TRIPLES = {
+    "aarch64": "aarch64-linux-gnu",
+    "arm": "armv7a-linux-gnueabihf",
+    "x86_64": "x86_64-linux-gnu",
+}
+#: Per core, where a target does not say: the smallest L2 among the boards we describe.
+_SMALL_L2 = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpu:
+    """One kind of core, as the tile chooser and the code generator see it."""
+
+    machine: str
+    #: LLVM's -mcpu, target triple and extra attributes.
+    core: str
+    triple: str
+    attributes: tuple[str, ...] = ()
+    threads: int = 1
+    #: float32 lanes of one vector register, and how many registers there are.
+    lanes: int
+    registers: int
+    #: Bytes of L2 that one core can count on.
+    l2: int = _SMALL_L2
+    #: Load A as vectors along K and multiply by element (NEON), instead of broadcasting (x86).
+    vector_a: bool = False
+    #: Cost of bringing in one value of A, in loads of one vector of B.
+    a_cost: float = 0.25
+    #: Independent accumulators that hide the latency of fused multiply-add.
+    chains: int = 8
+    #: Fused multiply-adds per load below which the loads are the limit.
+    intensity: float = 2.0
+    dot_product: bool = False
+    vnni: bool = False
+
+    def target(self) -> tvm.target.Target:
+        """Spell this CPU as TVM does."""
+        options: dict[str, object] = {
+            "kind": "llvm",
+            "mtriple": self.triple,
+            "mcpu": self.core,
+            "num-cores": self.threads,
+        }
+        if self.attributes:
+            options["mattr"] = list(self.attributes)
+        if self.machine == "arm":
+            options["mfloat-abi"] = "hard"
+        return tvm.target.Target(options)
+
+
+def describe_cpu(target: Target) -> Cpu:
+    """Derive the kernels' view of the cluster that models run on."""
+    cluster = target.cluster[0]
+    features = frozenset(target.isa.features)
+    l2 = cluster.l2 or _SMALL_L2
+    shared = cluster.count if cluster.l2_shared else 1
+    lanes, registers = _vectors(target.isa.machine, features)
+    # NEON multiplies by one lane of a vector of A; x86 broadcasts each value from memory,
+    # for free inside the instruction with AVX-512 only.
+    neon = target.isa.machine != "x86_64"
+    return Cpu(
+        machine=target.isa.machine,
+        core=cluster.core,
+        triple=_TRIPLES[target.isa.machine],
+        attributes=("+neon", "+vfp4") if target.isa.machine == "arm" else (),
+        threads=cluster.count,
+        lanes=lanes,
+        registers=registers,
+        l2=l2 // shared,
+        vector_a=neon,
+        a_cost=0.6 if neon else 0.25 if lanes == 16 else 0.5,
+        # Latency times throughput of FMA: 4 x 2 on Zen and Skylake, 7 x 1 on Cortex-A72.
+        chains={16: 12, 8: 10}.get(lanes, 8),
+        dot_product="asimddp" in features,
+        vnni="avx512_vnni" in features,
+    )
+
+
+def _vectors(machine: str, features: frozenset[str]) -> tuple[int, int]:
+    if machine == "x86_64":
+        return (16, 32) if "avx512f" in features else (8, 16)
+    return 4, 32 if machine == "aarch64" else 16

@@ -1,0 +1,44 @@
+"""ONNX to Relax: first a look at the operators, then the conversion."""
+
+from pathlib import Path
+
+import onnx
+import tvm
+
+from edgeopt.compile.importer import KNOWN, import_graph
+from edgeopt.errors import OperatorUnsupported
+
+#: Domains whose operators are the standard's own.
+_STANDARD = ("", "ai.onnx")
+
+
+def check_operators(path: Path) -> None:
+    """Refuse a graph with operators that cannot be compiled; name nodes and counts.
+
+    Raises OperatorUnsupported. Reads the graph only: no weights, nothing slow.
+    """
+    model = onnx.load(path, load_external_data=False)
+    unknown: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        standard = node.domain in _STANDARD
+        if not standard or node.op_type not in KNOWN:
+            operator = node.op_type if standard else f"{node.domain}.{node.op_type}"
+            unknown.setdefault(operator, []).append(node.name or node.output[0])
+    if unknown:
+        raise OperatorUnsupported(
+            f"{path.name} has operators that cannot be compiled",
+            why="; ".join(_describe(name, nodes) for name, nodes in sorted(unknown.items())),
+            fix="export the model without them, or replace them by operators of the ONNX standard",
+        )
+
+
+def _describe(operator: str, nodes: list[str]) -> str:
+    shown = ", ".join(nodes[:3])
+    return f"{operator} x{len(nodes)} ({shown}{', ...' if len(nodes) > 3 else ''})"
+
+
+def import_model(path: Path) -> tvm.IRModule:
+    """Read a normalized ONNX file as a Relax module whose weights are untouched constants."""
+    model = onnx.load(path)
+    opset = max(entry.version for entry in model.opset_import if entry.domain in _STANDARD)
+    return import_graph(model.graph, opset)

@@ -1,0 +1,67 @@
+"""Quantized products to integer kernels: MatMulInteger, and QDQ around MatMul."""
+
+import numpy as np
+from tvm import relax
+
+from edgeopt.compile.kernels import elementwise, integer, rows
+from edgeopt.compile.site import Site
+from edgeopt.compile.stored import Stored
+from edgeopt.compile.views import constant_of, inside_reshape, operator_of, shape_of
+
+_CODES = ("int8", "uint8")
+
+
+def lower_dynamic_quantize(site: Site, call: relax.Call) -> relax.Expr:
+    """Lower DynamicQuantizeLinear to the extremes, then scale and zero point, then the codes."""
+    source = call.args[1]
+    shape = shape_of(source)
+    inner = inside_reshape(site.bound(source))
+    source = source if inner is None else inner
+    flat = site.reshape(source, (1, int(np.prod(shape))))
+    low, high = (
+        site.call(rows.define_fold(site.cpu, shape_of(flat), fold), flat, name="reduce")
+        for fold in (rows.MINIMUM, rows.MAXIMUM)
+    )
+    scale = site.call(elementwise.define_scale(), low, high, name="scale")
+    zero = site.call(elementwise.define_zero_point(), low, scale, name="zero_point")
+    codes = site.call(elementwise.define_quantize("uint8"), source, scale, zero, name="quantize")
+    return relax.Tuple([site.reshape(codes, shape), scale, zero])
+
+
+def lower_matmul_integer(site: Site, call: relax.Call) -> relax.Expr:
+    """Lower a product of codes with a constant int8 matrix."""
+    _, codes, weight, zero = call.args
+    values = constant_of(weight)
+    assert values is not None
+    inner = inside_reshape(site.bound(codes))
+    if inner is not None and shape_of(inner)[-1] == values.shape[0]:
+        codes = inner
+    return site.reshape(_multiply(site, codes, values, zero), shape_of(call))
+
+
+def lower_static(site: Site, left: relax.Expr, weight: Stored) -> relax.Expr | None:
+    """Lower dequantize(codes) @ int8 weight with one scale and zero point for all codes.
+
+    Returns None when the activation is not quantized or its parameters are not constant.
+    """
+    bound = site.bound(left)
+    if operator_of(bound) != "relax.dequantize" or weight.values.dtype != np.int8:
+        return None
+    codes = bound.args[0]
+    scale, zero = constant_of(bound.args[1]), constant_of(bound.args[2])
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    columns = weight.column_scales
+    if codes.ty.dtype.dtype not in _CODES or columns is None:
+        return None
+    total = _multiply(site, codes, weight.values, relax.const(zero.reshape(())))
+    factor = (columns * np.float32(scale.reshape(()))).astype("float32")
+    real = site.emit(relax.op.astype(total, "float32"))
+    return site.emit(relax.op.multiply(real, relax.const(factor)))
+
+
+def _multiply(site: Site, codes: relax.Expr, values: np.ndarray, zero: relax.Expr) -> relax.Expr:
+    plan = integer.plan_integer(site.cpu, shape_of(codes), values.shape[1], codes.ty.dtype.dtype)
+    packed = integer.pack_codes(values, plan)
+    sums = integer.column_sums(values)
+    return site.call(integer.define_integer(plan), codes, packed, sums, zero, name="integer_gemm")

@@ -1,0 +1,89 @@
+"""Schedules of the kernels in conv.py."""
+
+from tvm.s_tir.schedule import LoopRV
+
+from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import tile
+from edgeopt.compile.kernels.gemm import inline_around
+from edgeopt.compile.kernels.scheduling import (
+    Block,
+    Schedule,
+    extent,
+    marked_int,
+    vectorize_inner,
+)
+
+#: Rows of a strip whose padded input stays in L1 or L2, best first.
+_STRIPS = (8, 7, 6, 5, 4, 3, 2, 1)
+
+
+def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
+    """Schedule a dense convolution: rows of the image in parallel, tiles of columns inside."""
+    shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
+    kept, last = inline_around(sch, product, keep=("padded", tile.WIDENED))
+    batch, row, column, channel = sch.get_loops(last)
+    tiles, column_in, panels, channel_in = tile.tile_output(sch, column, channel, shape)
+    widened, padded = tile.inline_widened(sch, cpu, kept, extent(sch, tiles))
+    sch.reorder(batch, row, panels, tiles, column_in, channel_in)
+    sch.parallel(sch.fuse(batch, row))
+    for block in padded:
+        loops = sch.get_loops(block)
+        vectorize_inner(sch, loops[-1], cpu.lanes)
+        sch.parallel(sch.fuse(loops[0], loops[1]))
+    tile.finish_output(sch, column_in, channel_in, cpu.lanes)
+    unroll = marked_int(sch, product, "unroll")
+    first, depth = tile.place_product(sch, cpu, product, at=tiles, reductions=3, unroll=unroll)
+    for block in widened:
+        tile.place_widened(sch, block, panels, unroll=unroll)
+    if cpu.vector_a and unroll > 1:
+        staged = sch.cache_read(product, 0, "global")
+        sch.compute_at(staged, depth, preserve_unit_loops=True)
+        loops = sch.get_loops(staged)
+        sch.vectorize(loops[-1])
+        sch.unroll(loops[-2])
+    tile.seal_product(sch, product, first)
+
+
+def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
+    """Schedule a depthwise convolution or a pool by strips of rows and blocks of channels."""
+    shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
+    padded, last = inline_around(sch, product, keep=("padded",))
+    batch, row, column, channel = sch.get_loops(last)
+    tiles, column_in, blocks, channel_in = tile.tile_output(sch, column, channel, shape)
+    rows = extent(sch, row)
+    inner = blocks
+    if padded:
+        strip = next(size for size in _STRIPS if rows % size == 0)
+        strips, row = sch.split(row, [None, strip])
+        sch.reorder(batch, strips, blocks, row, tiles, column_in, channel_in)
+        sch.parallel(sch.fuse(batch, strips))
+        inner = tiles
+    else:
+        sch.reorder(batch, row, tiles, blocks, column_in, channel_in)
+        sch.parallel(sch.fuse(batch, row))
+    tile.finish_output(sch, column_in, channel_in, cpu.lanes)
+    sch.compute_at(product, inner, preserve_unit_loops=True)
+    for block in padded:
+        sch.compute_at(block, blocks, preserve_unit_loops=True)
+        vectorize_inner(sch, sch.get_loops(block)[-1], cpu.lanes)
+    _reduce_window(sch, cpu, product)
+
+
+def _reduce_window(sch: Schedule, cpu: Cpu, product: Block) -> None:
+    """Unroll the window's taps around vectors of channels that stay in registers."""
+    column, channel, *taps = sch.get_loops(product)[-4:]
+    lanes = cpu.lanes
+    while extent(sch, channel) % lanes:
+        lanes //= 2
+    vectors, vector = sch.split(channel, [None, lanes])
+    sch.reorder(*taps, column, vectors, vector)
+    for loop in (*taps, column, vectors):
+        _unroll(sch, loop)
+    sch.vectorize(vector)
+    tile.seal_product(sch, product, taps[0])
+
+
+def _unroll(sch: Schedule, loop: LoopRV) -> None:
+    """Unroll unless the loop is a whole image, as in a global pool."""
+    if extent(sch, loop) <= 16:
+        sch.unroll(loop)

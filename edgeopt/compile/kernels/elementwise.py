@@ -1,0 +1,141 @@
+"""Everything without a reduction: one loop nest, vectorized, in parallel where it is worth it."""
+
+from collections.abc import Callable
+
+from tvm import relax, te, tirx
+
+from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import functions
+from edgeopt.compile.kernels.scheduling import (
+    Block,
+    Schedule,
+    blocks_of,
+    extent,
+    fuse,
+    inline_all,
+    mark,
+    vectorize_inner,
+)
+
+Function = Callable[[tirx.Expr], tirx.Expr]
+Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+
+#: Elements below which waking the other cores costs more than they save.
+_WORTH_SHARING = 16384
+#: Vectors that one core handles at a time.
+_GRAIN = 64
+
+
+def define_unary(function: Function, name: str) -> Callable[[te.Tensor], te.Tensor]:
+    """Make the TE definition that applies a function to every element."""
+
+    def define(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *at: function(x(*at)), name=name)
+
+    return define
+
+
+def define_gather(size: int, rank: int, axis: int) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
+    """Make the TE definition of Gather along one axis of so many elements.
+
+    Negative indices count from the end; what lies outside reads the nearest element, never other
+    memory, because indices come from the user of the deployed model.
+    """
+
+    def define(data: te.Tensor, indices: te.Tensor) -> te.Tensor:
+        count = len(indices.shape)
+        shape = [*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]]
+
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            chosen = tirx.Cast("int32", indices(*at[axis : axis + count]))
+            chosen = tirx.Select(chosen < 0, chosen + size, chosen)
+            chosen = tirx.max(tirx.min(chosen, size - 1), 0)
+            return data(*at[:axis], chosen, *at[axis + count :])
+
+        assert len(data.shape) == rank
+        return te.compute(shape, element, name="gather")
+
+    return define
+
+
+def define_scale() -> Callable[..., te.Tensor]:
+    """Make the TE definition of DynamicQuantizeLinear's scale from the extremes, [1, 1] each.
+
+    A tensor of zeros has scale 1, as in onnxruntime; the standard would divide zero by zero.
+    """
+
+    def define(low: te.Tensor, high: te.Tensor) -> te.Tensor:
+        zero, one = functions.number(0.0), functions.number(1.0)
+
+        def scale() -> tirx.Expr:
+            width = tirx.max(high(0, 0), zero) - tirx.min(low(0, 0), zero)
+            return tirx.Select(width > zero, width / functions.number(255.0), one)
+
+        return te.compute((), scale, name="scale", attrs=mark(pattern="opaque"))
+
+    return define
+
+
+def define_zero_point() -> Callable[..., te.Tensor]:
+    """Make the TE definition of DynamicQuantizeLinear's zero point."""
+
+    def define(low: te.Tensor, scale: te.Tensor) -> te.Tensor:
+        def zero_point() -> tirx.Expr:
+            offset = functions.number(0.0) - tirx.min(low(0, 0), functions.number(0.0)) / scale()
+            limited = functions.clamp(offset, 0.0, 255.0)
+            return tirx.Cast("uint8", functions.round_to_int(limited))
+
+        return te.compute((), zero_point, name="zero_point", attrs=mark(pattern="opaque"))
+
+    return define
+
+
+def define_quantize(dtype: str) -> Callable[..., te.Tensor]:
+    """Make the TE definition of QuantizeLinear to int8 or uint8 with one scale and zero point.
+
+    Limited before it is rounded, so that the rounding sees small numbers only.
+    """
+    lowest, highest = (-128, 127) if dtype == "int8" else (0, 255)
+
+    def define(x: te.Tensor, scale: te.Tensor, zero: te.Tensor) -> te.Tensor:
+        def code(*at: tirx.Expr) -> tirx.Expr:
+            middle = tirx.Cast("int32", zero(*[0] * len(zero.shape)))
+            low = tirx.Cast("float32", tirx.const(lowest, "int32") - middle)
+            high = tirx.Cast("float32", tirx.const(highest, "int32") - middle)
+            value = x(*at) / scale(*[0] * len(scale.shape))
+            value = tirx.max(tirx.min(value, high), low)
+            return tirx.Cast(dtype, functions.round_to_int(value) + middle)
+
+        return te.compute(x.shape, code, name="quantize")
+
+    return define
+
+
+def schedule_elementwise(sch: Schedule, cpu: Cpu) -> None:
+    """Schedule a function whose blocks have no reduction; each of its outputs is one loop nest."""
+    blocks = blocks_of(sch)
+    outputs = [block for block in blocks if not sch.get_consumers(block)]
+    inline_all(sch, blocks[: len(blocks) - len(outputs)])
+    for block in blocks_of(sch):
+        _schedule_output(sch, cpu, block)
+
+
+def _schedule_output(sch: Schedule, cpu: Cpu, block: Block) -> None:
+    loops = sch.get_loops(block)
+    if not loops:
+        return
+    total = 1
+    for loop in loops:
+        total *= extent(sch, loop)
+    inner = loops[-1] if extent(sch, loops[-1]) % cpu.lanes == 0 else fuse(sch, loops)
+    outer = loops[:-1] if inner is loops[-1] else []
+    if total < _WORTH_SHARING:
+        vectorize_inner(sch, inner, cpu.lanes, unroll=False)
+        return
+    lanes = cpu.lanes
+    while lanes > 1 and extent(sch, inner) % lanes:
+        lanes //= 2
+    rest, vector = sch.split(inner, [None, lanes])
+    sch.vectorize(vector)
+    shared, _ = sch.split(fuse(sch, [*outer, rest]), [None, _GRAIN])
+    sch.parallel(shared)

@@ -1,0 +1,233 @@
+"""Activations times a constant matrix: packed panels, register tiles, fused epilogues.
+
+The tile is part of the definition: P[mo, no, mi, ni] = sum over k of A[row, k] * B[no, k, ni], and
+C reads P. Weights are packed with numpy when the model is compiled. A weight of float16 or int8
+stays so in memory and is widened in the inner loop; one scale per column commutes with the sum
+over k and is applied once, in the epilogue.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import te, tirx
+
+from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import tile
+from edgeopt.compile.kernels.scheduling import (
+    Block,
+    Loop,
+    Schedule,
+    blocks_of,
+    extent,
+    fuse,
+    inline_all,
+    mark,
+    marked,
+    marked_int,
+    name_of,
+)
+
+KIND = "gemm"
+
+#: Reads an element of A by tile: (*outer, tile of rows, row in it, k).
+RowReader = Callable[..., tirx.Expr]
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """x[..., K] times a packed matrix of so many columns, and the tile to compute it by."""
+
+    shape: tuple[int, ...]
+    columns: int
+    height: int
+    width: int
+
+    @property
+    def depth(self) -> int:
+        """Length of the sum."""
+        return self.shape[-1]
+
+    @property
+    def row_axis(self) -> int:
+        """The axis whose rows are tiled: the last one that is longer than 1.
+
+        Tiling a flattened product of axes is not quasi-affine, and every schedule primitive
+        refuses what is not.
+        """
+        leading = self.shape[:-1]
+        long = [axis for axis, size in enumerate(leading) if size > 1]
+        return long[-1] if long else len(leading) - 1
+
+    @property
+    def rows(self) -> int:
+        """Length of the tiled axis."""
+        return self.shape[self.row_axis]
+
+    @property
+    def outer_axes(self) -> list[int]:
+        """The other axes of rows that are longer than 1."""
+        leading = range(len(self.shape) - 1)
+        return [axis for axis in leading if self.shape[axis] > 1 and axis != self.row_axis]
+
+    @property
+    def outer_shape(self) -> list[int]:
+        """Lengths of the other axes of rows."""
+        return [self.shape[axis] for axis in self.outer_axes]
+
+    @property
+    def tiled_shape(self) -> list[int]:
+        """Shape of the product as it is computed: outer, MO, NO, MI, NI."""
+        tiles = [-(-self.rows // self.height), -(-self.columns // self.width)]
+        return [*self.outer_shape, *tiles, self.height, self.width]
+
+    @property
+    def output_shape(self) -> list[int]:
+        """Shape of the product as it is stored."""
+        return [*self.shape[:-1], self.columns]
+
+    def marks(self, item: int) -> dict[str, int | str]:
+        """Annotate the product's block for its schedule; item is the size of a stored weight."""
+        return mark(
+            kind=KIND,
+            pattern="epilogue",
+            rows=self.height,
+            columns=self.width,
+            axis=self.row_axis,
+            unroll=tile.unroll_of(self.depth),
+            bytes=self.depth * self.columns * item,
+            read=int(np.prod(self.shape)) * 4,
+        )
+
+
+def plan_gemm(cpu: Cpu, shape: tuple[int, ...], columns: int) -> Gemm:
+    """Choose the tile of a product by its sizes."""
+    rows = Gemm(shape, columns, 1, 1).rows
+    return Gemm(shape, columns, *tile.choose_tile(cpu, rows, columns))
+
+
+def pack_columns(weight: np.ndarray, width: int) -> np.ndarray:
+    """Lay out a [K, N] matrix as panels [N / width, K, width], zeros beyond N."""
+    depth, columns = weight.shape
+    panels = -(-columns // width)
+    padded = np.zeros((depth, panels * width), weight.dtype)
+    padded[:, :columns] = weight
+    return np.ascontiguousarray(padded.reshape(depth, panels, width).transpose(1, 0, 2))
+
+
+def define_rows(
+    plan: Gemm, x: te.Tensor, convert: Callable[[tirx.Expr], tirx.Expr], *, depth: int = 0
+) -> RowReader:
+    """Read A by tiles of rows; with a depth, through a small buffer of converted values.
+
+    A depth beyond K repeats the last value, which the matrix multiplies by zero.
+    """
+    leading = len(plan.shape) - 1
+
+    def element(*at: tirx.Expr) -> tirx.Expr:
+        *outer, mo, mi, k = at
+        index: list[tirx.Expr] = [tirx.const(0, "int32")] * leading
+        for axis, value in zip(plan.outer_axes, outer, strict=True):
+            index[axis] = value
+        index[plan.row_axis] = tile.clamped(mo, mi, plan.height, plan.rows)
+        return convert(x(*index, k if depth <= plan.depth else tirx.min(k, plan.depth - 1)))
+
+    if not depth:
+        return element
+    shape = [*plan.outer_shape, plan.tiled_shape[-4], plan.height, depth]
+    buffer: RowReader = te.compute(shape, element, name="staged", attrs=mark(role="staged"))
+    return buffer
+
+
+def result_of(plan: Gemm, product: te.Tensor, at: Sequence[tirx.Expr]) -> tirx.Expr:
+    """Read an element of the stored product from the tiled one."""
+    outer = [at[axis] for axis in plan.outer_axes]
+    place = (at[plan.row_axis], at[-1])
+    return tile.untile(product, outer, place, (plan.height, plan.width))
+
+
+def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
+    """Make the TE definition: x, packed weight and, if any, scales of columns give the product."""
+
+    def define(x: te.Tensor, weight: te.Tensor, *scales: te.Tensor) -> te.Tensor:
+        rows = define_rows(plan, x, lambda value: value, depth=plan.depth if cpu.vector_a else 0)
+        panels = tile.widen_panels(weight)
+        k = te.reduce_axis((0, plan.depth), "k")
+
+        def multiply(*at: tirx.Expr) -> tirx.Expr:
+            *outer, mo, no, mi, ni = at
+            return te.sum(rows(*outer, mo, mi, k) * panels(no, k, ni), axis=k)
+
+        item = np.dtype(str(weight.dtype)).itemsize
+        product = te.compute(plan.tiled_shape, multiply, name="product", attrs=plan.marks(item))
+
+        def result(*at: tirx.Expr) -> tirx.Expr:
+            value = result_of(plan, product, at)
+            return value * scales[0](at[-1]) if scales else value
+
+        return te.compute(plan.output_shape, result, name="gemm")
+
+    return define
+
+
+def schedule_gemm(sch: Schedule, cpu: Cpu, product: Block) -> None:
+    """Schedule a product with whatever elementwise work was fused before and after it."""
+    tiles = schedule_tiles(sch, cpu, product)
+    unroll = marked_int(sch, product, "unroll")
+    _, depth = tile.place_product(sch, cpu, product, at=tiles.inner, reductions=1, unroll=unroll)
+    for block in tiles.widened:
+        tile.place_widened(sch, block, tiles.columns, unroll=unroll)
+    for block in tiles.staged:
+        tile.stage_rows(sch, block, depth)
+    tile.seal_product(sch, product, depth)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The loops over tiles of a product, and the blocks that its kernel places in them."""
+
+    columns: Loop
+    #: The one whose every step computes one tile.
+    inner: Loop
+    staged: list[Block]
+    widened: list[Block]
+
+
+def schedule_tiles(sch: Schedule, cpu: Cpu, product: Block) -> Tiles:
+    """Tile the output of a product."""
+    shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
+    kept, last = inline_around(sch, product, keep=("staged", tile.WIDENED))
+    loops = sch.get_loops(last)
+    axis = marked_int(sch, product, "axis")
+    others = [loop for i, loop in enumerate(loops[:-1]) if i != axis and extent(sch, loop) > 1]
+    rows, row_in, columns, column_in = tile.tile_output(sch, loops[axis], loops[-1], shape)
+    # One row that is broadcast afterwards, as a gate is, is computed once per panel.
+    one_row = all(extent(sch, loop) == 1 for loop in sch.get_loops(product)[:-4])
+    broadcast = one_row and shape[0] == 1
+    widened, staged = tile.inline_widened(sch, cpu, kept, 1 if broadcast else extent(sch, rows))
+    # A widened panel is best used for all rows at once, if they stay in L2 from panel to panel.
+    reread = bool(widened) and marked_int(sch, product, "read") <= cpu.l2
+    if others and not (reread or broadcast) and marked_int(sch, product, "bytes") <= cpu.l2 // 2:
+        # The weights stay in L2, so the rows go outermost and each core reads its own.
+        sch.reorder(*others, columns, rows, row_in, column_in)
+        sch.parallel(fuse(sch, others))
+    else:
+        sch.reorder(columns, *others, rows, row_in, column_in)
+        sch.parallel(columns)
+    tile.finish_output(sch, row_in, column_in, cpu.lanes)
+    return Tiles(columns, columns if broadcast else rows, staged, widened)
+
+
+def inline_around(
+    sch: Schedule, product: Block, *, keep: tuple[str, ...]
+) -> tuple[list[Block], Block]:
+    """Inline the blocks around a product, except those whose role a kernel places itself.
+
+    Returns the kept blocks in program order and the last block, whose loops become the tiles.
+    """
+    blocks = blocks_of(sch)
+    place = [name_of(sch, block) for block in blocks].index(name_of(sch, product))
+    inline_all(sch, blocks[place + 1 : -1])
+    kept = [block for block in blocks[:place] if marked(sch, block, "role") in keep]
+    inline_all(sch, [block for block in blocks[:place] if marked(sch, block, "role") not in keep])
+    return kept, blocks[-1]

@@ -1,0 +1,94 @@
+"""Rewrite an ONNX graph: nodes put before others or in their place, tensors stored and dropped."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from edgeopt.model.graph import Weight, consumers, initializers
+
+Array = npt.NDArray[Any]
+
+
+class Edit:
+    """Changes to one graph, made when it is finished; the order of the calls decides the bytes."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model = model
+        self._stored = initializers(model.graph)
+        self._readers = consumers(model.graph)
+        self._ahead: dict[str, list[NodeProto]] = {}
+        self._replaced: set[str] = set()
+        self._made: set[str] = set()
+
+    def readers(self, name: str) -> list[NodeProto]:
+        """Return the nodes of the original graph that read a tensor, in its order."""
+        return self._readers[name]
+
+    def value(self, weight: Weight) -> npt.NDArray[np.float32]:
+        """Return the trained values of a weight."""
+        return numpy_helper.to_array(self._stored[weight.name]).astype(np.float32)
+
+    def store(self, name: str, values: Array) -> str:
+        """Add a stored tensor, unless one of that name is there already, and return its name."""
+        if name not in self._stored:
+            tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            self._stored[name] = tensor
+        return name
+
+    def forget(self, weight: Weight) -> None:
+        """Remove a stored tensor that nothing reads any more."""
+        del self._stored[weight.name]
+
+    def has(self, name: str) -> bool:
+        """Say whether an inserted node makes this tensor already."""
+        return name in self._made
+
+    def insert(
+        self,
+        before: NodeProto,
+        operator: str,
+        inputs: Sequence[str],
+        output: str,
+        **attributes: Any,
+    ) -> str:
+        """Put a node before another one of the original graph and return its first output."""
+        return self.insert_many(before, operator, inputs, (output,), **attributes)
+
+    def insert_many(
+        self,
+        before: NodeProto,
+        operator: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        **attributes: Any,
+    ) -> str:
+        """Put a node with several outputs before another one and return its first output."""
+        node = helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}:node", **attributes)
+        self._ahead.setdefault(before.output[0], []).append(node)
+        self._made.update(outputs)
+        return outputs[0]
+
+    def replace(self, node: NodeProto) -> str:
+        """Drop a node of the original graph, whose output an inserted one now makes."""
+        self._replaced.add(node.output[0])
+        return str(node.output[0])
+
+    def finish(self) -> ModelProto:
+        """Return the changed model; shapes of inner tensors are inferred anew."""
+        graph = self._model.graph
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            nodes.extend(self._ahead.get(node.output[0], ()))
+            if node.output[0] not in self._replaced:
+                nodes.append(node)
+        changed = ModelProto()
+        changed.CopyFrom(self._model)
+        for field in ("node", "initializer", "value_info"):
+            changed.graph.ClearField(field)
+        changed.graph.node.extend(nodes)
+        changed.graph.initializer.extend(self._stored.values())
+        return onnx.shape_inference.infer_shapes(changed, data_prop=True)

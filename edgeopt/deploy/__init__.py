@@ -1,0 +1,30 @@
+"""Put a bundle on a board: preflight, upload, smoke run, one atomic switch, and the way back."""
+
+from edgeopt.deploy.preflight import Survey, check_board, survey_board
+from edgeopt.deploy.release import (
+    Smoke,
+    activate_release,
+    deploy_bundle,
+    discard_release,
+    rollback_release,
+    smoke_release,
+    stage_bundle,
+)
+from edgeopt.deploy.status import HistoryEntry, Status, read_history, read_status
+
+__all__ = [
+    "HistoryEntry",
+    "Smoke",
+    "Status",
+    "Survey",
+    "activate_release",
+    "check_board",
+    "deploy_bundle",
+    "discard_release",
+    "read_history",
+    "read_status",
+    "rollback_release",
+    "smoke_release",
+    "stage_bundle",
+    "survey_board",
+]

@@ -1,0 +1,130 @@
+"""What lies on a board now, and what happened there."""
+
+import datetime
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from edgeopt.artifact import Fact
+from edgeopt.board import Board
+from edgeopt.board.script import run_script
+from edgeopt.deploy.place import CHECK_TIMEOUT, Place, check_name, check_root, known_digest
+from edgeopt.deploy.switch import Action
+from edgeopt.errors import DeployFailed
+
+#: empty: nothing was deployed. ready: a release is current. staging, switching: a deploy is under
+#: way or was cut off; the next one completes it. broken: `current` points to no release.
+State = Literal["empty", "ready", "staging", "switching", "broken"]
+
+_STATUS = r"""
+root=$1 app=$2 check=$3
+case $root in '~') root=$(pwd);; '~/'*) root=$(pwd)/${root#'~/'};; esac
+home=$root/apps/$app
+echo "root $root"
+for each in current previous; do
+    if [ -L "$home/$each" ]; then echo "$each $(readlink "$home/$each")"; fi
+done
+if [ -f "$home/current/sha256sums" ]; then echo "complete yes"; fi
+if [ -f "$home/state" ]; then echo "state $(head -n 1 "$home/state")"; fi
+for each in "$home"/releases/*/sha256sums; do
+    if [ -f "$each" ]; then each=${each%/*}; echo "release ${each##*/}"; fi
+done
+if [ "$check" = check ] && cd "$home/current" 2>/dev/null; then
+    sums=$(sha256sum < manifest.json) || sums=unreadable
+    target=$(readlink "$home/current")
+    if [ "${sums%% *}" = "${target##*/}" ] && [ -s sha256sums ] &&
+        sha256sum -c sha256sums > /dev/null 2>&1; then
+        echo "files good"
+    else
+        echo "files bad"
+    fi
+fi
+"""
+
+_HISTORY = r"""
+root=$1 app=$2 limit=$3
+case $root in '~') root=$(pwd);; '~/'*) root=$(pwd)/${root#'~/'};; esac
+tail -n "$limit" "$root/apps/$app/history.jsonl" 2>/dev/null || true
+"""
+
+
+class Status(Fact):
+    """What is deployed of one application on one board."""
+
+    board: str
+    app: str
+    #: The deploy directory, resolved.
+    root: str
+    state: State
+    #: Digests, or "".
+    current: str
+    previous: str
+    releases: tuple[str, ...]
+    #: Whether every file of the current release still has its digest; None when not checked.
+    files_good: bool | None = None
+
+
+class HistoryEntry(Fact):
+    """One event, as deploy wrote it on the board; the time is the host's."""
+
+    time: datetime.datetime
+    action: Action
+    digest: str = Field(pattern="^[0-9a-f]{64}$|^$")
+    version: str = Field(pattern="^[0-9A-Za-z.+!-]{1,64}$")
+    id: str = Field(pattern="^[0-9a-f]{8}$")
+
+
+def read_status(board: Board, app: str, *, root: PurePosixPath, check: bool = False) -> Status:
+    """Ask what is deployed; `check` hashes the current release's files on the board again."""
+    arguments = (str(check_root(root)), check_name(app, "application"), "check" if check else "-")
+    lines = run_script(board, _STATUS, arguments, doing="read the status", timeout=CHECK_TIMEOUT)
+    values: dict[str, str] = {}
+    releases = []
+    for line in lines:
+        key, _, value = line.partition(" ")
+        values[key] = value
+        if key == "release":
+            releases.append(value)
+    if "root" not in values:
+        raise DeployFailed(f"the status of {board.name} cannot be read")
+    return Status(
+        board=board.name,
+        app=app,
+        root=values["root"],
+        state=_state_of(values),
+        current=known_digest(PurePosixPath(values.get("current", "")).name),
+        previous=known_digest(PurePosixPath(values.get("previous", "")).name),
+        releases=tuple(each for each in releases if known_digest(each)),
+        files_good=values["files"] == "good" if "files" in values else None,
+    )
+
+
+def _state_of(values: dict[str, str]) -> State:
+    if "current" in values and values.get("complete") != "yes":
+        return "broken"
+    marker = values.get("state", "").partition(" ")[0]
+    if marker == "stage":
+        return "staging"
+    if marker:
+        return "switching"
+    return "ready" if "current" in values else "empty"
+
+
+def read_history(
+    board: Board, app: str, *, root: PurePosixPath, limit: int = 100
+) -> tuple[HistoryEntry, ...]:
+    """Return the latest events, oldest first; a line that a power cut tore is left out."""
+    arguments = (str(check_root(root)), check_name(app, "application"), str(limit))
+    entries = []
+    for line in run_script(board, _HISTORY, arguments, doing="read the history"):
+        try:
+            entries.append(HistoryEntry.model_validate_json(line))
+        except ValidationError:
+            continue
+    return tuple(entries)
+
+
+def place_from(status: Status) -> Place:
+    """Return the resolved place that a status speaks of."""
+    return Place(root=check_root(PurePosixPath(status.root)), app=status.app)

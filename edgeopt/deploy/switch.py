@@ -1,0 +1,304 @@
+"""Assemble a release, switch to it in one rename, go back, and remove what nothing needs.
+
+The order on the board makes every crash harmless: a release appears by one rename of a complete
+folder, `current` changes by one rename of a link, and what must follow (the previous link, the
+history) is written down in `state` before, so that whoever comes next finishes it.
+"""
+
+import datetime
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Literal
+
+import edgeopt
+from edgeopt.artifact import BundleFile
+from edgeopt.board import Board
+from edgeopt.board.script import run_script
+from edgeopt.deploy.place import CHECK_TIMEOUT, Place, hash_timeout
+
+#: What an event of the history says was done; restore takes back a switch that failed.
+Action = Literal["deploy", "rollback", "restore"]
+
+# Positional parameters of every script: root, application, then its own.
+_COMMON = r"""
+root=$1 app=$2; shift 2
+home=$root/apps/$app
+
+current() {
+    if [ ! -L "$home/$1" ]; then
+        if [ -e "$home/$1" ]; then fail "$home/$1 is not a link"; fi
+        return 0
+    fi
+    target=$(readlink "$home/$1")
+    case $target in
+        releases/*/*|releases/.*|releases/) fail "$home/$1 points to $target" ;;
+        releases/*) echo "${target#releases/}" ;;
+        *) fail "$home/$1 points to $target" ;;
+    esac
+}
+
+point() {
+    rm -f "$home/.tmp-$1-$$"
+    ln -s "releases/$2" "$home/.tmp-$1-$$"
+    mv -T "$home/.tmp-$1-$$" "$home/$1"
+}
+
+note() {
+    printf '%s\n' "$@" > "$home/.tmp-state-$$" && flush "$home/.tmp-state-$$" || return 1
+    mv -f "$home/.tmp-state-$$" "$home/state" && flush "$home"
+}
+
+# What follows a switch. Each step may have been done before; a torn line is ended first.
+finish() {
+    if [ "$2" != - ] && [ "$2" != "$1" ]; then point previous "$2" || return 1; fi
+    log=$home/history.jsonl
+    if [ "$(tail -n 1 "$log" 2>/dev/null || true)" != "$3" ]; then
+        if [ -s "$log" ] && [ -n "$(tail -c 1 "$log")" ]; then echo >> "$log" || return 1; fi
+        printf '%s\n' "$3" >> "$log" || return 1
+    fi
+    flush "$log" "$home" || return 1
+    rm -f "$home/state" || return 1
+    flush "$home"
+}
+
+recover() {
+    [ -f "$home/state" ] || return 0
+    { IFS=' ' read -r action new old && IFS= read -r event; } < "$home/state" || action=torn
+    if [ "$action" = switch ] && [ "$(current current)" = "$new" ]; then
+        # On a full disk the history loses a line; nothing else may depend on it.
+        finish "$new" "$old" "$event" 2>/dev/null || true
+    fi
+    rm -f "$home/state"
+}
+"""
+
+# Parameters: digest ("-": nothing will be staged), then the objects to come: their interrupted
+# uploads stay, to be resumed.
+_PREPARE = (
+    _COMMON
+    + r"""
+digest=$1; shift
+first=no; if [ ! -d "$home" ]; then first=yes; fi
+for each in "$root/objects" "$root/apps" "$home" "$home/releases" "$root/runs"; do
+    if [ -L "$each" ]; then fail "$each is a symbolic link"; fi
+    mkdir -p "$each"
+done
+if [ "$first" = yes ]; then flush "${root%/*}" "$root" "$root/apps" "$home"; fi
+for each in "$home/state" "$home/history.jsonl"; do
+    if [ -L "$each" ]; then fail "$each is a symbolic link"; fi
+done
+current current > /dev/null
+rm -rf "$home"/.tmp-* "$home"/releases/.tmp-* "$home"/releases/*/.tmp-* "$root"/runs/run-*
+recover
+for each in "$root"/objects/*.part; do
+    if [ -L "$each" ]; then rm -f "$each"; continue; fi
+    name=${each##*/}; keep=no
+    for one in "$@"; do if [ "$name" = "$one.part" ]; then keep=yes; fi; done
+    if [ "$keep" = no ]; then rm -rf "$each"; fi
+done
+if [ "$digest" != - ]; then note "stage $digest"; fi
+"""
+)
+
+# Parameters: digest, then sha256, name and mode of each file. An existing release is repaired
+# file by file, each by one rename, because it may be the current one.
+_ASSEMBLE = (
+    _COMMON
+    + r"""
+digest=$1; shift
+final=$home/releases/$digest
+made=$home/releases/.tmp-$digest-$$
+put() {
+    object=$root/objects/$1
+    [ -f "$object" ] || fail "object $1 is gone"
+    chmod "$3" "$object"
+    if [ "$object" -ef "$folder/$2" ]; then return 0; fi
+    ln "$object" "$folder/.tmp-file" 2>/dev/null || {
+        cp "$object" "$folder/.tmp-file"
+        chmod "$3" "$folder/.tmp-file"
+        flush "$folder/.tmp-file"
+    }
+    mv -f "$folder/.tmp-file" "$folder/$2"
+}
+folder=$final
+if [ ! -e "$final" ]; then folder=$made; mkdir "$made"; fi
+rm -f "$folder/.tmp-sums" "$folder/.tmp-file"
+while [ $# -ge 3 ]; do
+    put "$1" "$2" "$3"
+    printf '%s  %s\n' "$1" "$2" >> "$folder/.tmp-sums"
+    shift 3
+done
+flush "$folder/.tmp-sums"
+mv -f "$folder/.tmp-sums" "$folder/sha256sums"
+flush "$folder"
+if [ "$folder" = "$made" ]; then mv -T "$made" "$final"; flush "$home/releases"; fi
+rm -f "$home/state"
+"""
+)
+
+# Parameters: digest and event.
+_SWITCH = (
+    _COMMON
+    + r"""
+new=$1 event=$2
+recover
+old=$(current current)
+program=$home/releases/$new/edgeopt-run
+[ -f "$home/releases/$new/sha256sums" ] || fail "release $new is not there"
+[ -x "$program" ] || fail "$program cannot be executed"
+if [ "$old" != "$new" ]; then
+    # On a full disk the way back must still work: links need no space, only notes do.
+    note "switch $new ${old:--}" "$event" 2>/dev/null || rm -f "$home/.tmp-state-$$"
+    point current "$new"
+    flush "$home"
+    # The release is active now; what is left the next command finishes.
+    finish "$new" "${old:--}" "$event" 2>/dev/null || true
+fi
+"""
+)
+
+# Parameters: the digests that were current and previous before a switch, or "-", and the event.
+_RESTORE = (
+    _COMMON
+    + r"""
+back() {
+    if [ "$2" = - ]; then rm -f "$home/$1"; else point "$1" "$2"; fi
+}
+rm -f "$home/state"
+back current "$1"
+flush "$home"
+back previous "$2"
+printf '%s\n' "$3" >> "$home/history.jsonl"
+flush "$home/history.jsonl" "$home"
+"""
+)
+
+_CHECK_RELEASE = (
+    _COMMON
+    + r"""
+cd "$home/releases/$1" || fail "release $1 is not there"
+sums=$(sha256sum < manifest.json)
+[ "${sums%% *}" = "$1" ] || fail "the manifest of release $1 is damaged"
+# Some sha256sum find nothing wrong with an empty list.
+[ -s sha256sums ] && sha256sum -c sha256sums > /dev/null 2>&1 ||
+    fail "a file of release $1 is damaged"
+"""
+)
+
+# An object goes when no release of any application lists it. While another application is being
+# staged its objects are not listed yet: then all stay.
+_SWEEP = r"""
+sweep() {
+    for each in "$root"/apps/*/state; do
+        if [ -f "$each" ] && [ "$each" != "$home/state" ]; then return 0; fi
+    done
+    for each in "$root"/objects/*; do
+        name=${each##*/}
+        case $name in *.part|'*') continue ;; esac
+        if ! grep -qs "^$name " "$root"/apps/*/releases/*/sha256sums; then rm -f "$each"; fi
+    done
+}
+drop() {
+    rm -rf "$home/releases/.tmp-drop-$1"
+    mv -T "$home/releases/$1" "$home/releases/.tmp-drop-$1"
+    rm -rf "$home/releases/.tmp-drop-$1"
+}
+"""
+
+# Parameters: the releases to keep besides current and previous.
+_COLLECT = (
+    _COMMON
+    + _SWEEP
+    + r"""
+recover
+current=$(current current); previous=$(current previous)
+for each in "$home"/releases/*; do
+    [ -d "$each" ] || continue
+    name=${each##*/}; keep=no
+    for one in "$current" "$previous" "$@"; do
+        if [ "$name" = "$one" ]; then keep=yes; fi
+    done
+    if [ "$keep" = no ]; then drop "$name"; fi
+done
+sweep
+"""
+)
+
+_DISCARD = (
+    _COMMON
+    + _SWEEP
+    + r"""
+recover
+current=$(current current); previous=$(current previous)
+if [ "$1" = "$current" ] || [ "$1" = "$previous" ]; then echo kept; exit 0; fi
+if [ -d "$home/releases/$1" ]; then drop "$1"; fi
+sweep
+echo dropped
+"""
+)
+
+
+def prepare_place(
+    board: Board, place: Place, digest: str | None, coming: Sequence[BundleFile]
+) -> None:
+    """Make the folders, finish or forget what a crash left, and mark the staging as begun.
+
+    Without a digest nothing will be staged, and nothing is marked.
+    """
+    arguments = (str(place.root), place.app, digest or "-", *(each.sha256 for each in coming))
+    run_script(board, _PREPARE, arguments, doing="prepare the deploy directory")
+
+
+def assemble_release(board: Board, place: Place, digest: str, files: Sequence[BundleFile]) -> None:
+    """Make the release's folder of hard links appear at once, or repair the one that is there."""
+    arguments = [str(place.root), place.app, digest]
+    for each in files:
+        arguments += [each.sha256, each.name, "500" if each.executable else "400"]
+    # Where hard links are refused the files are copied.
+    timeout = hash_timeout(sum(each.size for each in files))
+    run_script(board, _ASSEMBLE, arguments, doing="assemble the release", timeout=timeout)
+
+
+def switch_release(board: Board, place: Place, digest: str, action: Action) -> None:
+    """Make the release current in one rename; what was current becomes the previous one."""
+    arguments = (str(place.root), place.app, digest, _event(digest, action))
+    run_script(board, _SWITCH, arguments, doing="switch to the release")
+
+
+def restore_links(board: Board, place: Place, *, current: str, previous: str) -> None:
+    """Undo a switch: point both links to what they were ("" removes a link)."""
+    event = _event(current, "restore")
+    arguments = (str(place.root), place.app, current or "-", previous or "-", event)
+    run_script(board, _RESTORE, arguments, doing="restore the previous release")
+
+
+def check_release(board: Board, place: Place, digest: str) -> None:
+    """Hash every file of a release on the board; a damaged one is a DeployFailed."""
+    arguments = (str(place.root), place.app, digest)
+    run_script(board, _CHECK_RELEASE, arguments, doing="verify the release", timeout=CHECK_TIMEOUT)
+
+
+def collect_garbage(board: Board, place: Place, *, keep: Sequence[str] = ()) -> None:
+    """Remove releases other than current, previous and `keep`, then unlisted objects."""
+    arguments = (str(place.root), place.app, *keep)
+    run_script(board, _COLLECT, arguments, doing="remove old releases")
+
+
+def drop_release(board: Board, place: Place, digest: str) -> bool:
+    """Remove one release and its objects; the current and the previous one stay (False)."""
+    arguments = (str(place.root), place.app, digest)
+    lines = run_script(board, _DISCARD, arguments, doing="discard the release")
+    return lines[-1:] == ["dropped"]
+
+
+def _event(digest: str, action: Action) -> str:
+    event = {
+        "action": action,
+        "digest": digest,
+        # Two events are never equal: the board appends one only when it is not there yet.
+        "id": secrets.token_hex(4),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": edgeopt.__version__,
+    }
+    return json.dumps(event, sort_keys=True, separators=(",", ":"))

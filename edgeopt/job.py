@@ -1,0 +1,138 @@
+"""What a run is asked to do, and what it has done so far."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from edgeopt.artifact import Fact, Footprint, Measurement, Method, Model, Parity, StageRecord
+from edgeopt.board import Kind
+from edgeopt.profile import Profile
+from edgeopt.store import Result, Store
+from edgeopt.target import Target
+from edgeopt.task import Task
+
+Tell = Callable[[StageRecord], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything a run depends on. The profile's budget has the command line's limits in it."""
+
+    app: str
+    #: Folder that the model is relative to.
+    project: Path
+    model: str
+    shapes: Mapping[str, tuple[int, ...]]
+    #: Inputs that become constants, by name.
+    values: Mapping[str, float]
+    target: Target
+    profile: Profile
+    #: With absolute paths.
+    task: Task | None
+    #: Of the board that the job is for; it decides how many samples run there.
+    kind: Kind
+    #: Use nothing from the cache.
+    fresh: bool = False
+
+    @property
+    def sample_count(self) -> int:
+        """How many samples run on the board; at least one."""
+        bench = self.profile.bench
+        return max(1, bench.emulated_samples if self.kind == "emulated" else bench.samples)
+
+    @property
+    def warmup(self) -> int:
+        """Untimed inferences before the timed ones."""
+        bench = self.profile.bench
+        return bench.emulated_warmup if self.kind == "emulated" else bench.warmup
+
+    @property
+    def iterations(self) -> int:
+        """Timed inferences: every sample at least once."""
+        bench = self.profile.bench
+        asked = bench.emulated_iterations if self.kind == "emulated" else bench.iterations
+        return max(asked, self.sample_count)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the device program; instructions are counted on one core."""
+        if self.kind == "emulated":
+            return 1
+        return self.profile.bench.threads or self.target.cluster[0].count
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of the flow: its job, its cache, and the story so far."""
+
+    job: Job
+    store: Store
+    tell: Tell
+    #: Told the name of a stage that begins, for whoever waits.
+    begin: Callable[[str], None] = lambda _name: None
+    records: list[StageRecord] = field(default_factory=list)
+
+    def stage(
+        self,
+        name: str,
+        inputs: object,
+        result: type[Result],
+        work: Callable[[Path], Result],
+        *,
+        detail: str = "",
+    ) -> Result:
+        """Find a stage's result or make it, and tell which."""
+        self.begin(name)
+        staged = self.store.stage(name, inputs, result, work, fresh=self.job.fresh)
+        self.note(name, detail, cached=staged.cached, seconds=staged.seconds)
+        return staged.value
+
+    def note(self, name: str, detail: str = "", *, cached: bool, seconds: float) -> None:
+        """Add one line to the story."""
+        record = StageRecord(name=name, detail=detail, cached=cached, seconds=seconds)
+        self.records.append(record)
+        self.tell(record)
+
+
+def plan_name(model: Model) -> str:
+    """Return the plan that made a model: float32 when none did."""
+    return model.provenance[-1] if model.provenance[-1] in get_args(Method) else "float32"
+
+
+class Correction(Fact):
+    """Bytes that predictions were short of what came, added to those that follow."""
+
+    memory: int = 0
+    flash: int = 0
+
+    def after(self, predicted: Footprint, found: Footprint) -> "Correction":
+        """Return this with what a footprint, predicted with it, was still short of."""
+        return Correction(
+            memory=self.memory + max(found.peak - predicted.peak, 0),
+            flash=self.flash + max(found.flash - predicted.flash, 0),
+        )
+
+
+class Program(Fact):
+    """The device program of a machine, before any model is linked to it."""
+
+    #: Bytes of its file.
+    size: int
+
+
+class Samples(Fact):
+    """The inputs that run on the board and on the host, in one .npz file."""
+
+    path: Path
+    sha256: str
+    count: int
+    #: Whether "labels" [count] are in the file, beside "in.<name>" [count, *shape].
+    labelled: bool
+
+
+class Trial(Fact):
+    """What a release did on the board before anyone relied on it."""
+
+    measurement: Measurement
+    parity: Parity

@@ -1,0 +1,233 @@
+"""Measure a release on its board, and say how far its figures can be trusted."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.artifact import Bundle, Conditions, Fact, Measurement, Release
+from edgeopt.board import Board
+from edgeopt.errors import ConfigError, MeasurementNoisy
+from edgeopt.program import ProgramRun, run_program
+
+#: Resamples of the bootstrap: the half width then repeats within a few percent.
+_RESAMPLES = 1000
+_SEED = 20_240_501
+#: Confidence of the interval around the median and of the bound on p95.
+_CONFIDENCE = 0.95
+#: Modified z-score beyond which a sample is an outlier (Iglewicz and Hoaglin).
+_OUTLIER_SCORE = 3.5
+#: MAD of a normal distribution in units of its standard deviation.
+_MAD_SCALE = 1.4826
+#: A lower frequency after the run than before it, by more than this share, is a drop.
+_FREQUENCY_DROP = 0.05
+#: Bits 0 to 3 of the Raspberry Pi's get_throttled are live; 16 to 19 stay set since boot.
+_LIVE_BITS = 0xF
+#: Last quarter of the samples against the first: a board that warms up and slows down.
+_DRIFT = 0.05
+#: Half width of the median's interval, as a share of it, that a figure may have.
+NOISE_LIMIT = 0.05
+
+
+class Statistics(Fact):
+    """What raw samples say, in their own unit (ns, or instructions when emulated)."""
+
+    count: int
+    minimum: int
+    #: Median, and half the width of its 95 % bootstrap interval.
+    p50: float
+    half_width: float
+    #: The smallest sample that at least 95 % of all samples do not exceed.
+    p95: int
+    #: With 95 % confidence the true p95 is at most this; None below 59 samples.
+    p95_bound: int | None
+    #: Median absolute deviation, and how many samples lie far outside of it (none is dropped).
+    mad: float
+    outliers: int
+
+
+def measure_release(
+    release: Release,
+    bundle: Bundle,
+    board: Board,
+    *,
+    feeds: Mapping[str, NDArray[Any]],
+    warmup: int,
+    iterations: int,
+    threads: int,
+    directory: Path,
+) -> tuple[Measurement, list[NDArray[Any]]]:
+    """Run a release on the samples; return what was seen and each output as [S, *shape].
+
+    Feeds are [S, *shape] for each input, with S <= iterations. Local files are written under
+    directory. A board that rebooted, throttled or slowed down makes the measurement invalid.
+    """
+    run = run_program(
+        release,
+        bundle,
+        board,
+        feeds=feeds,
+        warmup=warmup,
+        iterations=iterations,
+        threads=threads,
+        directory=directory,
+    )
+    report = run.report
+    measurement = Measurement(
+        kind=board.kind,
+        board=board.name,
+        boot_id=run.after.boot_id,
+        digest=release.digest,
+        threads=report.threads,
+        samples_ns=report.samples_ns,
+        load_ns=report.load_ns,
+        first_ns=report.first_ns,
+        memory=report.memory,
+        before=report.before,
+        after=report.after,
+        invalid=_invalid_reasons(run),
+    )
+    return measurement, list(run.outputs)
+
+
+def _invalid_reasons(run: ProgramRun) -> tuple[str, ...]:
+    reasons = []
+    if not run.after.boot_id:
+        reasons.append("the board does not tell whether it rebooted")
+    elif run.before.boot_id != run.after.boot_id:
+        reasons.append("the board rebooted during the measurement")
+    reasons += condition_problems(run.report.before, run.report.after)
+    drift = drift_of(run.report.samples_ns)
+    if drift > _DRIFT:
+        reasons.append(f"the last quarter of the samples is {drift:.0%} slower than the first")
+    return tuple(reasons)
+
+
+def condition_problems(before: Conditions, after: Conditions) -> list[str]:
+    """Return why the board's state around a run spoils its figures, in words."""
+    problems = []
+    first, last = _throttle_bits(before.throttled), _throttle_bits(after.throttled)
+    if (first | last) & _LIVE_BITS:
+        problems.append(f"throttled or short of voltage during the run (0x{first | last:x})")
+    elif last & ~first:
+        problems.append(f"throttled or short of voltage during the run (0x{last & ~first:x} new)")
+    pairs = zip(before.frequency_khz, after.frequency_khz, strict=False)
+    drops = [(high, low) for high, low in pairs if low < high * (1 - _FREQUENCY_DROP)]
+    if drops:
+        high, low = min(drops, key=lambda pair: pair[1] / pair[0])
+        problems.append(f"the clock fell from {high // 1000} MHz to {low // 1000} MHz")
+    return problems
+
+
+def _throttle_bits(text: str | None) -> int:
+    try:
+        return int(text or "0", 16)
+    except ValueError:
+        return 0
+
+
+def drift_of(samples: Sequence[int]) -> float:
+    """Return how much slower the last quarter's median is than the first's; 0 below 40 samples.
+
+    >>> drift_of([100] * 30 + [110] * 10)
+    0.1
+    """
+    quarter = len(samples) // 4
+    if quarter < 10:
+        return 0.0
+    first = float(np.median(samples[:quarter]))
+    return round(float(np.median(samples[-quarter:])) / first - 1, 6)
+
+
+def summarize_samples(samples: Sequence[int]) -> Statistics:
+    """Compute the statistics of at least one sample; the same samples give the same figures."""
+    values = np.sort(np.asarray(samples, dtype=np.int64))
+    if values.size == 0:
+        raise ConfigError("there is no sample to summarize", fix="measure at least one iteration")
+    median = float(np.median(values))
+    deviations = np.abs(values - median)
+    mad = float(np.median(deviations))
+    far = deviations > _OUTLIER_SCORE * _MAD_SCALE * mad if mad > 0 else deviations > 0
+    bound = percentile_bound_rank(values.size, 0.95)
+    return Statistics(
+        count=int(values.size),
+        minimum=int(values[0]),
+        p50=median,
+        half_width=_median_half_width(values),
+        p95=int(values[math.ceil(0.95 * values.size) - 1]),
+        p95_bound=None if bound is None else int(values[bound - 1]),
+        mad=mad,
+        outliers=int(np.count_nonzero(far)),
+    )
+
+
+def percentile_bound_rank(count: int, fraction: float) -> int | None:
+    """Return the lowest rank (from 1) whose sample bounds the percentile with 95 % confidence.
+
+    The number of samples below the percentile is binomial, whatever the distribution. None when
+    not even the largest sample is a bound.
+
+    >>> percentile_bound_rank(58, 0.95), percentile_bound_rank(59, 0.95)
+    (None, 59)
+    """
+    below = 0.0
+    for rank in range(1, count + 1):
+        below += _binomial(count, rank - 1, fraction)
+        if below >= _CONFIDENCE:
+            return rank
+    return None
+
+
+def _binomial(count: int, hits: int, chance: float) -> float:
+    ways = math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
+    return math.exp(ways + hits * math.log(chance) + (count - hits) * math.log1p(-chance))
+
+
+def _median_half_width(values: NDArray[np.int64]) -> float:
+    """Return half the width of the percentile bootstrap's 95 % interval of the median."""
+    random = np.random.default_rng(_SEED)
+    medians = [float(np.median(random.choice(values, size=values.size))) for _ in range(_RESAMPLES)]
+    low, high = np.quantile(medians, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return float(high - low) / 2
+
+
+def is_noisy(statistics: Statistics, *, limit: float = NOISE_LIMIT) -> bool:
+    """Say whether the median's interval is wider than +- limit (a share of the median)."""
+    return statistics.half_width > limit * statistics.p50
+
+
+def require_steady(measurement: Measurement, *, limit: float = NOISE_LIMIT) -> None:
+    """Raise MeasurementNoisy when wall-clock samples do not support a figure.
+
+    Instruction counts of an emulated board repeat; they are never refused.
+    """
+    if measurement.kind == "emulated":
+        return
+    statistics = summarize_samples(measurement.samples_ns)
+    reasons = list(measurement.invalid)
+    if is_noisy(statistics, limit=limit):
+        share = statistics.half_width / statistics.p50
+        reasons.append(
+            f"the median of {statistics.count} samples is known to +-{share:.1%}, "
+            f"+-{limit:.0%} is allowed"
+        )
+    if reasons:
+        raise MeasurementNoisy(
+            f"the samples of {measurement.board} do not support a figure",
+            why="; ".join(reasons),
+            fix="let the board cool, stop other programs, or measure more iterations",
+        )
+
+
+def latency_ratio(base: Measurement, other: Measurement) -> float:
+    """Return how many times faster `other` is than `base`, by medians; kinds never mix."""
+    if base.kind != other.kind or base.board != other.board:
+        raise ConfigError(
+            "two measurements of different boards cannot be compared",
+            why=f"one is {base.kind} ({base.board}), the other {other.kind} ({other.board})",
+            fix="measure both on the same board",
+        )
+    return summarize_samples(base.samples_ns).p50 / summarize_samples(other.samples_ns).p50

@@ -1,0 +1,136 @@
+"""Questions about an ONNX graph: which weights it has, who makes and who uses a tensor."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+
+#: How a weight is used. table: rows looked up by Gather. The others multiply activations.
+Role = Literal["table", "matmul", "gemm", "conv"]
+
+#: Operators that hand on the values of their first input, in another form.
+_SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+#: Carriers of what depends on the exporter's machine and not on the model.
+_REMARKS = ("doc_string", "metadata_props")
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A trained float32 tensor that one kind of node uses in one way."""
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    #: The axis of its output channels; of a table, its rows.
+    axis: int
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def initializers(graph: GraphProto) -> dict[str, TensorProto]:
+    """Map the name of each stored tensor to it."""
+    return {each.name: each for each in graph.initializer}
+
+
+def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Map each tensor to the nodes that read it, in the graph's order."""
+    readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            readers[name].append(node)
+    return dict(readers)
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """Map each tensor to the node that makes it."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    """Return an integer attribute of a node."""
+    for each in node.attribute:
+        if each.name == name and each.type == AttributeProto.INT:
+            return int(each.i)
+    return default
+
+
+def weights(graph: GraphProto) -> tuple[Weight, ...]:
+    """List the weights that can be compressed, in the order of the graph's initializers.
+
+    Left out: tensors that no such node reads, and those that are read in two different ways.
+    """
+    readers = consumers(graph)
+    outputs = {each.name for each in graph.output}
+    found = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in outputs:
+            continue
+        shape = tuple(tensor.dims)
+        uses = {_use(node, tensor.name, shape) for node in readers.get(tensor.name, ())}
+        use = uses.pop() if len(uses) == 1 else None
+        if use is not None:
+            found.append(Weight(tensor.name, use[0], shape, use[1]))
+    return tuple(found)
+
+
+def _use(node: NodeProto, name: str, shape: tuple[int, ...]) -> tuple[Role, int] | None:
+    """Return the role of a tensor in a node and the axis of its output channels."""
+    place = list(node.input).index(name)
+    if list(node.input).count(name) > 1:
+        return None
+    match node.op_type, place, len(shape):
+        case "Gather", 0, 2 if attribute(node, "axis", 0) == 0:
+            return "table", 0
+        case "MatMul", 1, 2:
+            return "matmul", 1
+        case "Gemm", 1, 2:
+            return "gemm", 0 if attribute(node, "transB", 0) else 1
+        case "Conv", 1, rank if rank >= 3:
+            return "conv", 0
+    return None
+
+
+def lookup_limit(graph: GraphProto, name: str) -> int | None:
+    """Return the number of rows of the smallest table that a graph input indexes, if any."""
+    stored = initializers(graph)
+    readers = consumers(graph)
+    waiting, seen, limits = [name], {name}, []
+    while waiting:
+        current = waiting.pop()
+        for node in readers.get(current, ()):
+            table = stored.get(node.input[0])
+            if node.op_type == "Gather" and node.input[1] == current and table is not None:
+                limits.append(table.dims[attribute(node, "axis", 0)])
+            if node.op_type in _SAME_VALUES and node.output[0] not in seen:
+                seen.add(node.output[0])
+                waiting.append(node.output[0])
+    return min(limits, default=None)
+
+
+def used_domains(model: onnx.ModelProto) -> set[str]:
+    """Return the operator domains that nodes of the graph and its subgraphs belong to."""
+    domains: set[str] = set()
+    waiting = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        for node in graph.node:
+            domains.add("" if node.domain == "ai.onnx" else node.domain)
+            waiting.extend(each.g for each in node.attribute if each.HasField("g"))
+            waiting.extend(sub for each in node.attribute for sub in each.graphs)
+    return domains
+
+
+def strip_remarks(message: Any) -> None:
+    """Clear the remarks in a protobuf message and in all messages inside it."""
+    for field, value in message.ListFields():
+        if field.name in _REMARKS:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for each in value if hasattr(value, "append") else [value]:
+                strip_remarks(each)

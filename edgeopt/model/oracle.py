@@ -1,0 +1,109 @@
+"""onnxruntime, the reference: what a model's outputs are on given inputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import onnxruntime.capi.onnxruntime_pybind11_state as pybind
+
+from edgeopt.artifact import Model, TensorSpec
+from edgeopt.errors import ModelError
+from edgeopt.model.graph import lookup_limit
+
+#: What a session raises for inputs that its graph cannot take.
+_RUN_ERRORS = (pybind.Fail, pybind.InvalidArgument, pybind.RuntimeException)
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+
+def open_session(
+    path: Path, *, threads: int = 1, optimize: bool = True
+) -> onnxruntime.InferenceSession:
+    """Open a model for repeated runs that compute what its operators say, on every machine.
+
+    Its threads sleep between runs instead of spinning.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # What it would print is in the error that it raises.
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Otherwise DequantizeLinear and MatMul become one operator that rounds activations to int8:
+    # outputs move by 2 %.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Otherwise sums of uint8 by int8 saturate at 16 bits on processors with AVX2 alone.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_model(model: Model | Path, feeds: Feeds, *, optimize: bool = True) -> list[Array]:
+    """Run one sample: inputs of the model's own shapes to outputs in the model's order."""
+    path = model.path if isinstance(model, Model) else model
+    return list(open_session(path, optimize=optimize).run(None, dict(feeds)))
+
+
+def run_samples(model: Model | Path, samples: Feeds, *, threads: int = 1) -> list[Array]:
+    """Run S samples, inputs of shape [S, *input], to outputs stacked as [S, *output]."""
+    path = model.path if isinstance(model, Model) else model
+    session = open_session(path, threads=threads)
+    count = len(next(iter(samples.values())))
+    try:
+        rows = [
+            session.run(None, {name: values[index] for name, values in samples.items()})
+            for index in range(count)
+        ]
+    except _RUN_ERRORS as error:
+        raise ModelError(
+            "the model cannot run on the samples",
+            why=str(error).rpartition("Status Message: ")[2][:400],
+            fix="check the samples of [task]: every value must be one that the model takes",
+        ) from error
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def seeded_inputs(model: Model, seed: int) -> dict[str, Array]:
+    """Draw one value for every input, valid for what the graph does with it.
+
+    Floats are normal; integers that index a table are below its rows; other integers and
+    booleans are a mask, ones and then zeros along the last axis.
+    """
+    graph = onnx.load(model.path, load_external_data=False).graph
+    return draw_inputs(graph, model.inputs, seed)
+
+
+def draw_inputs(
+    graph: onnx.GraphProto, inputs: tuple[TensorSpec, ...], seed: int
+) -> dict[str, Array]:
+    """Draw the inputs of seeded_inputs for a graph that is loaded already."""
+    generator = np.random.default_rng(seed)
+    return {each.name: _draw(graph, each, generator) for each in inputs}
+
+
+def _draw(graph: onnx.GraphProto, spec: TensorSpec, generator: np.random.Generator) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        return generator.standard_normal(spec.shape).astype(dtype)
+    if dtype.kind not in "iub":
+        raise ModelError(
+            f"the input {spec.name!r} has elements of type {spec.dtype}",
+            why="edgeopt handles numbers and truth values",
+            fix="take the conversion out of the model",
+        )
+    limit = lookup_limit(graph, spec.name)
+    if limit is not None:
+        return generator.integers(0, limit, spec.shape).astype(dtype)
+    if not spec.shape:
+        return np.ones((), dtype)
+    # A mask of nothing but zeros would make a mean over it meaningless.
+    kept = int(generator.integers(1, spec.shape[-1] + 1))
+    mask = np.zeros(spec.shape, dtype)
+    mask[..., :kept] = 1
+    return mask

@@ -1,0 +1,229 @@
+"""Fix shapes, fold constants and compare with the original; runs in a worker."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxslim
+from onnx import ModelProto, numpy_helper, version_converter
+from pydantic import TypeAdapter
+
+from edgeopt.artifact import TensorSpec
+from edgeopt.errors import ModelError
+from edgeopt.model.describe import check_values, facts, spec, tensors
+from edgeopt.model.graph import initializers, strip_remarks, used_domains
+from edgeopt.model.oracle import Array, draw_inputs, run_model
+from edgeopt.model.unroll import unroll_model
+
+#: Largest |new - old| over max |old| of any output, over three seeded inputs.
+TOLERANCE = 1e-4
+_SEEDS = (0, 1, 2)
+#: A model whose outputs are noise to this degree cannot be compared at all.
+_NOISE_LIMIT = 0.01
+#: Their results, Gemm and fused operators, are harder to compress than MatMul and Add.
+_ONNXRUNTIME_SKIPS = ["MatMulAddFusion"]
+_ONNXSLIM_SKIPS = ["FusionGemm", "FusionGemmMul", "FusionGemmAdd"]
+
+
+def convert_opset(path: str, output: str, opset: int) -> dict[str, object]:
+    """Write the model in a higher opset; a crash of the converter ends this worker alone."""
+    model = onnx.load(path, load_external_data=False)
+    model = version_converter.convert_version(model, opset)
+    onnx.checker.check_model(model)
+    onnx.save_model(model, output)
+    return {}
+
+
+def normalize_file(
+    path: str,
+    original: str,
+    output: str,
+    shapes: Mapping[str, list[int]],
+    values: Mapping[str, float],
+    lowest: int = 0,
+) -> dict[str, object]:
+    """Write the normalized model and return its facts and how far its outputs moved.
+
+    path may be a converted version of original, with which the result is compared. A model
+    whose opset is below lowest is not touched: the reply is then its opset.
+    """
+    folder = Path(output).parent
+    model = onnx.load(path, load_external_data=False)
+    opset = max((each.version for each in model.opset_import if not each.domain), default=0)
+    if opset < lowest:
+        return {"opset": opset}
+    onnx.checker.check_model(model)
+    check_values(model)
+    _fix_shapes(model, shapes)
+    _bind_values(model, values)
+    names = [each.name for each in model.graph.input], [each.name for each in model.graph.output]
+    model = _slim(unroll_model(_fold(model, folder)))
+    if names != ([e.name for e in model.graph.input], [e.name for e in model.graph.output]):
+        raise ModelError(
+            "simplifying changed the names of inputs or outputs", fix="simplify the model yourself"
+        )
+    fixed = onnx.load(original, load_external_data=False)
+    _fix_shapes(fixed, shapes)
+    _bind_values(fixed, values)
+    reference = folder / "reference.onnx"
+    onnx.save_model(fixed, reference)
+    _clean(model)
+    candidate = folder / "candidate.onnx"
+    _save(model, candidate)
+    difference, outputs = _compare(reference, candidate, model)
+    _fix_outputs(model, outputs)
+    _save(model, Path(output))
+    for each in (reference, candidate):
+        each.unlink()
+    return {"difference": difference, **facts(model)}
+
+
+def _fix_shapes(model: ModelProto, shapes: Mapping[str, list[int]]) -> None:
+    """Write the dimensions of the inputs by position and forget all derived shapes."""
+    stored = initializers(model.graph)
+    kept = [each for each in model.graph.input if each.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for value in model.graph.input:
+        for dim, size in zip(
+            value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False
+        ):
+            dim.dim_value = size
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _bind_values(model: ModelProto, values: Mapping[str, float]) -> None:
+    """Make constants of inputs, filled with one value each."""
+    graph = model.graph
+    kept = [each for each in graph.input if each.name not in values]
+    for each in graph.input:
+        if each.name in values:
+            described = TensorSpec.model_validate(spec(each))
+            filled = np.full(described.shape, values[each.name], described.dtype)
+            graph.initializer.append(numpy_helper.from_array(filled, each.name))
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def _fold(model: ModelProto, folder: Path) -> ModelProto:
+    """Let onnxruntime fold constants and drop what is redundant (its basic level)."""
+    source, result = folder / "fold-in.onnx", folder / "fold-out.onnx"
+    onnx.save_model(model, source)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(result)
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    onnxruntime.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"], disabled_optimizers=_ONNXRUNTIME_SKIPS
+    )
+    folded = onnx.load(result)
+    source.unlink()
+    result.unlink()
+    return folded
+
+
+def _slim(model: ModelProto) -> ModelProto:
+    """Let onnxslim merge, remove and propagate shapes."""
+    slimmed: ModelProto = onnxslim.slim(model, skip_fusion_patterns=_ONNXSLIM_SKIPS)
+    return slimmed
+
+
+def _clean(model: ModelProto) -> None:
+    """Remove what two exports of the same model may differ in, and unused operator sets."""
+    strip_remarks(model)
+    model.producer_name, model.producer_version, model.domain = "edgeopt", "", ""
+    model.graph.name = "model"
+    domains = used_domains(model) | {""}
+    opsets = {each.domain if each.domain != "ai.onnx" else "": each for each in model.opset_import}
+    kept = [opsets[name] for name in sorted(domains) if name in opsets]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    for tensor in tensors(model):
+        if tensor.data_location or tensor.external_data:
+            raise ModelError("external data is left in the model", fix="inline it yourself")
+
+
+def _compare(
+    reference: Path, candidate: Path, model: ModelProto
+) -> tuple[float, dict[str, list[int]]]:
+    """Return the largest relative difference, and each output's shape; refuse too large a one."""
+    described = TypeAdapter(tuple[TensorSpec, ...]).validate_python(facts(model)["inputs"])
+    names = [each.name for each in model.graph.output]
+    worst = 0.0
+    shapes: dict[str, list[int]] = {}
+    for seed in _SEEDS:
+        feeds = draw_inputs(model.graph, described, seed)
+        expected = run_model(reference, feeds, optimize=False)
+        actual = run_model(candidate, feeds, optimize=False)
+        for name, values in zip(names, actual, strict=True):
+            if shapes.setdefault(name, list(values.shape)) != list(values.shape):
+                raise ModelError(
+                    f"the shape of the output {name!r} depends on the values of the inputs",
+                    fix="take such operators (NonZero, NonMaxSuppression) out of the model",
+                )
+        difference = largest_difference(names, expected, actual)
+        if difference > TOLERANCE:
+            # Outputs near zero are mostly rounding: how much, onnxruntime's own optimizer shows.
+            noise = largest_difference(names, expected, run_model(reference, feeds))
+            _refuse_difference(difference, allowed=min(max(TOLERANCE, 2 * noise), _NOISE_LIMIT))
+        worst = max(worst, difference)
+    return worst, shapes
+
+
+def _refuse_difference(difference: float, *, allowed: float) -> None:
+    """Raise ModelError when outputs moved further than allowed."""
+    if difference > allowed:
+        raise ModelError(
+            "the normalized model does not compute what the original does",
+            why=f"outputs differ by {difference:.2g} of their largest value, allowed is {allowed}",
+            fix="report it with the model; simplifying it yourself may help",
+        )
+
+
+def largest_difference(
+    names: Sequence[str], expected: Sequence[Array], actual: Sequence[Array]
+) -> float:
+    """Return the largest relative difference of all outputs."""
+    pairs = zip(names, expected, actual, strict=True)
+    return max(relative_difference(name, old, new) for name, old, new in pairs)
+
+
+def relative_difference(name: str, old: Array, new: Array) -> float:
+    """Return max |new - old| / max |old|; refuse outputs that are not finite numbers."""
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return float("inf")
+    if old.dtype.kind not in "fiub":
+        return 0.0 if np.array_equal(old, new) else float("inf")
+    before, after = old.astype(np.float64), new.astype(np.float64)
+    if np.isnan(before).any() or not before.size:
+        raise ModelError(
+            f"the output {name!r} of the original model is empty or not a number",
+            why="no comparison can mean anything on it",
+            fix="check the model, and the shapes given for its inputs",
+        )
+    finite = np.isfinite(before)
+    if not np.isfinite(after[finite]).all() or not np.array_equal(before[~finite], after[~finite]):
+        return float("inf")
+    difference = np.abs(after[finite] - before[finite]).max(initial=0.0)
+    scale = np.abs(before[finite]).max(initial=0.0)
+    return float(difference / scale) if scale else float(difference)
+
+
+def _fix_outputs(model: ModelProto, shapes: Mapping[str, list[int]]) -> None:
+    """Write the observed shape where inference left one open."""
+    for value in model.graph.output:
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for size in shapes[value.name]:
+            shape.dim.add().dim_value = size
+
+
+def _save(model: ModelProto, path: Path) -> None:
+    """Write the same bytes for the same graph."""
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,326 @@
+"""The whole flow, in one direction: only this module knows the order of the stages."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from edgeopt.artifact import Bundle, Footprint, Method, Model, Report, Row, Tried
+from edgeopt.board import Board
+from edgeopt.budget import Budget
+from edgeopt.errors import BoardIncompatible, BudgetExceeded
+from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, plan_name
+from edgeopt.store import digest_file, digest_tree
+from edgeopt.verdict import (
+    check_figures,
+    check_footprint,
+    check_trial,
+    describe_check,
+    make_report,
+    tried_of,
+)
+
+if TYPE_CHECKING:
+    from edgeopt.compress import Fit
+    from edgeopt.trial import Seat
+
+#: A figure that breaks the budget corrects the prediction, and the fitter runs again.
+ROUNDS = 3
+#: Seconds that the board stays ours when this process dies without a word.
+LEASE_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A plan that the budget allows, compiled: nothing was sent yet."""
+
+    fit: "Fit"
+    bundle: Bundle
+
+
+def deploy(run: Run, connect: Callable[[], Board], *, reference: bool = True) -> Report:
+    """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it."""
+    model = prepare_model(run)
+    samples = draw_samples(run, model)
+    built = build(run, model, samples)
+    changed = built.fit.model.sha256 != model.sha256
+    original = compile_plan(run, model, samples) if reference and changed else None
+    board = connect()
+    try:
+        return _deploy_on(board, run, samples, model, built, original)
+    finally:
+        board.close()
+
+
+def _deploy_on(
+    board: Board, run: Run, samples: Samples, model: Model, built: Built, original: Bundle | None
+) -> Report:
+    from edgeopt.board.facts import read_facts
+    from edgeopt.board.lease import hold
+    from edgeopt.deploy import activate_release, discard_release
+    from edgeopt.trial import ROOT, Seat, try_bundle
+
+    owner = f"edgeopt deploy {run.job.app}"
+    with hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS) as lease:
+        seat = Seat(run, board, read_facts(board), samples)
+        before = _reference_row(seat, model, original, built)
+        release, trial = try_bundle(seat, built.bundle, built.fit.model)
+        correction = Correction()
+        for _ in range(ROUNDS - 1):
+            excess = _excess(run.job, built.bundle, trial)
+            if excess is None:
+                break
+            # Never less than before: a plan that was refused must not be chosen again.
+            correction = Correction(memory=max(excess, correction.memory))
+            lease.renew(LEASE_SECONDS)
+            discard_release(release, board)
+            built = build(run, model, samples, correction=correction)
+            release, trial = try_bundle(seat, built.bundle, built.fit.model)
+        report = _conclude(run, built, trial, before, board.name)
+        if report.kept:
+            # A run that outlived its lease must not undo what the next holder did.
+            lease.confirm()
+            activate_release(release, board)
+        else:
+            discard_release(release, board)
+        return report
+
+
+def _reference_row(seat: "Seat", model: Model, original: Bundle | None, built: Built) -> Row | None:
+    """Measure the model as it was; a board that is too small for it is told so, not an error."""
+    from edgeopt.trial import try_reference
+
+    if original is None or original.digest == built.bundle.digest:
+        return None
+    trial, note = None, ""
+    try:
+        trial = try_reference(seat, original, model)
+    except (BoardIncompatible, BudgetExceeded) as error:
+        note = f"not run on the board: {error.why or error.what}"
+    return Row(
+        plan="float32",
+        role="reference",
+        footprint=original.footprint,
+        metric_host=built.fit.baseline,
+        measurement=trial.measurement if trial else None,
+        parity=trial.parity if trial else None,
+        note=note,
+    )
+
+
+def _excess(job: Job, bundle: Bundle, trial: Trial) -> int | None:
+    """Return by how much memory was under-predicted, when that broke the budget."""
+    limit, peak = job.profile.budget.ram, trial.measurement.memory.peak
+    if limit is None or peak <= limit:
+        return None
+    return max(peak - bundle.footprint.peak, 1)
+
+
+def _conclude(run: Run, built: Built, trial: Trial, before: Row | None, board: str) -> Report:
+    tried = tried_of(built.fit.candidates)
+    reference = None
+    if before is not None and before.measurement is not None and before.parity is not None:
+        reference = Trial(measurement=before.measurement, parity=before.parity)
+    checks = check_trial(
+        run, bundle=built.bundle, trial=trial, tried=tried[-1], reference=reference
+    )
+    chosen = Row(
+        plan=built.fit.plan.name,
+        role="chosen",
+        footprint=built.bundle.footprint,
+        metric_host=built.fit.chosen.accuracy,
+        measurement=trial.measurement,
+        parity=trial.parity,
+    )
+    rows = (chosen,) if before is None else (before, chosen)
+    return make_report(run, rows=rows, tried=tried, checks=checks, bundle=built.bundle, board=board)
+
+
+def plan(run: Run) -> Built:
+    """Fit and compile, and refuse what cannot fit: what deploy would send, without a board."""
+    model = prepare_model(run)
+    return build(run, model, draw_samples(run, model))
+
+
+def survey_plans(run: Run) -> tuple[Tried, ...]:
+    """Try every plan there is against the job's budget, also those that the profile leaves out."""
+    model = prepare_model(run)
+    samples = draw_samples(run, model)
+    limits, found = run.job.profile.budget, []
+    for method in get_args(Method):
+        free = run.job.profile.model_copy(update={"methods": (method,), "budget": Budget()})
+        alone = replace(run, job=replace(run.job, profile=free))
+        candidate = choose_plan(alone, model, samples, Correction()).chosen
+        checks = check_figures(candidate.footprint, candidate.drop, limits)
+        found.append(candidate.model_copy(update={"checks": checks}))
+    return tried_of(found)
+
+
+def prepare_model(run: Run) -> Model:
+    """Load the model, normalize it, and refuse operators that cannot be compiled."""
+    job = run.job
+
+    def load(folder: Path) -> Model:
+        from edgeopt.model import load_model
+
+        return load_model(job.model, directory=folder, search=job.project)
+
+    loaded = run.stage("load", [job.model, _digest_source(run)], Model, load, detail=job.model)
+
+    def normalize(folder: Path) -> Model:
+        from edgeopt.compile import check_operators
+        from edgeopt.model import normalize_model
+
+        model = normalize_model(loaded, shapes=job.shapes, values=job.values, directory=folder)
+        check_operators(model.path)
+        return model
+
+    shapes = {name: list(shape) for name, shape in job.shapes.items()}
+    return run.stage("normalize", [loaded.sha256, shapes, dict(job.values)], Model, normalize)
+
+
+def _digest_source(run: Run) -> object:
+    """Return digests of a model file and of its external data, or of a factory's whole folder."""
+    from edgeopt.model.guard import check_external, check_model_file
+    from edgeopt.model.load import ExternalData, find_external
+
+    job = run.job
+    if not job.model.endswith(".onnx"):
+        return digest_tree(job.project)
+    path = check_model_file(job.project / job.model)
+    own = digest_file(path)
+
+    def find(folder: Path) -> ExternalData:
+        return find_external(path, directory=folder)
+
+    entries = run.store.stage("external", own, ExternalData, find, fresh=job.fresh).value.entries
+    check_external(entries, path.parent)
+    return [own, {each.location: digest_file(path.parent / each.location) for each in entries}]
+
+
+def draw_samples(run: Run, model: Model) -> Samples:
+    """Choose the inputs that will run on the board: labelled where the task has them."""
+    from edgeopt.trial import make_samples
+
+    job = run.job
+    inputs = [each.model_dump(mode="json") for each in model.inputs]
+    key = [inputs, _digest_task(job), job.sample_count, model.sha256]
+    return run.stage(
+        "samples",
+        key,
+        Samples,
+        lambda folder: make_samples(job, model, folder),
+        detail=f"{job.sample_count} that run on the board",
+    )
+
+
+def _digest_task(job: Job) -> object:
+    if job.task is None:
+        return None
+    files = {name: digest_file(value) for name, value in job.task if isinstance(value, Path)}
+    return [job.task.model_dump(mode="json"), files]
+
+
+def build(
+    run: Run, model: Model, samples: Samples, *, correction: Correction | None = None
+) -> Built:
+    """Choose the plan with the least harm that the budget allows, and compile it.
+
+    The fitter's footprint is an estimate from the graph; when the compiled one breaks a limit
+    that the estimate met, the difference is added and the fitter runs again.
+    """
+    budget = run.job.profile.budget
+    correction = correction or Correction()
+    for _ in range(ROUNDS):
+        fit = choose_plan(run, model, samples, correction)
+        bundle = compile_plan(run, fit.model, samples)
+        broken = [each for each in check_footprint(bundle, budget) if each.met is False]
+        if not broken:
+            return Built(fit, bundle)
+        correction = correction.after(fit.chosen.footprint, bundle.footprint)
+    raise BudgetExceeded(
+        f"plan {fit.plan.name} does not fit its budget once compiled",
+        why="; ".join(describe_check(each) for each in broken),
+        fix="raise the limit, or choose a smaller profile (edgeopt profiles list)",
+    )
+
+
+def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
+    """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
+    from edgeopt.compress import Fit, fit_plan
+
+    job = run.job
+    target, profile = job.target, job.profile
+    key = {
+        "model": model.sha256,
+        "target": target.model_dump(mode="json"),
+        "methods": profile.methods,
+        "budget": profile.budget.model_dump(mode="json"),
+        "task": _digest_task(job),
+        "samples": samples.sha256,
+        "correction": correction.model_dump(mode="json"),
+    }
+
+    program = _device_program(run)
+
+    def fit(folder: Path) -> Fit:
+        return fit_plan(
+            model,
+            target,
+            profile.methods,
+            profile.budget,
+            job.task,
+            cost=_predictor(job, samples, correction=correction, program=program),
+            directory=folder,
+        )
+
+    return run.stage("fit", key, Fit, fit)
+
+
+def _predictor(
+    job: Job, samples: Samples, *, correction: Correction, program: Program
+) -> Callable[[Model], Footprint]:
+    """Return what predicts a model's footprint before it is compiled."""
+    from edgeopt.compress import predict_footprint
+    from edgeopt.runner import runtime_bytes
+    from edgeopt.trial import read_samples
+
+    target = job.target
+    runtime = runtime_bytes(target.isa.machine, target.software.linkage) + correction.memory
+    size = program.size + correction.flash
+    feeds, _ = read_samples(samples)
+    return lambda model: predict_footprint(
+        model, target, runtime=runtime, program=size, samples=feeds
+    )
+
+
+def _device_program(run: Run) -> Program:
+    """Build the device program once per machine: it is what takes longest on a new computer."""
+    machine = run.job.target.isa.machine
+
+    def work(_folder: Path) -> Program:
+        from edgeopt.runner import build_program
+
+        path = build_program(machine, "dynamic", cache=run.store.root)
+        return Program(size=path.stat().st_size)
+
+    return run.stage("program", machine, Program, work, detail=f"TVM's runtime for {machine}")
+
+
+def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
+    """Compile one model for the job's target; the same inputs give the same bytes."""
+
+    def work(folder: Path) -> Bundle:
+        from edgeopt.compile import compile_model
+        from edgeopt.trial import read_samples
+
+        return compile_model(
+            model,
+            run.job.target,
+            directory=folder,
+            cache=run.store.root,
+            token_samples=read_samples(samples)[0],
+        )
+
+    key = [model.sha256, run.job.target.model_dump(mode="json"), samples.sha256]
+    return run.stage("compile", key, Bundle, work, detail=plan_name(model))

@@ -1,0 +1,346 @@
+"""The device program: how it is called on a board, and what it answers."""
+
+import contextlib
+import hashlib
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from edgeopt.artifact import Bundle, Conditions, Fact, Memory, Release, TensorSpec
+from edgeopt.board import TIMED_OUT, Board, Completed
+from edgeopt.board.script import QUICK, SLOWEST_LINK, printable, run_script, script_argv
+from edgeopt.errors import (
+    BoardIncompatible,
+    BudgetExceeded,
+    ConfigError,
+    DeployFailed,
+    EdgeoptError,
+)
+from edgeopt.units import format_bytes
+
+Array = NDArray[Any]
+
+#: Seconds for one inference: 30 times MiniLM-L6 at 32 tokens on an emulated board.
+_PER_INFERENCE = 60.0
+#: Bytes; a million samples of ten digits fit.
+_REPORT_LIMIT = 16_000_000
+#: Header of an .npy file of any rank, in bytes (64-byte aligned by numpy).
+_NPY_HEADER = 4096
+
+
+_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"}
+
+_STATE = r"""
+echo "boot $(cat /proc/sys/kernel/random/boot_id)"
+sed -n 's/^MemAvailable: *\([0-9]*\) kB$/available \1/p' /proc/meminfo
+sed -n 's/^oom_kill /oom_kill /p' /proc/vmstat
+"""
+_OPEN = 'mkdir -p "$1/out"\n' + _STATE
+_CLOSE = 'cd "$1/out" && sha256sum *.npy 2>/dev/null || true\nrm -rf "$1"\n' + _STATE
+# When memory runs out the kernel takes the program, not the board's sshd.
+_RUN = r"""
+cd "$1"
+printf '%s' "$2" | sha256sum -c > /dev/null 2>&1 || fail '{"error": "the inputs arrived damaged"}'
+shift 2
+ulimit -c 0
+{ echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null || true
+exec "$@"
+"""
+
+
+class OutputFile(Fact):
+    """One output as the program describes it."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ProgramReport(Fact):
+    """The JSON document of the device program; every field is checked, none is unknown."""
+
+    schema_version: Literal[1]
+    program: Literal["edgeopt-run"]
+    version: str
+    clock: Literal["CLOCK_MONOTONIC_RAW"]
+    threads: int = Field(ge=1)
+    load_ns: int = Field(ge=0)
+    first_ns: int = Field(ge=0)
+    samples_ns: tuple[int, ...]
+    realtime_drift_ns: int
+    memory: Memory
+    before: Conditions
+    after: Conditions
+    outputs: tuple[OutputFile, ...]
+
+
+class ErrorLine(Fact):
+    """The line that the device program prints on stderr when it fails."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class BoardState:
+    """What tells whether the board rebooted or ran out of memory meanwhile."""
+
+    boot_id: str
+    #: Bytes; None where the kernel does not say.
+    available: int | None
+    #: Kills by the kernel since boot; None where it does not count them.
+    oom_kills: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRun:
+    """One run of the device program that ended well."""
+
+    report: ProgramReport
+    #: One array [S, *shape] for each output of the bundle.
+    outputs: tuple[Array, ...]
+    before: BoardState
+    after: BoardState
+
+
+def run_program(
+    release: Release,
+    bundle: Bundle,
+    board: Board,
+    *,
+    feeds: Mapping[str, Array],
+    warmup: int,
+    iterations: int,
+    threads: int,
+    directory: Path,
+) -> ProgramRun:
+    """Run a release on S samples (feeds of shape [S, *shape]) and read its outputs back.
+
+    Raise BoardIncompatible on SIGILL, BudgetExceeded on SIGKILL and DeployFailed on any other
+    failure. Local files are written under directory; those on the board are removed.
+    """
+    inputs = _ordered_inputs(bundle, feeds)
+    samples = len(inputs[0])
+    if iterations < samples or warmup < 0 or threads < 1:
+        raise ConfigError(
+            "the run cannot give the outputs of every sample",
+            why=f"{iterations} iterations, {samples} samples, {warmup} warm-ups, {threads} threads",
+        )
+    counts = {"warmup": warmup, "iterations": iterations, "threads": threads, "samples": samples}
+    folder = PurePosixPath(release.path).parents[3] / "runs" / f"run-{secrets.token_hex(8)}"
+    with contextlib.ExitStack() as stack:
+        before = _read_state(run_script(board, _OPEN, (str(folder),), doing="make a run folder"))
+        stack.callback(_remove_quietly, board, folder)
+        sums = _send_inputs(board, inputs, folder, directory)
+        argv = (str(folder), sums, *_command(release, bundle, counts))
+        timeout = QUICK + _PER_INFERENCE * (warmup + iterations)
+        done = board.run(script_argv(_RUN, argv), timeout=timeout)
+        if done.status != 0:
+            after = _read_state(run_script(board, _STATE, (), doing="read the board's state"))
+            _raise_failure(done, bundle, before, after)
+        report = parse_report(done.stdout, counts)
+        outputs, digests = _receive(board, bundle, report, folder, directory)
+        closing = run_script(board, _CLOSE, (str(folder),), doing="remove the run folder")
+        stack.pop_all()
+    if not digests <= {line.partition(" ")[0] for line in closing}:
+        raise DeployFailed("the outputs of the run arrived damaged from the board")
+    return ProgramRun(report=report, outputs=outputs, before=before, after=_read_state(closing))
+
+
+def parse_report(text: bytes, counts: Mapping[str, int]) -> ProgramReport:
+    """Read the program's JSON strictly: sizes capped, no unknown field, no NaN, every sample."""
+    if len(text) > _REPORT_LIMIT:
+        raise DeployFailed(
+            "the device program's report is too long to be one", why=f"{len(text)} bytes"
+        )
+    try:
+        report = ProgramReport.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise DeployFailed(
+            "the device program's report cannot be read",
+            why=f"{place}: {first['msg']}; it starts with {printable(text[:80])!r}",
+        ) from error
+    if len(report.samples_ns) != counts["iterations"] or min(report.samples_ns) <= 0:
+        raise DeployFailed(
+            "the device program's report is not of this run",
+            why=f"{len(report.samples_ns)} samples instead of {counts['iterations']}, "
+            "or one that is not positive",
+        )
+    if report.threads != counts["threads"]:
+        raise DeployFailed(
+            "the device program's report is not of this run",
+            why=f"{report.threads} threads instead of {counts['threads']}",
+        )
+    temperatures = (report.before.temperature_c, report.after.temperature_c)
+    if not all(math.isfinite(each) for each in temperatures if each is not None):
+        raise DeployFailed(
+            "the device program's report cannot be read", why="a temperature is not a number"
+        )
+    return report
+
+
+def _ordered_inputs(bundle: Bundle, feeds: Mapping[str, Array]) -> list[Array]:
+    """Return the arrays in the bundle's order, C-contiguous; refuse what it did not ask for."""
+    names = [each.name for each in bundle.inputs]
+    if sorted(feeds) != sorted(names):
+        raise ConfigError(
+            "the samples are not for this model",
+            why=f"it has the inputs {', '.join(names)}, the samples have {', '.join(feeds)}",
+        )
+    arrays = []
+    for each in bundle.inputs:
+        array = np.ascontiguousarray(feeds[each.name])
+        if array.shape[1:] != each.shape or array.dtype != np.dtype(each.dtype):
+            raise ConfigError(
+                f"the samples of input '{each.name}' are not for this model",
+                why=f"{array.dtype} {array.shape}, not {each.dtype} [samples, *{each.shape}]",
+            )
+        arrays.append(array)
+    if {array.shape[0] for array in arrays} != {arrays[0].shape[0]} or not arrays[0].shape[0]:
+        raise ConfigError("the inputs have different numbers of samples, or none")
+    return arrays
+
+
+def _command(release: Release, bundle: Bundle, counts: Mapping[str, int]) -> list[str]:
+    """Return the program's argument list; it runs in the run folder, where the inputs lie."""
+    argv = [f"{release.path}/edgeopt-run"]
+    # A static program has its model linked in.
+    if any(each.name == "model.so" for each in bundle.files):
+        argv += ["--model", f"{release.path}/model.so"]
+    argv += ["--weights", f"{release.path}/weights.bin"]
+    for index in range(len(bundle.inputs)):
+        argv += ["--input", f"{index}.npy"]
+    argv += ["--output", "out"]
+    for name, count in counts.items():
+        argv += [f"--{name}", str(count)]
+    return argv
+
+
+def _send_inputs(
+    board: Board, inputs: Sequence[Array], folder: PurePosixPath, directory: Path
+) -> str:
+    """Write the inputs into the run folder; return the lines that sha256sum -c checks there."""
+    local = directory / "inputs"
+    local.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index, array in enumerate(inputs):
+        path = local / f"{index}.npy"
+        np.save(path, array, allow_pickle=False)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines.append(f"{digest}  {path.name}\n")
+        timeout = QUICK + path.stat().st_size / SLOWEST_LINK
+        board.put(path, folder / path.name, timeout=timeout)
+    return "".join(lines)
+
+
+def _receive(
+    board: Board, bundle: Bundle, report: ProgramReport, folder: PurePosixPath, directory: Path
+) -> tuple[tuple[Array, ...], set[str]]:
+    """Read the outputs back; return them and the digests of what arrived."""
+    samples = _samples_of(report, bundle)
+    local = directory / "outputs"
+    local.mkdir(parents=True, exist_ok=True)
+    arrays, digests = [], set()
+    for index, spec in enumerate(bundle.outputs):
+        path = local / f"{index}.npy"
+        size = samples * int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+        limit = size + _NPY_HEADER
+        # The name is ours: what the report says of paths is never opened.
+        remote = folder / "out" / path.name
+        board.get(remote, path, limit=limit, timeout=QUICK + limit / SLOWEST_LINK)
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+        arrays.append(_load_output(path, spec, samples))
+    return tuple(arrays), digests
+
+
+def _samples_of(report: ProgramReport, bundle: Bundle) -> int:
+    """Return S of the outputs after comparing each with the bundle's specification."""
+    samples = report.outputs[0].shape[0] if report.outputs and report.outputs[0].shape else 0
+    expected = [(each.dtype, (samples, *each.shape)) for each in bundle.outputs]
+    if [(each.dtype, each.shape) for each in report.outputs] != expected:
+        raise DeployFailed(
+            "the device program wrote other outputs than the bundle has",
+            why="; ".join(f"{each.dtype} {each.shape}" for each in report.outputs) or "none",
+        )
+    return samples
+
+
+def _load_output(path: Path, spec: TensorSpec, samples: int) -> Array:
+    try:
+        array: Array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DeployFailed(f"output '{spec.name}' is not an .npy file", why=str(error)) from error
+    if array.shape != (samples, *spec.shape) or array.dtype != np.dtype(spec.dtype):
+        raise DeployFailed(
+            f"output '{spec.name}' is not what the bundle says",
+            why=f"{array.dtype} {array.shape}, not {spec.dtype} {(samples, *spec.shape)}",
+        )
+    return array
+
+
+def _read_state(lines: Sequence[str]) -> BoardState:
+    values = dict(line.split(" ", 1) for line in lines if " " in line)
+    available = values.get("available", "")
+    kills = values.get("oom_kill", "")
+    return BoardState(
+        boot_id=values.get("boot", ""),
+        available=int(available) * 1024 if available.isdecimal() else None,
+        oom_kills=int(kills) if kills.isdecimal() else None,
+    )
+
+
+def _remove_quietly(board: Board, folder: PurePosixPath) -> None:
+    """Remove the run folder where the board still answers; the error under way says more."""
+    with contextlib.suppress(EdgeoptError):
+        run_script(board, _CLOSE, (str(folder),), doing="remove the run folder")
+
+
+def _raise_failure(
+    done: Completed, bundle: Bundle, before: BoardState, after: BoardState
+) -> NoReturn:
+    if done.status == 128 + 4:
+        raise BoardIncompatible(
+            "the board's processor met an instruction that it does not have (SIGILL)",
+            why=f"the code needs {', '.join(bundle.features) or bundle.machine}",
+            fix="choose a target for this board (see 'edgeopt targets probe')",
+        )
+    if done.status == 128 + 9:
+        raise BudgetExceeded(
+            "the device program was killed: out of memory",
+            why=_describe_kill(bundle, before, after),
+            fix="stop other programs on the board, or choose a smaller profile",
+        )
+    if done.status == TIMED_OUT:
+        raise DeployFailed("the device program did not end in time", fix="ask fewer iterations")
+    name = _SIGNALS.get(done.status - 128)
+    ending = f"it died of {name}" if name else f"status {done.status}"
+    raise DeployFailed(
+        "the device program failed", why=f"{ending}: {_error_text(done.stderr) or 'no message'}"
+    )
+
+
+def _describe_kill(bundle: Bundle, before: BoardState, after: BoardState) -> str:
+    peak = f"predicted peak {format_bytes(bundle.footprint.peak)}"
+    free = f", {format_bytes(before.available)} were available" if before.available else ""
+    if before.oom_kills is None or after.oom_kills is None:
+        return peak + free
+    if after.oom_kills > before.oom_kills:
+        return peak + free + ", and the kernel killed it"
+    return peak + free + "; not by the kernel: a limit on the account, or another program's SIGKILL"
+
+
+def _error_text(stderr: bytes) -> str:
+    """Return the program's own message when its last line is {"error": "..."}."""
+    text = printable(stderr)
+    try:
+        return ErrorLine.model_validate_json(text.splitlines()[-1] if text else "").error
+    except ValidationError:
+        return text

@@ -1,0 +1,158 @@
+"""A report as people read it: a table on the terminal, one self-contained HTML page."""
+
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from statistics import median
+
+from edgeopt.artifact import Check, Measurement, Report, Row, Tried
+from edgeopt.board import Kind
+from edgeopt.chart import draw_latencies, draw_memory, draw_plans
+from edgeopt.units import format_bytes, format_figure
+
+#: What a figure of each kind is, for the heading of every table that shows one.
+MEANING: dict[Kind, str] = {
+    "native": "measured on this machine",
+    "emulated": "emulated: figures are instructions executed, not time",
+    "board": "measured on the board",
+}
+
+
+def format_verdict(check: Check, kind: Kind) -> str:
+    """Say whether a limit holds; a limit on time cannot be judged by an emulated board."""
+    if check.met is not None:
+        return "met" if check.met else "NOT MET"
+    if check.limit is None:
+        return "no limit"
+    judged = kind != "emulated" or check.unit != "ms"
+    return "not measured" if judged else "not judged (emulated)"
+
+
+def format_columns(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> str:
+    """Align rows under their first one: text to the left, figures to the right.
+
+    >>> print(format_columns([("name", "size"), ("a", "1"), ("bb", "10")], indent=""))
+    name  size
+    a        1
+    bb      10
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _check_cells(check: Check, kind: Kind) -> tuple[str, ...]:
+    figure = check.measured if check.measured is not None else check.predicted
+    margin = None if check.limit is None or figure is None else check.limit - figure
+    shown = (check.predicted, check.measured, check.limit, margin)
+    cells = (format_figure(each, check.unit) for each in shown)
+    return (check.name, *cells, format_verdict(check, kind))
+
+
+def format_checks(report: Report) -> str:
+    """Print every limit of the budget: predicted, measured, limit, margin and verdict."""
+    head = ("budget", "predicted", "measured", "limit", "margin", "verdict")
+    return format_columns([head, *(_check_cells(each, report.kind) for each in report.checks)])
+
+
+def median_ns(measurement: Measurement) -> float:
+    """Return the median of the timed inferences, in ns (instructions when emulated)."""
+    return float(median(measurement.samples_ns))
+
+
+def _row_heads(kind: Kind) -> tuple[str, ...]:
+    unit = "instructions" if kind == "emulated" else "latency p50"
+    memory = ("flash", "predicted peak", "peak", "anonymous")
+    return ("plan", *memory, unit, "accuracy", "on the board", "parity")
+
+
+def _row_cells(row: Row, kind: Kind) -> tuple[str, ...]:
+    seen, parity = row.measurement, row.parity
+    per_inference = "-"
+    if seen is not None:
+        unit = "instructions" if kind == "emulated" else "ms"
+        scale = 1.0 if kind == "emulated" else 1e-6
+        per_inference = format_figure(median_ns(seen) * scale, unit)
+    return (
+        f"{row.plan} ({row.role})",
+        format_bytes(row.footprint.flash),
+        format_bytes(row.footprint.peak),
+        format_bytes(seen.memory.peak) if seen else "-",
+        format_bytes(seen.memory.anonymous) if seen else "-",
+        per_inference,
+        format_figure(row.metric_host, "fraction"),
+        _metric_on_board(row),
+        f"{parity.max_rel:.1e}" if parity else "-",
+    )
+
+
+def _metric_on_board(row: Row) -> str:
+    parity = row.parity
+    if parity is None or parity.metric_board is None or parity.metric_host is None:
+        return "-"
+    board = round(parity.metric_board * parity.metric_samples)
+    host = round(parity.metric_host * parity.metric_samples)
+    return f"{board}/{parity.metric_samples} (host {host})"
+
+
+def format_rows(report: Report) -> str:
+    """Print each plan that went to the board, beside the model it came from."""
+    cells = [_row_cells(each, report.kind) for each in report.rows]
+    return format_columns([_row_heads(report.kind), *cells])
+
+
+def format_tried(tried: Sequence[Tried]) -> str:
+    """Print every plan that the fitter looked at, and why it was passed over."""
+    rows = [("plan", "flash", "peak memory", "metric", "drop", "breaks")]
+    for each in tried:
+        metric = "-" if each.metric is None else f"{each.metric:.4f}"
+        cells = (each.plan, format_bytes(each.flash), format_bytes(each.peak), metric)
+        rows.append((*cells, format_figure(each.drop, "fraction"), "; ".join(each.broken) or "-"))
+    return format_columns(rows, indent="")
+
+
+def format_table(report: Report) -> str:
+    """Print the whole report for a terminal."""
+    title = f"{report.app} on {report.target}, {report.board} ({MEANING[report.kind]})"
+    if report.kept:
+        ending = f"kept: release {report.digest[:12]} is current"
+    else:
+        ending = f"not kept: {report.failure}"
+    parts = [title, format_checks(report), format_rows(report), ending]
+    parts += [f"note: {row.plan}: {row.note}" for row in report.rows if row.note]
+    parts += [f"warning: {each}" for each in report.warnings]
+    if report.caveat:
+        parts.append(f"emulation: {report.caveat}")
+    if report.next_command:
+        parts.append(f"next: {report.next_command}")
+    return "\n\n".join(parts[:3]) + "\n\n" + "\n".join(parts[3:])
+
+
+def format_stages(report: Report) -> Iterable[tuple[str, str, str, str]]:
+    """Yield what each stage did, whether it was found in the cache, and its seconds."""
+    for stage in report.stages:
+        source = "from the cache" if stage.cached else "made"
+        yield stage.name, stage.detail, source, f"{stage.seconds:.1f} s"
+
+
+def format_html(report: Report) -> str:
+    """Return one page with no reference to anything outside itself."""
+    from jinja2 import Environment
+
+    text = (files("edgeopt") / "report.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    return page.render(
+        report=report,
+        meaning=MEANING[report.kind],
+        checks=[_check_cells(each, report.kind) for each in report.checks],
+        heads=_row_heads(report.kind),
+        rows=[_row_cells(each, report.kind) for each in report.rows],
+        stages=list(format_stages(report)),
+        latencies=draw_latencies(report),
+        memory=draw_memory(report),
+        plans=draw_plans(report),
+        data=report.model_dump_json(indent=1),
+    )

@@ -1,0 +1,133 @@
+"""What an ELF file says of the machine and the C library that it needs."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeopt.errors import ConfigError
+
+#: e_machine of the ELF header (System V ABI and its processor supplements).
+_MACHINES = {40: "arm", 62: "x86_64", 183: "aarch64"}
+_DYNSYM = 11
+_GNU_VERNEED = 0x6FFFFFFE
+_GNU_VERSYM = 0x6FFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    kind: int
+    offset: int
+    size: int
+    link: int
+    info: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Elf:
+    data: bytes
+    machine: str
+    wide: bool
+    sections: tuple[_Section, ...]
+
+    def text(self, strings: int, offset: int) -> str:
+        start = self.sections[strings].offset + offset
+        return self.data[start : self.data.index(b"\0", start)].decode("ascii")
+
+    def find(self, kind: int) -> _Section | None:
+        return next((each for each in self.sections if each.kind == kind), None)
+
+
+def _read_sections(data: bytes, wide: bool) -> Iterator[_Section]:
+    place = 40 if wide else 32
+    (table,) = struct.unpack_from("<Q" if wide else "<I", data, place)
+    size, count = struct.unpack_from("<HH", data, 58 if wide else 46)
+    for index in range(count):
+        fields = struct.unpack_from(
+            "<IIQQQQII" if wide else "<IIIIIIII", data, table + index * size
+        )
+        _, kind, _, _, offset, length, link, info = fields
+        yield _Section(kind=kind, offset=offset, size=length, link=link, info=info)
+
+
+def _parse_elf(data: bytes) -> _Elf:
+    if data[:4] != b"\x7fELF" or data[5] != 1:
+        raise ValueError("no little-endian ELF header")
+    wide = data[4] == 2
+    (code,) = struct.unpack_from("<H", data, 18)
+    sections = tuple(_read_sections(data, wide))
+    return _Elf(data, _MACHINES.get(code, f"machine {code}"), wide, sections)
+
+
+def _read_elf(path: Path) -> _Elf:
+    try:
+        return _parse_elf(path.read_bytes())
+    except (ValueError, IndexError, struct.error) as error:
+        raise ConfigError(f"{path} is not a program for Linux", why=str(error)) from error
+
+
+def elf_machine(path: Path) -> str:
+    """Name the instruction set of a program or library: "aarch64", "arm" or "x86_64"."""
+    return _read_elf(path).machine
+
+
+def _needed_versions(elf: _Elf) -> dict[int, str]:
+    """Map the index of each needed symbol version to its name, as "GLIBC_2.17"."""
+    section = elf.find(_GNU_VERNEED)
+    versions: dict[int, str] = {}
+    if section is None:
+        return versions
+    library = section.offset
+    for _ in range(section.info):
+        _, count, _, first, following = struct.unpack_from("<HHIII", elf.data, library)
+        entry = library + first
+        for _ in range(count):
+            _, _, index, name, step = struct.unpack_from("<IHHII", elf.data, entry)
+            versions[index] = elf.text(section.link, name)
+            entry += step
+        library += following
+    return versions
+
+
+def _order(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("."))
+
+
+def needed_glibc(path: Path) -> str:
+    """Read the lowest glibc that a file runs with, as "2.17"; "" when it needs none."""
+    names = _needed_versions(_read_elf(path)).values()
+    releases = [name.removeprefix("GLIBC_") for name in names if name.startswith("GLIBC_2")]
+    return max(releases, key=_order, default="")
+
+
+def undefined_symbols(path: Path) -> dict[str, str]:
+    """Map what a file expects of others to its version, as {"expf": "GLIBC_2.17"}.
+
+    Symbols without a version map to "". Weak ones are left out: nothing breaks without them.
+    """
+    elf = _read_elf(path)
+    table, marks = elf.find(_DYNSYM), elf.find(_GNU_VERSYM)
+    if table is None:
+        return {}
+    versions = _needed_versions(elf)
+    size = 24 if elf.wide else 16
+    found: dict[str, str] = {}
+    for index in range(1, table.size // size):
+        place = table.offset + index * size
+        name, info, section = _read_symbol(elf, place)
+        if section != 0 or info >> 4 == 2:
+            continue
+        mark = 0
+        if marks is not None:
+            (mark,) = struct.unpack_from("<H", elf.data, marks.offset + 2 * index)
+        found[elf.text(table.link, name)] = versions.get(mark & 0x7FFF, "")
+    return found
+
+
+def _read_symbol(elf: _Elf, place: int) -> tuple[int, int, int]:
+    """Read name, info and section index; the two classes order their fields differently."""
+    if elf.wide:
+        name, info, _, section = struct.unpack_from("<IBBH", elf.data, place)
+    else:
+        name, _, _, info, _, section = struct.unpack_from("<IIIBBH", elf.data, place)
+    return name, info, section

@@ -1,0 +1,81 @@
+#include "conditions.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "files.h"
+#include "report.h"
+
+enum { MAX_ZONES = 64 };
+
+// Other zones are of the battery, of the radio, or constant (the PMIC of a Jetson).
+static bool is_processor_zone(int zone) {
+  char path[64];
+  char type[64];
+  snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/type", zone);
+  if (!read_text(path, type, sizeof type)) return false;
+  return strcasestr(type, "cpu") != NULL || strcasestr(type, "soc") != NULL ||
+         strcasestr(type, "pkg") != NULL;
+}
+
+static void read_temperature(Conditions* conditions) {
+  for (int zone = 0; zone < MAX_ZONES; ++zone) {
+    char path[64];
+    int64_t milli = 0;
+    snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/temp", zone);
+    if (!is_processor_zone(zone) || !read_number(path, &milli)) continue;
+    double celsius = (double)milli / 1000;
+    if (!conditions->has_temperature || celsius > conditions->temperature_c) {
+      conditions->temperature_c = celsius;
+    }
+    conditions->has_temperature = true;
+  }
+}
+
+static void read_frequencies(Conditions* conditions) {
+  long cpus = sysconf(_SC_NPROCESSORS_CONF);
+  for (int cpu = 0; cpu < cpus && cpu < MAX_CPUS; ++cpu) {
+    char path[96];
+    int64_t khz = 0;
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq", cpu);
+    if (read_number(path, &khz)) conditions->frequency_khz[conditions->frequency_count++] = khz;
+  }
+}
+
+static void read_throttled(Conditions* conditions) {
+  char text[64];
+  char* end = NULL;
+  if (!read_text("/sys/devices/platform/soc/soc:firmware/get_throttled", text, sizeof text)) return;
+  unsigned long long flags = strtoull(text, &end, 16);
+  if (end == text) return;
+  snprintf(conditions->throttled, sizeof conditions->throttled, "0x%llx", flags);
+}
+
+void read_conditions(Conditions* conditions) {
+  memset(conditions, 0, sizeof *conditions);
+  read_temperature(conditions);
+  read_frequencies(conditions);
+  read_throttled(conditions);
+}
+
+void print_conditions(const Conditions* conditions) {
+  if (conditions->has_temperature) {
+    printf("{\"temperature_c\": %.1f", conditions->temperature_c);
+  } else {
+    printf("{\"temperature_c\": null");
+  }
+  printf(", \"frequency_khz\": [");
+  for (int i = 0; i < conditions->frequency_count; ++i) {
+    printf("%s%" PRId64, i != 0 ? ", " : "", conditions->frequency_khz[i]);
+  }
+  printf("], \"throttled\": ");
+  if (conditions->throttled[0] != 0) {
+    print_json_string(conditions->throttled);
+  } else {
+    printf("null");
+  }
+  printf("}");
+}

@@ -1,0 +1,238 @@
+// edgeopt-run: runs a compiled model on the board and prints what it took as one JSON document.
+//
+//     edgeopt-run --model model.so --weights weights.bin --input ids.npy --output out \
+//                 --samples 1 --warmup 1 --iterations 10 --threads 1
+//
+// Without --model it runs the model that is linked into it.
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "conditions.h"
+#include "files.h"
+#include "memory.h"
+#include "npy.h"
+#include "options.h"
+#include "report.h"
+#include "vm.h"
+#include "weights.h"
+
+typedef struct {
+  Vm vm;
+  NpyInput inputs[MAX_INPUTS];
+  int input_count;
+  // The inputs, then the weights: the parameters of the model's main function.
+  TVMFFIAny* arguments;
+  int argument_count;
+  // Whether the inputs may still turn out to have a leading axis of one sample.
+  bool axis_unknown;
+} Session;
+
+typedef struct {
+  Memory start;
+  Memory loaded;
+  Memory end;
+  Conditions before;
+  Conditions after;
+  int64_t load_ns;
+  int64_t first_ns;
+  int64_t* samples_ns;
+  int64_t realtime_drift_ns;
+  NpyOutput* outputs;
+  int output_count;
+} Result;
+
+static int64_t read_clock(clockid_t clock) {
+  struct timespec now;
+  if (clock_gettime(clock, &now) != 0) fail("the clock does not answer");
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+// RAW: no adjustment by NTP, so that a nanosecond is one and the same all along.
+static int64_t read_raw_clock(void) { return read_clock(CLOCK_MONOTONIC_RAW); }
+
+static void open_inputs(Session* session, const Options* options) {
+  session->input_count = options->input_count;
+  session->axis_unknown = options->samples == 1 && options->input_count > 0;
+  for (int i = 0; i < options->input_count; ++i) {
+    session->inputs[i] = open_input(options->inputs[i], options->samples);
+    session->arguments[i] = view_memory(session->inputs[i].memory, &session->inputs[i].layout);
+  }
+}
+
+static void load_session(Session* session, const Options* options) {
+  Weights weights = {.tensors = NULL, .count = 0};
+  session->vm = load_vm(options->model);
+  if (options->weights != NULL) weights = map_weights(options->weights);
+  session->argument_count = options->input_count + weights.count;
+  session->arguments = allocate((size_t)session->argument_count, sizeof(TVMFFIAny));
+  if (weights.count != 0) {
+    memcpy(session->arguments + options->input_count, weights.tensors,
+           sizeof(TVMFFIAny) * (size_t)weights.count);
+  }
+}
+
+static void read_inputs(Session* session, int64_t sample) {
+  for (int i = 0; i < session->input_count; ++i) read_sample(&session->inputs[i], sample);
+}
+
+static bool run_once(const Session* session, TVMFFIAny* output, int64_t* duration_ns) {
+  int64_t start = read_raw_clock();
+  bool done = run_vm(&session->vm, session->arguments, session->argument_count, output);
+  *duration_ns = read_raw_clock() - start;
+  return done;
+}
+
+// A single sample may come with its sample axis or without. Only the model knows which, and it
+// checks its arguments before it computes anything.
+static bool drop_sample_axis(Session* session) {
+  if (!session->axis_unknown) return false;
+  session->axis_unknown = false;
+  for (int i = 0; i < session->input_count; ++i) {
+    if (!strip_sample_axis(&session->inputs[i])) return false;
+    release(session->arguments[i]);
+    session->arguments[i] = view_memory(session->inputs[i].memory, &session->inputs[i].layout);
+  }
+  return true;
+}
+
+static TVMFFIAny run_timed(Session* session, int64_t* duration_ns) {
+  char reason[1536];
+  TVMFFIAny output;
+  if (run_once(session, &output, duration_ns)) return output;
+  take_error(reason, sizeof reason);
+  if (!drop_sample_axis(session) || !run_once(session, &output, duration_ns)) {
+    fail("the model failed: %s", reason);
+  }
+  return output;
+}
+
+static void keep_outputs(Result* result, const Options* options, int64_t sample,
+                         const TVMFFIAny* value) {
+  int count = count_outputs(value);
+  if (sample == 0) {
+    result->output_count = count;
+    result->outputs = allocate((size_t)count, sizeof(NpyOutput));
+  }
+  if (count != result->output_count) fail("the number of outputs differs between samples");
+  for (int i = 0; i < count; ++i) {
+    const DLTensor* tensor = get_output(value, i);
+    if (sample == 0) {
+      Layout layout = read_layout(tensor);
+      result->outputs[i] = create_output(options->output, i, options->samples, &layout);
+    }
+    append_sample(&result->outputs[i], tensor);
+  }
+}
+
+static void warm_up(Session* session, const Options* options, Result* result) {
+  for (int64_t i = 0; i < options->warmup; ++i) {
+    int64_t duration_ns = 0;
+    release(run_timed(session, &duration_ns));
+    if (i == 0) result->first_ns = duration_ns;
+  }
+}
+
+static void measure(Session* session, const Options* options, Result* result) {
+  result->samples_ns = allocate((size_t)options->iterations, sizeof(int64_t));
+  int64_t raw = read_raw_clock();
+  int64_t real = read_clock(CLOCK_REALTIME);
+  for (int64_t i = 0; i < options->iterations; ++i) {
+    if (options->samples > 1) read_inputs(session, i % options->samples);
+    TVMFFIAny output = run_timed(session, &result->samples_ns[i]);
+    if (options->output != NULL && i < options->samples) {
+      keep_outputs(result, options, i, &output);
+    }
+    release(output);
+  }
+  if (options->warmup == 0) result->first_ns = result->samples_ns[0];
+  result->realtime_drift_ns = (read_clock(CLOCK_REALTIME) - real) - (read_raw_clock() - raw);
+}
+
+static void print_memory(const Memory* start, const Memory* loaded, const Memory* end) {
+  printf("\"memory\": {\"start\": %" PRId64 ", \"loaded\": %" PRId64 ", \"peak\": %" PRId64
+         ", \"anonymous\": %" PRId64 ", \"file_backed\": %" PRId64 ", \"minor_faults\": %" PRId64
+         ", \"major_faults\": %" PRId64 "}",
+         start->resident, loaded->resident, end->peak, end->anonymous, end->file_backed,
+         end->minor_faults, end->major_faults);
+}
+
+static void print_output(const NpyOutput* output, int64_t samples) {
+  char type[16];
+  name_type(output->layout.type, type);
+  printf("{\"path\": ");
+  print_json_string(output->path);
+  printf(", \"dtype\": \"%s\", \"shape\": [%" PRId64, type, samples);
+  for (int i = 0; i < output->layout.rank; ++i) printf(", %" PRId64, output->layout.shape[i]);
+  printf("]}");
+}
+
+static void print_head(void) {
+  printf("{\"schema_version\": 1, \"program\": \"edgeopt-run\", \"version\": \"%s\", ",
+         EDGEOPT_VERSION);
+}
+
+static void print_result(const Options* options, const Result* result) {
+  print_head();
+  printf("\"clock\": \"CLOCK_MONOTONIC_RAW\", \"threads\": %" PRId64 ", \"load_ns\": %" PRId64
+         ", \"first_ns\": %" PRId64 ", \"samples_ns\": [",
+         options->threads, result->load_ns, result->first_ns);
+  for (int64_t i = 0; i < options->iterations; ++i) {
+    printf("%s%" PRId64, i != 0 ? ", " : "", result->samples_ns[i]);
+  }
+  printf("], \"realtime_drift_ns\": %" PRId64 ", ", result->realtime_drift_ns);
+  print_memory(&result->start, &result->loaded, &result->end);
+  printf(", \"before\": ");
+  print_conditions(&result->before);
+  printf(", \"after\": ");
+  print_conditions(&result->after);
+  printf(", \"outputs\": [");
+  for (int i = 0; i < result->output_count; ++i) {
+    if (i != 0) printf(", ");
+    print_output(&result->outputs[i], options->samples);
+  }
+  printf("]}\n");
+}
+
+static void answer_without_model(const Options* options) {
+  Memory memory = read_memory();
+  print_head();
+  printf("\"tvm\": \"%s\"", EDGEOPT_TVM_VERSION);
+  if (options->memory_only) {
+    printf(", ");
+    print_memory(&memory, &memory, &memory);
+  }
+  printf("}\n");
+}
+
+static void run_model(const Options* options) {
+  static Session session;
+  static Result result;
+  result.start = read_memory();
+  int64_t start = read_raw_clock();
+  load_session(&session, options);
+  result.load_ns = read_raw_clock() - start;
+  result.loaded = read_memory();
+  open_inputs(&session, options);
+  if (options->output != NULL) create_folder(options->output);
+  read_inputs(&session, 0);
+  read_conditions(&result.before);
+  warm_up(&session, options, &result);
+  measure(&session, options, &result);
+  read_conditions(&result.after);
+  result.end = read_memory();
+  print_result(options, &result);
+}
+
+int main(int argc, char** argv) {
+  Options options = read_options(argc, argv);
+  set_threads(options.threads);
+  if (options.version || options.memory_only) {
+    answer_without_model(&options);
+  } else {
+    run_model(&options);
+  }
+  finish(0);
+}

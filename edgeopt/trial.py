@@ -1,0 +1,203 @@
+"""Try a bundle on its board before anyone relies on it: install, run, measure, compare."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.artifact import Bundle, Fact, Model, Parity, Release
+from edgeopt.board import Board
+from edgeopt.board.facts import BoardFacts
+from edgeopt.deploy import Smoke, discard_release, smoke_release, stage_bundle
+from edgeopt.job import Job, Run, Samples, Trial, plan_name
+from edgeopt.measure import measure_release
+from edgeopt.store import digest_file
+from edgeopt.task import Task, labelled, samples, score
+from edgeopt.units import format_bytes
+from edgeopt.verify import make_parity
+
+#: Where releases live, below the home directory of the board's user.
+ROOT = PurePosixPath("~/.edgeopt")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Expected(Fact):
+    """What onnxruntime computes for all samples on the host, in one .npz file."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A board that is ours for now, and the samples that run there."""
+
+    run: Run
+    board: Board
+    facts: BoardFacts
+    samples: Samples
+
+
+def try_bundle(seat: Seat, bundle: Bundle, model: Model) -> tuple[Release, Trial]:
+    """Install a bundle without making it current, run all samples on it, and compare.
+
+    On an emulated board figures repeat exactly: those of the same bundle, samples and boot are
+    found again, and one sample shows that the release still runs.
+    """
+    started = time.monotonic()
+    seat.run.begin("push")
+    release = _stage(seat, bundle)
+    detail = f"{bundle.digest[:12]}, {format_bytes(release.sent)} sent"
+    seat.run.note("push", detail, cached=release.sent == 0, seconds=time.monotonic() - started)
+    expected = _expect(seat, model)
+    made: list[Trial] = []
+
+    def measure(folder: Path) -> Trial:
+        made.append(_measure(seat, release, bundle, expected, folder))
+        return made[-1]
+
+    trial = _remember(seat, bundle, model, measure)
+    if not made:
+        _smoke(seat, release, bundle, expected)
+    return release, trial
+
+
+def try_reference(seat: Seat, bundle: Bundle, model: Model) -> Trial:
+    """Try the model as it was, for comparison, and leave nothing of it on the board."""
+
+    def measure(folder: Path) -> Trial:
+        release = _stage(seat, bundle)
+        try:
+            return _measure(seat, release, bundle, _expect(seat, model), folder)
+        finally:
+            discard_release(release, seat.board)
+
+    return _remember(seat, bundle, model, measure)
+
+
+def _remember(seat: Seat, bundle: Bundle, model: Model, measure: Callable[[Path], Trial]) -> Trial:
+    job = seat.run.job
+    if seat.board.kind != "emulated":
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+            trial = measure(Path(folder))
+        seat.run.note("measure", plan_name(model), cached=False, seconds=time.monotonic() - started)
+        return trial
+    key = {
+        "digest": bundle.digest,
+        "boot": seat.facts.boot_id,
+        "samples": seat.samples.sha256,
+        "warmup": job.warmup,
+        "iterations": job.iterations,
+    }
+    return seat.run.stage("measure", key, Trial, measure, detail=plan_name(model))
+
+
+def _stage(seat: Seat, bundle: Bundle) -> Release:
+    app = seat.run.job.app
+    return stage_bundle(bundle, seat.board, facts=seat.facts, app=app, root=ROOT)
+
+
+def _measure(
+    seat: Seat, release: Release, bundle: Bundle, expected: list[NDArray[Any]], folder: Path
+) -> Trial:
+    job = seat.run.job
+    feeds, labels = read_samples(seat.samples)
+    measurement, outputs = measure_release(
+        release,
+        bundle,
+        seat.board,
+        feeds=feeds,
+        warmup=job.warmup,
+        iterations=job.iterations,
+        threads=job.threads,
+        directory=folder,
+    )
+    names = [each.name for each in bundle.outputs]
+    return Trial(
+        measurement=measurement, parity=_compare(job.task, labels, outputs, expected, names)
+    )
+
+
+def _compare(
+    task: Task | None,
+    labels: NDArray[Any] | None,
+    outputs: list[NDArray[Any]],
+    expected: list[NDArray[Any]],
+    names: list[str],
+) -> Parity:
+    if task is None or labels is None:
+        return make_parity(outputs, expected, names=names)
+    return make_parity(
+        outputs,
+        expected,
+        names=names,
+        metric=task.metric,
+        score=lambda found: score(task, found, labels),
+    )
+
+
+def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: list[NDArray[Any]]) -> None:
+    started = time.monotonic()
+    feeds, _ = read_samples(seat.samples)
+    smoke = Smoke(
+        feeds={name: values[:1] for name, values in feeds.items()},
+        expected=[each[:1] for each in expected],
+        tolerance=0.1,
+        threads=seat.run.job.threads,
+    )
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        smoke_release(release, bundle, seat.board, smoke=smoke, directory=Path(folder))
+    seat.run.note("smoke", "one sample", cached=False, seconds=time.monotonic() - started)
+
+
+def _expect(seat: Seat, model: Model) -> list[NDArray[Any]]:
+    def compute(folder: Path) -> Expected:
+        from edgeopt.model.oracle import run_samples
+
+        feeds, _ = read_samples(seat.samples)
+        outputs = run_samples(model, feeds)
+        path = folder / "expected.npz"
+        np.savez(path, *outputs)
+        return Expected(path=path)
+
+    key = [model.sha256, seat.samples.sha256]
+    found = seat.run.stage("expect", key, Expected, compute, detail="onnxruntime's outputs")
+    with np.load(found.path, allow_pickle=False) as stored:
+        return [stored[f"arr_{index}"] for index in range(len(stored.files))]
+
+
+def make_samples(job: Job, model: Model, folder: Path) -> Samples:
+    """Draw the inputs that run on the board: labelled ones first, else seeded noise."""
+    from edgeopt.model.oracle import seeded_inputs
+
+    drawn = labelled(job.task, job.sample_count, inputs=model.inputs) if job.task else None
+    extra: Arrays = {}
+    if drawn is not None:
+        feeds, extra["labels"] = dict(drawn[0]), drawn[1]
+    elif job.task is not None:
+        feeds = samples(job.task, job.sample_count, inputs=model.inputs)
+    else:
+        each = [seeded_inputs(model, seed) for seed in range(job.sample_count)]
+        feeds = {spec.name: np.stack([one[spec.name] for one in each]) for spec in model.inputs}
+    path = folder / "samples.npz"
+    named: dict[str, Any] = {f"in.{name}": values for name, values in feeds.items()}
+    np.savez(path, **(named | extra))
+    count = len(next(iter(feeds.values())))
+    return Samples(path=path, sha256=digest_file(path), count=count, labelled="labels" in extra)
+
+
+def read_samples(drawn: Samples) -> tuple[Arrays, NDArray[Any] | None]:
+    """Return every input as [count, *shape], and the class indices [count] where known."""
+    with np.load(drawn.path, allow_pickle=False) as stored:
+        feeds = {
+            name.removeprefix("in."): stored[name]
+            for name in stored.files
+            if name.startswith("in.")
+        }
+        return feeds, stored["labels"] if drawn.labelled else None

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgeopt.model.graph import Weight, lookup_limit, weights
+from tests.graphs import image_model, normal, save_graph, text_model
+
+
+def test_weights_are_found_with_their_role_and_output_channels(tmp_path: Path) -> None:
+    text = onnx.load(text_model(tmp_path).path).graph
+    assert weights(text) == (
+        Weight("table", "table", (500, 32), 0),
+        Weight("mix", "matmul", (32, 64), 1),
+        Weight("head", "gemm", (4, 64), 0),
+    )
+    image = onnx.load(image_model(tmp_path).path).graph
+    assert [(each.name, each.role) for each in weights(image)] == [
+        ("kernel", "conv"),
+        ("depthwise", "conv"),
+        ("head", "gemm"),
+    ]
+
+
+def test_a_weight_that_is_used_in_two_ways_is_left_alone(tmp_path: Path) -> None:
+    text = """
+    tied (int64[1,4] ids) => (float[1,4,4] y, float[4,4] z) {
+        rows = Gather<axis=0>(table, ids)
+        y = MatMul(rows, table)
+        z = Identity(other)
+    }"""
+    stored = {"table": normal(0, 4, 4), "other": normal(1, 4, 4)}
+    assert weights(onnx.load(save_graph(tmp_path / "m.onnx", text, stored)).graph) == ()
+
+
+@pytest.mark.parametrize("vocabulary", [7, 500])
+def test_token_ids_are_known_by_the_table_they_index(tmp_path: Path, vocabulary: int) -> None:
+    graph = onnx.load(text_model(tmp_path, vocabulary=vocabulary).path).graph
+    assert lookup_limit(graph, "input_ids") == vocabulary
+    assert lookup_limit(graph, "attention_mask") is None
+
+
+def test_the_smallest_of_several_tables_limits_an_input(tmp_path: Path) -> None:
+    text = """
+    two (int32[4] ids) => (float[4,1,2] y) {
+        wide = Cast<to=7>(ids)
+        column = Unsqueeze(wide, axes)
+        a = Gather<axis=0>(large, column)
+        b = Gather<axis=0>(small, column)
+        y = Add(a, b)
+    }"""
+    stored = {"large": normal(0, 9, 2), "small": normal(1, 3, 2), "axes": np.array([1])}
+    graph = onnx.load(save_graph(tmp_path / "m.onnx", text, stored)).graph
+    assert lookup_limit(graph, "ids") == 3
