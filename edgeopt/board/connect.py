@@ -170,8 +170,9 @@ def _handshake(tap: _Tap, hop: Hop, patience: Patience) -> Any:
     known = read_known_keys(hop.known_hosts, hop.known_as)
     transport = paramiko.Transport(tap)
     transport.daemon = True
-    transport.banner_timeout = patience.connect
-    transport.handshake_timeout = patience.connect
+    # start_client's clock alone decides: paramiko's own ones would race it with another error.
+    transport.banner_timeout = 2 * patience.connect
+    transport.handshake_timeout = 2 * patience.connect
     transport.auth_timeout = patience.connect
     transport.channel_timeout = patience.connect
     options = transport.get_security_options()
