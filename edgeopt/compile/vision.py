@@ -7,7 +7,7 @@ import numpy as np
 from tvm import relax
 
 from edgeopt.compile.import_vision import Axis, read_axes
-from edgeopt.compile.kernels import conv, gemm
+from edgeopt.compile.kernels import conv, gemm, winograd
 from edgeopt.compile.kernels.conv import Window
 from edgeopt.compile.site import Site
 from edgeopt.compile.stored import Stored, stored_of
@@ -218,6 +218,10 @@ def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -
         panels = _reshaped(site, packed, (-1, plan.depth, plan.width))
         define = gemm.define_gemm(site.cpu, plan)
         return site.call(define, image, panels, *scales, name="pointwise")
+    tiles = winograd.plan_winograd(site.cpu, window, outputs)
+    if tiles is not None and isinstance(filters, Stored) and filters.values.dtype == np.float32:
+        spread = winograd.transform_filters(filters.values, tiles.width)
+        return site.call(winograd.define_winograd(tiles), image, spread, name="winograd")
     tile = None if window.groups == window.shape[3] else conv.dense_tile(site.cpu, window, outputs)
     if tile is None:
         define = conv.define_channelwise(site.cpu, window, outputs)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt.compile.cpu import describe_cpu
 from edgeopt.model.oracle import run_model
-from tests.compile.kit import Graph, distance, lower_natively, run_natively
+from tests.compile.kit import Graph, distance, lower_natively, make_target, run_natively
 
 pytestmark = pytest.mark.host
 
@@ -77,6 +78,30 @@ def test_every_geometry_of_a_convolution_is_right(name: str, tmp_path: Path) -> 
         return graph.add("Relu", graph.add("Conv", x, *weights, **attributes))
 
     compare(tmp_path, shape, build)
+
+
+#: Batch, inputs, height, width, outputs, pads: one strip, several, tails in both axes, no padding.
+MINIMAL = (
+    (1, 32, 16, 16, 32, (1, 1, 1, 1)),
+    (2, 48, 13, 19, 24, (1, 1, 1, 1)),
+    (1, 64, 40, 24, 32, (1, 1, 1, 1)),
+    (1, 32, 22, 17, 40, (0, 2, 0, 1)),
+)
+
+
+@pytest.mark.parametrize("case", MINIMAL, ids=str)
+def test_minimal_filtering_keeps_its_error_bound(case: tuple[Any, ...], tmp_path: Path) -> None:
+    batch, inputs, height, width, outputs, pads = case
+
+    def build(graph: Graph, x: str) -> Any:
+        weights = graph.weight(outputs, inputs, 3, 3), graph.weight(outputs)
+        return graph.add("Relu", graph.add("Conv", x, *weights, pads=list(pads)))
+
+    path = compare(tmp_path, (batch, inputs, height, width), build, limit=2e-5)
+    for machine in ("x86_64", "aarch64", "arm"):
+        module, refusals = lower_natively(path, describe_cpu(make_target(machine)))
+        assert refusals == ()
+        assert any("winograd" in variable.name_hint for variable in module.functions)
 
 
 TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {

@@ -15,6 +15,7 @@ from edgeopt.compile.kernels import (
     gemm,
     integer,
     rows,
+    winograd,
 )
 from edgeopt.compile.kernels.scheduling import (
     Schedule,
@@ -30,6 +31,7 @@ _RULES = {
     rows.KIND: rows.schedule_rows,
     columns.KIND: columns.schedule_columns,
     conv.DENSE: conv_schedule.schedule_dense,
+    winograd.KIND: winograd.schedule_winograd,
     conv.CHANNELWISE: conv_schedule.schedule_channelwise,
 }
 
