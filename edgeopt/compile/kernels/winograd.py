@@ -150,7 +150,6 @@ def define_winograd(plan: Plan) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
     """Make the TE definition: image [N, H, W, C] and transformed filters."""
     window, (rows, columns) = plan.window, plan.grid
     batch, _, _, inputs = window.shape
-    shape = (plan.height, plan.width)
     top, left, _, _ = window.pads
     # The last tiles may reach beyond the padding.
     bottom, right = (
@@ -177,37 +176,42 @@ def define_winograd(plan: Plan) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
             name="input",
             attrs=mark(role="input"),
         )
-        channel = te.reduce_axis((0, inputs), "c")
-
-        def multiply(*at: tirx.Expr) -> tirx.Expr:
-            b, i, j, ty, mo, no, mi, ni = at
-            tx = tile.clamped(mo, mi, plan.height, columns)
-            value = whole(b, i, j, ty, tx, channel) * filters(no, i, j, channel, ni)
-            return te.sum(value, axis=channel)
-
-        tiled = (-(-columns // plan.height), plan.outputs // plan.width, *shape)
-        product = te.compute(
-            (batch, _TILE, _TILE, rows, *tiled),
-            multiply,
-            name="product",
-            attrs=mark(
-                kind=KIND,
-                pattern="epilogue",
-                rows=plan.height,
-                columns=plan.width,
-                strip=plan.strip,
-                unroll=tile.unroll_of(inputs),
-            ),
-        )
-        sums = te.compute(
-            (batch, _TILE, _TILE, rows, columns, plan.outputs),
-            lambda b, i, j, ty, tx, o: tile.untile(product, (b, i, j, ty), (tx, o), shape),
-            name="sums",
-            attrs=mark(role="sums"),
-        )
-        return _define_output(plan, sums)
+        return _define_output(plan, _define_sums(plan, whole, filters))
 
     return define
+
+
+def _define_sums(plan: Plan, whole: te.Tensor, filters: te.Tensor) -> te.Tensor:
+    """Sum over the channels of [batch, 6, 6, rows of tiles, tiles, channel], place by place."""
+    batch, (rows, columns) = plan.window.shape[0], plan.grid
+    shape, inputs = (plan.height, plan.width), plan.window.shape[3]
+    channel = te.reduce_axis((0, inputs), "c")
+
+    def multiply(*at: tirx.Expr) -> tirx.Expr:
+        b, i, j, ty, mo, no, mi, ni = at
+        tx = tile.clamped(mo, mi, plan.height, columns)
+        value = whole(b, i, j, ty, tx, channel) * filters(no, i, j, channel, ni)
+        return te.sum(value, axis=channel)
+
+    product = te.compute(
+        (batch, _TILE, _TILE, rows, -(-columns // shape[0]), plan.outputs // shape[1], *shape),
+        multiply,
+        name="product",
+        attrs=mark(
+            kind=KIND,
+            pattern="epilogue",
+            rows=plan.height,
+            columns=plan.width,
+            strip=plan.strip,
+            unroll=tile.unroll_of(inputs),
+        ),
+    )
+    return te.compute(
+        (batch, _TILE, _TILE, rows, columns, plan.outputs),
+        lambda b, i, j, ty, tx, o: tile.untile(product, (b, i, j, ty), (tx, o), shape),
+        name="sums",
+        attrs=mark(role="sums"),
+    )
 
 
 def _define_output(plan: Plan, sums: te.Tensor) -> te.Tensor:
