@@ -9,6 +9,7 @@ from onnx import helper
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
+from edgeopt.compile import import_vision
 from edgeopt.compile.views import constant_of, shape_of
 
 Inputs = Sequence[relax.Expr | None]
@@ -116,6 +117,7 @@ _CONVERTERS: dict[str, Converter] = {
     "Clip": _clip,
     "DynamicQuantizeLinear": _dynamic_quantize,
     "MatMulInteger": _matmul_integer,
+    **import_vision.CONVERTERS,
 }
 
 #: Every operator that can be imported.
