@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.board import Kind
 
@@ -100,7 +100,7 @@ class BundleFile(Fact):
 
 
 class Unscheduled(Fact):
-    """A hot function that no kernel rule matched, and its share of the model's FLOPs."""
+    """A function that no kernel rule took and why, and its share of the model's FLOPs."""
 
     function: str
     flops_share: float
@@ -122,6 +122,9 @@ class Bundle(Fact):
     #: ELF machine ("aarch64", "arm", "x86_64") and lowest glibc ("2.17"), or "" when static.
     machine: str
     glibc: str
+    #: How many threads it is meant to run with, and on which cores ("cortex-a72").
+    threads: int = Field(default=1, ge=1)
+    core: str = ""
     unscheduled: tuple[Unscheduled, ...] = ()
 
 

@@ -34,6 +34,8 @@ class Job:
     kind: Kind
     #: Use nothing from the cache.
     fresh: bool = False
+    #: Compile what has no fast kernel all the same, with a warning.
+    allow_unscheduled: bool = False
 
     @property
     def sample_count(self) -> int:

@@ -319,8 +319,16 @@ def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
             run.job.target,
             directory=folder,
             cache=run.store.root,
+            threads=run.job.threads,
             token_samples=read_samples(samples)[0],
+            allow_unscheduled=run.job.allow_unscheduled,
         )
 
-    key = [model.sha256, run.job.target.model_dump(mode="json"), samples.sha256]
+    key = {
+        "model": model.sha256,
+        "target": run.job.target.model_dump(mode="json"),
+        "samples": samples.sha256,
+        "threads": run.job.threads,
+        "allow_unscheduled": run.job.allow_unscheduled,
+    }
     return run.stage("compile", key, Bundle, work, detail=plan_name(model))

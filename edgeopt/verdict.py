@@ -11,12 +11,11 @@ from edgeopt.errors import (
     BudgetExceeded,
     EdgeoptError,
     MeasurementNoisy,
-    ParityBroken,
 )
 from edgeopt.job import Run, Trial
 from edgeopt.measure import require_steady, summarize_samples
 from edgeopt.units import format_figure
-from edgeopt.verify import FLOAT32_TOLERANCE
+from edgeopt.verify import FLOAT32_TOLERANCE, parity_error
 
 if TYPE_CHECKING:
     from edgeopt.compress import Candidate
@@ -104,12 +103,7 @@ def failure_of(checks: tuple[Check, ...]) -> EdgeoptError | None:
     """Return the gravest gate that failed: parity, then accuracy, then the rest of the budget."""
     broken = {each.name: each for each in checks if each.met is False}
     if "parity" in broken:
-        check = broken["parity"]
-        return ParityBroken(
-            "outputs on the board are not those of onnxruntime on the host",
-            why=describe_check(check),
-            fix="deploy with --profile float32 to see whether the plan or the compiler is at fault",
-        )
+        return parity_error(describe_check(broken["parity"]))
     if "accuracy drop" in broken:
         return AccuracyLost(
             "the model loses more than the budget allows",

@@ -168,8 +168,15 @@ def check_parity(parity: Parity, tolerance: float = FLOAT32_TOLERANCE) -> None:
     # Written so that a NaN fails.
     if parity.samples > 0 and parity.max_rel <= tolerance:
         return
-    raise ParityBroken(
+    raise parity_error(
+        f"{parity.worst}; relative difference {parity.max_rel:.2g}, {tolerance:.2g} is allowed"
+    )
+
+
+def parity_error(why: str) -> ParityBroken:
+    """Make the error of outputs that differ by more than is allowed."""
+    return ParityBroken(
         "outputs on the board are not those of onnxruntime on the host",
-        why=f"{parity.worst}; relative difference {parity.max_rel:.2g}, {tolerance:.2g} is allowed",
-        fix="compile with --profile float32 to see whether the plan or the compiler is at fault",
+        why=why,
+        fix="deploy with --profile float32 to see whether the plan or the compiler is at fault",
     )

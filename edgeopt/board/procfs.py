@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 #: Implementer 0x41 is Arm Limited.
 _ARM = "0x41"
-_CORES = {
+#: Part number as /proc/cpuinfo has it, and LLVM's name of the core.
+CORES = {
     "0xc05": "cortex-a5",
     "0xc07": "cortex-a7",
     "0xc08": "cortex-a8",
@@ -154,7 +155,7 @@ def parse_cpuinfo(text: str, *, machine: str) -> tuple[Processor, ...]:
         processors.append(
             Processor(
                 number=int(found["processor"]),
-                core=_CORES.get(part.lower(), "") if implementer.lower() == _ARM else "",
+                core=CORES.get(part.lower(), "") if implementer.lower() == _ARM else "",
                 part=f"{implementer} {part}".strip() or found.get("model name", ""),
                 features=tuple(dict.fromkeys(words)),
             )

@@ -38,6 +38,7 @@ def deploy(
         bool, typer.Option(help="Measure the model as it was beside the chosen plan.")
     ] = True,
     fresh: options.Fresh = False,
+    allow_unscheduled: options.Unscheduled = False,
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
@@ -57,6 +58,7 @@ def deploy(
         values=value or (),
         ssh_config=ssh_config,
         fresh=fresh,
+        allow_unscheduled=allow_unscheduled,
     )
     check_output(html)
     order = make_order(request)
@@ -107,6 +109,7 @@ def plan(
         bool, typer.Option("--all", help="Try every plan there is, not only the profile's.")
     ] = False,
     fresh: options.Fresh = False,
+    allow_unscheduled: options.Unscheduled = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what deploy would choose and what it would need; nothing is sent anywhere."""
@@ -121,6 +124,7 @@ def plan(
         shapes=shape or (),
         values=value or (),
         fresh=fresh,
+        allow_unscheduled=allow_unscheduled,
         on_board=False,
     )
     order = make_order(request)
@@ -160,6 +164,7 @@ def compile_bundle(
     value: options.Values = None,
     project: options.Folder = Path(),
     fresh: options.Fresh = False,
+    allow_unscheduled: options.Unscheduled = False,
 ) -> None:
     """Fit and compile, and write the files that would go to the board."""
     if output.exists():
@@ -175,6 +180,7 @@ def compile_bundle(
         shapes=shape or (),
         values=value or (),
         fresh=fresh,
+        allow_unscheduled=allow_unscheduled,
         on_board=False,
     )
     built = _build(make_order(request))

@@ -46,6 +46,10 @@ MaxDrop = Annotated[
     str | None, typer.Option("--max-drop", help="Loss of the task's metric at most, like 1%.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Use nothing from the cache.")]
+Unscheduled = Annotated[
+    bool,
+    typer.Option("--allow-unscheduled", help="Compile operators without a fast kernel, slowly."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[
     str | None,

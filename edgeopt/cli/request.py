@@ -41,6 +41,7 @@ class Request:
     values: Sequence[str] = ()
     ssh_config: Path | None = None
     fresh: bool = False
+    allow_unscheduled: bool = False
     #: Whether a board will be asked for; what is only compiled needs none.
     on_board: bool = True
 
@@ -91,6 +92,7 @@ def make_order(request: Request) -> Order:
         task=resolve_task(project.task, folder) if project.task else None,
         kind=choice.kind,
         fresh=request.fresh,
+        allow_unscheduled=request.allow_unscheduled,
     )
     return Order(job, choice.connect, f"{project.app} for {target.title}: {choice.why}")
 

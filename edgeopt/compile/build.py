@@ -14,7 +14,7 @@ from tvm import relax
 
 from edgeopt.artifact import Bundle, BundleFile, Footprint, Model
 from edgeopt.compile.cpu import Cpu, describe_cpu
-from edgeopt.compile.gate import hot_functions
+from edgeopt.compile.gate import check_scheduled, unscheduled_functions
 from edgeopt.compile.import_onnx import check_operators, import_model
 from edgeopt.compile.lift import Lifted, lift_constants
 from edgeopt.compile.lower import lower_module
@@ -45,21 +45,26 @@ def compile_model(
     cache: Path,
     threads: int | None = None,
     token_samples: Mapping[str, np.ndarray] | None = None,
+    allow_unscheduled: bool = False,
 ) -> Bundle:
     """Compile a model for a target's CPU into a bundle folder.
 
-    threads: how many will run, for the prediction of memory; all cores when None.
+    threads: how many will run; all cores when None.
 
     token_samples: integer arrays [S, ...] by input name, from which the pages of embedding tables
-    that will be resident are counted. Raises OperatorUnsupported before anything slow starts.
+    that will be resident are counted. Raises OperatorUnsupported: for operators before anything
+    slow starts, and, unless they are allowed, for functions that no kernel rule took.
     """
     check_operators(model.path)
     cpu = describe_cpu(target)
     lowered = lower_module(import_model(model.path), cpu)
-    unscheduled = hot_functions(lowered.fused, lowered.refusals)
+    unscheduled = unscheduled_functions(lowered)
+    if not allow_unscheduled:
+        check_scheduled(unscheduled)
     lifted = lift_constants(lowered.module)
     planned = plan_module(lifted.module, cpu)
-    arena = planned_storage(planned) + planned_workspace(planned, threads or cpu.threads)
+    threads = threads or cpu.threads
+    arena = planned_storage(planned) + planned_workspace(planned, threads)
     directory.mkdir(parents=True, exist_ok=True)
     # A library left by a bundle of the other linkage would be taken for part of this one.
     (directory / LIBRARY).unlink(missing_ok=True)
@@ -81,6 +86,8 @@ def compile_model(
             features=_features(target, cpu, planned),
             machine=target.isa.machine,
             glibc=glibc,
+            threads=threads,
+            core=target.cluster[0].core,
             unscheduled=unscheduled,
         ),
     )

@@ -24,6 +24,9 @@ from edgeopt.compile.kernels.scheduling import (
     marked,
 )
 
+#: Attribute of a scheduled function that names the rule which took it.
+RULE = "edgeopt.rule"
+
 _RULES = {
     gemm.KIND: gemm.schedule_gemm,
     integer.KIND: integer.schedule_integer,
@@ -78,18 +81,19 @@ def schedule_function(function: tirx.PrimFunc, cpu: Cpu, name: str) -> tirx.Prim
     except (RuntimeError, ValueError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return Refusal(name, lines[-1] if lines else type(error).__name__, reduces)
-    if not applied:
+    if applied is None:
         return Refusal(name, "no kernel rule reduces like this", reduces)
-    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+    return sch.mod["main"].with_attr({"tirx.is_scheduled": True, RULE: applied})
 
 
-def _apply_rule(sch: Schedule, cpu: Cpu, *, reduces: bool) -> bool:
+def _apply_rule(sch: Schedule, cpu: Cpu, *, reduces: bool) -> str | None:
+    """Apply the rule that a function is for and name it; None when there is none."""
     for block in blocks_of(sch):
         kind = marked(sch, block, "kind")
         if kind is not None:
             _RULES[kind](sch, cpu, block)
-            return True
+            return kind
     if reduces:
-        return False
+        return None
     elementwise.schedule_elementwise(sch, cpu)
-    return True
+    return "elementwise"
