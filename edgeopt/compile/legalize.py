@@ -10,6 +10,7 @@ from edgeopt.compile.integer import lower_dynamic_quantize, lower_matmul_integer
 from edgeopt.compile.kernels import attention, columns, elementwise, functions, gemm, rows
 from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.lift import digest_array
+from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
 from edgeopt.compile.tables import LARGE_TABLE, Table
@@ -234,6 +235,7 @@ LOWERINGS: dict[str, Lowering] = {
     "relax.nn.avg_pool2d": lower_avg_pool2d,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
+    RECURRENT: lower_recurrent(multiply_stored),
 }
 
 
