@@ -9,6 +9,7 @@ from onnx import helper
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
+from edgeopt.compile import import_vision
 from edgeopt.compile.recurrent import convert_recurrent
 from edgeopt.compile.views import constant_of, shape_of
 
@@ -118,6 +119,7 @@ _CONVERTERS: dict[str, Converter] = {
     "DynamicQuantizeLinear": _dynamic_quantize,
     "MatMulInteger": _matmul_integer,
     **{name: convert_recurrent(name) for name in ("LSTM", "GRU", "RNN")},
+    **import_vision.CONVERTERS,
 }
 
 #: Every operator that can be imported.

@@ -5,11 +5,13 @@ import tvm
 from tvm import relax, tirx, topi
 
 from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.import_vision import AVERAGE_POOL, CONV_TRANSPOSE, MAX_POOL, RESIZE
 from edgeopt.compile.importer import DYNAMIC_QUANTIZE, MATMUL_INTEGER
 from edgeopt.compile.integer import lower_dynamic_quantize, lower_matmul_integer, lower_static
 from edgeopt.compile.kernels import attention, columns, elementwise, functions, gemm, rows
 from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.lift import digest_array
+from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
@@ -25,10 +27,10 @@ from edgeopt.compile.views import (
     shape_of,
 )
 from edgeopt.compile.vision import (
-    lower_avg_pool2d,
     lower_conv1d,
     lower_conv2d,
-    lower_max_pool2d,
+    lower_conv3d,
+    lower_conv_transpose,
 )
 
 
@@ -231,8 +233,11 @@ LOWERINGS: dict[str, Lowering] = {
     "relax.take": lower_take,
     "relax.nn.conv1d": lower_conv1d,
     "relax.nn.conv2d": lower_conv2d,
-    "relax.nn.max_pool2d": lower_max_pool2d,
-    "relax.nn.avg_pool2d": lower_avg_pool2d,
+    "relax.nn.conv3d": lower_conv3d,
+    CONV_TRANSPOSE: lower_conv_transpose,
+    MAX_POOL: lower_max_pool,
+    AVERAGE_POOL: lower_average_pool,
+    RESIZE: lower_resize,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
     RECURRENT: lower_recurrent(multiply_stored),

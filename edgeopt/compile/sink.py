@@ -6,11 +6,12 @@ channels last: once views meet they cancel, and what they kept apart can be fuse
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from tvm import relax
 
+from edgeopt.compile import sink_moves
+from edgeopt.compile.sink_moves import Sunk
 from edgeopt.compile.site import Site
 from edgeopt.compile.views import (
     inside_permute,
@@ -40,17 +41,11 @@ _REDUCTIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Sunk:
-    """A call on what is under the views, and how to view its result as the original's."""
-
-    call: relax.Call
-    restore: Callable[[relax.Expr], relax.Expr]
-
-
 def sink_views(site: Site, call: relax.Call) -> Sunk | None:
     """Rewrite a call whose operands are views; None when it is not worth it or not possible."""
     name = operator_of(call)
+    if name in sink_moves.MOVES:
+        return sink_moves.sink_move(site, call)
     if name in _REDUCTIONS:
         return _sink_into_reduction(site, call)
     if name in _ROWWISE:

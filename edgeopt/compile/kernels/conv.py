@@ -1,7 +1,7 @@
 """Convolutions and pooling on [batch, height, width, channels].
 
-A dense convolution is the GEMM of gemm.py with more axes to sum over; a depthwise one, or a pool,
-walks a few columns of one block of channels. Weights are packed with numpy.
+A dense convolution is the GEMM of gemm.py with more axes to sum over; one of few channels per
+group, or a pool, walks a few columns of one block of channels. Weights are packed with numpy.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,15 @@ from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import tile
-from edgeopt.compile.kernels.functions import number
 from edgeopt.compile.kernels.scheduling import mark
 
 DENSE = "conv"
 CHANNELWISE = "channelwise"
 
-_LOWEST = -3.4028234663852886e38
+#: How a pool joins the values of a window.
+MAXIMUM, SUM = "max", "sum"
+#: Columns of a channelwise tile where no vector divides the channels.
+_SCALAR_COLUMNS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +33,36 @@ class Window:
     #: Top, left, bottom, right.
     pads: tuple[int, int, int, int]
     dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    #: Height and width of the result, where they are not what the padded image has room for.
+    size: tuple[int, int] | None = None
+
+    @property
+    def spans(self) -> tuple[int, int]:
+        """Rows and columns from a window's first tap to its last."""
+        first, second = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+        return first, second
 
     @property
     def output(self) -> tuple[int, int]:
         """Height and width of the result."""
+        if self.size is not None:
+            return self.size
         top, left, bottom, right = self.pads
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
-        height = (self.shape[1] + top + bottom - spans[0]) // self.strides[0] + 1
-        width = (self.shape[2] + left + right - spans[1]) // self.strides[1] + 1
+        height = (self.shape[1] + top + bottom - self.spans[0]) // self.strides[0] + 1
+        width = (self.shape[2] + left + right - self.spans[1]) // self.strides[1] + 1
         return height, width
 
     @property
     def pointwise(self) -> bool:
         """Whether it is a product of each pixel with a matrix."""
-        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
+        plain = self.kernel == (1, 1) and self.strides == (1, 1)
+        return plain and not any(self.pads) and self.groups == 1
+
+    @property
+    def inputs(self) -> int:
+        """Channels that each output sums over."""
+        return self.shape[3] // self.groups
 
     def at(
         self, row: tirx.Expr, column: tirx.Expr, tap: tuple[tirx.Expr, tirx.Expr]
@@ -56,7 +74,7 @@ class Window:
         )
 
 
-def pad(window: Window, x: te.Tensor, value: float) -> te.Tensor:
+def pad(window: Window, x: te.Tensor, value: tirx.Expr) -> te.Tensor:
     """Surround the image by a value; the image itself where there is nothing to add."""
     if not any(window.pads):
         return x
@@ -65,7 +83,7 @@ def pad(window: Window, x: te.Tensor, value: float) -> te.Tensor:
 
     def element(b: tirx.Expr, y: tirx.Expr, z: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         inside = tirx.all(y >= top, y < height + top, z >= left, z < width + left)
-        return tirx.if_then_else(inside, x(b, y - top, z - left, c), number(value))
+        return tirx.if_then_else(inside, x(b, y - top, z - left, c), value)
 
     shape = (batch, height + top + bottom, width + left + right, channels)
     return te.compute(shape, element, name="padded", attrs=mark(role="padded"))
@@ -81,30 +99,59 @@ def pack_filters(filters: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(split.transpose(3, 0, 1, 2, 4))
 
 
-def dense_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
-    """Choose how many columns of the image and how many output channels a tile has."""
-    return tile.choose_tile(cpu, window.output[1], outputs)
+def dense_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int] | None:
+    """Choose how many columns of the image and how many output channels a tile has.
+
+    Returns None for groups of outputs that no vector divides: a panel lies within one group.
+    """
+    columns = window.output[1]
+    if window.groups == 1:
+        return tile.choose_tile(cpu, columns, outputs)
+    each = outputs // window.groups
+    lanes = _lanes_within(cpu, each)
+    if lanes < 4:
+        return None
+    vectors = max(count for count in (1, 2, 3, 4) if each % (count * lanes) == 0)
+    spare = 1 if cpu.vector_a else 0
+    fitting = [
+        height
+        for height in range(1, min(columns, 12) + 1)
+        if height * (vectors + spare) + vectors + 2 <= cpu.registers
+    ]
+    best = max(fitting, key=lambda height: (columns / tile.round_up(columns, height), height))
+    return best, vectors * lanes
+
+
+def _lanes_within(cpu: Cpu, channels: int) -> int:
+    """Choose the longest vector that divides so many channels, or loads would gather."""
+    lanes = cpu.lanes
+    while channels % lanes:
+        lanes //= 2
+    return lanes
 
 
 def define_dense(window: Window, outputs: int, shape: tuple[int, int]) -> Callable[..., te.Tensor]:
     """Make the TE definition: image, packed filters and, if any, scales of outputs."""
     rows, columns = window.output
     height, width = shape
-    inputs = window.shape[3]
+    panels_per_group = max(1, outputs // window.groups // width)
     tiled = (window.shape[0], rows, -(-columns // height), -(-outputs // width), height, width)
 
     def define(x: te.Tensor, filters: te.Tensor, *scales: te.Tensor) -> te.Tensor:
-        padded = pad(window, x, 0.0)
+        padded = pad(window, x, tirx.const(0, x.dtype))
         panels = tile.widen_panels(filters)
         ry = te.reduce_axis((0, window.kernel[0]), "ry")
         rx = te.reduce_axis((0, window.kernel[1]), "rx")
-        rc = te.reduce_axis((0, inputs), "rc")
+        rc = te.reduce_axis((0, window.inputs), "rc")
 
         def multiply(*at: tirx.Expr) -> tirx.Expr:
             b, row, mo, no, mi, ni = at
             column = tile.clamped(mo, mi, height, columns)
             y, z = window.at(row, column, (ry, rx))
-            return te.sum(padded(b, y, z, rc) * panels(no, ry, rx, rc, ni), axis=[ry, rx, rc])
+            channel = rc
+            if window.groups > 1:
+                channel = tirx.floordiv(no, panels_per_group) * window.inputs + rc
+            return te.sum(padded(b, y, z, channel) * panels(no, ry, rx, rc, ni), axis=[ry, rx, rc])
 
         product = te.compute(
             tiled,
@@ -115,7 +162,7 @@ def define_dense(window: Window, outputs: int, shape: tuple[int, int]) -> Callab
                 pattern="epilogue",
                 rows=height,
                 columns=width,
-                unroll=tile.unroll_of(inputs),
+                unroll=tile.unroll_of(window.inputs),
             ),
         )
 
@@ -128,62 +175,85 @@ def define_dense(window: Window, outputs: int, shape: tuple[int, int]) -> Callab
     return define
 
 
-def channel_tile(cpu: Cpu, window: Window) -> tuple[int, int]:
-    """Choose columns and channels of a depthwise tile; channels divide, or loads would gather."""
-    channels = window.shape[3]
-    lanes = cpu.lanes
-    while lanes > 1 and channels % lanes:
-        lanes //= 2
+def channel_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
+    """Choose columns and channels of a channelwise tile."""
+    lanes = _lanes_within(cpu, outputs)
     # On NEON one vector by 4 to 7 columns leaves registers for nine weights.
     several = (2, 3, 1) if cpu.lanes > 4 else (1,)
-    width = next((lanes * n for n in several if channels % (lanes * n) == 0), lanes)
+    width = next((lanes * n for n in several if outputs % (lanes * n) == 0), lanes)
     columns = window.output[1]
+    if lanes == 1:
+        return min(_SCALAR_COLUMNS, columns), 1
     candidates = (4, 7, 8) if cpu.lanes > 4 else (4, 7)
     height = max(candidates, key=lambda n: (columns / tile.round_up(columns, n), -n))
     return min(height, columns), width
 
 
-def define_channelwise(cpu: Cpu, window: Window, *, pool: bool = False) -> Callable[..., te.Tensor]:
-    """Make the TE definition of a depthwise convolution, or of a maximum over the window."""
-    shape = channel_tile(cpu, window)
-    height, width = shape
-    rows, columns = window.output
-    channels = window.shape[3]
-    tiled = (window.shape[0], rows, -(-columns // height), channels // width, height, width)
+def define_channelwise(cpu: Cpu, window: Window, outputs: int) -> Callable[..., te.Tensor]:
+    """Make the TE definition: image, filters [KH, KW, I, O] and, if any, scales of outputs."""
+    each = outputs // window.groups
+    rc = te.reduce_axis((0, window.inputs), "rc")
 
-    def define(x: te.Tensor, *operands: te.Tensor) -> te.Tensor:
-        padded = pad(window, x, _LOWEST if pool else 0.0)
-        ry = te.reduce_axis((0, window.kernel[0]), "ry")
-        rx = te.reduce_axis((0, window.kernel[1]), "rx")
+    def define(x: te.Tensor, filters: te.Tensor, *scales: te.Tensor) -> te.Tensor:
+        def term(read: Callable[..., tirx.Expr], channel: tirx.Expr, *tap: tirx.Expr) -> tirx.Expr:
+            weight = filters(*tap, rc, channel)
+            weight = weight if filters.dtype == "float32" else tirx.Cast("float32", weight)
+            group = channel if each == 1 else tirx.floordiv(channel, each)
+            source = group if window.inputs == 1 else group * window.inputs + rc
+            return te.sum(read(source) * weight, axis=[*tap, rc])
 
-        def reduce(*at: tirx.Expr) -> tirx.Expr:
-            b, row, mo, co, mi, ci = at
-            column = tile.clamped(mo, mi, height, columns)
-            channel = co * width + ci
-            y, z = window.at(row, column, (ry, rx))
-            value = padded(b, y, z, channel)
-            if pool:
-                return te.max(value, axis=[ry, rx])
-            weight = operands[0](ry, rx, channel)
-            weight = weight if weight_is_float(operands[0]) else tirx.Cast("float32", weight)
-            return te.sum(value * weight, axis=[ry, rx])
-
-        product = te.compute(
-            tiled,
-            reduce,
-            name="product",
-            attrs=mark(kind=CHANNELWISE, pattern="epilogue", rows=height, columns=width),
-        )
-
-        def result(b: tirx.Expr, row: tirx.Expr, z: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
-            value = tile.untile(product, (b, row), (z, c), shape)
-            return value * operands[1](c) if len(operands) > 1 else value
-
-        return te.compute((window.shape[0], rows, columns, channels), result, name="channelwise")
+        padded = pad(window, x, tirx.const(0, x.dtype))
+        return _walk(cpu, window, outputs, padded, term, scales)
 
     return define
 
 
-def weight_is_float(weight: te.Tensor) -> bool:
-    """Tell whether a stored weight needs no conversion."""
-    return bool(weight.dtype == "float32")
+def define_pool(cpu: Cpu, window: Window, kind: str) -> Callable[[te.Tensor], te.Tensor]:
+    """Make the TE definition of the maximum, or of the sum, over the window."""
+
+    def define(x: te.Tensor) -> te.Tensor:
+        neutral = tirx.min_value(x.dtype) if kind == MAXIMUM else tirx.const(0, x.dtype)
+        fold = te.max if kind == MAXIMUM else te.sum
+
+        def term(read: Callable[..., tirx.Expr], channel: tirx.Expr, *tap: tirx.Expr) -> tirx.Expr:
+            return fold(read(channel), axis=list(tap))
+
+        padded = pad(window, x, neutral)
+        return _walk(cpu, window, window.shape[3], padded, term, ())
+
+    return define
+
+
+def _walk(
+    cpu: Cpu,
+    window: Window,
+    outputs: int,
+    padded: te.Tensor,
+    term: Callable[..., tirx.Expr],
+    scales: tuple[te.Tensor, ...],
+) -> te.Tensor:
+    """Join the terms of each window by tiles of a few columns and channels."""
+    shape = channel_tile(cpu, window, outputs)
+    height, width = shape
+    rows, columns = window.output
+    tiled = (window.shape[0], rows, -(-columns // height), outputs // width, height, width)
+    ry = te.reduce_axis((0, window.kernel[0]), "ry")
+    rx = te.reduce_axis((0, window.kernel[1]), "rx")
+
+    def reduce(*at: tirx.Expr) -> tirx.Expr:
+        b, row, mo, co, mi, ci = at
+        y, z = window.at(row, tile.clamped(mo, mi, height, columns), (ry, rx))
+        return term(lambda channel: padded(b, y, z, channel), co * width + ci, ry, rx)
+
+    product = te.compute(
+        tiled,
+        reduce,
+        name="product",
+        attrs=mark(kind=CHANNELWISE, pattern="epilogue", rows=height, columns=width),
+    )
+
+    def result(b: tirx.Expr, row: tirx.Expr, z: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
+        value = tile.untile(product, (b, row), (z, c), shape)
+        return value * scales[0](c) if scales else value
+
+    return te.compute((window.shape[0], rows, columns, outputs), result, name="channelwise")

@@ -1,5 +1,6 @@
 """Schedules of the kernels in conv.py."""
 
+from tvm import tirx
 from tvm.s_tir.schedule import LoopRV
 
 from edgeopt.compile.cpu import Cpu
@@ -13,6 +14,8 @@ from edgeopt.compile.kernels.scheduling import (
     vectorize_inner,
 )
 
+#: TVM's kind of an axis that nothing is summed over.
+_SPATIAL = tirx.IterVar.DataPar
 #: Rows of a strip whose padded input stays in L1 or L2, best first.
 _STRIPS = (8, 7, 6, 5, 4, 3, 2, 1)
 
@@ -71,7 +74,8 @@ def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
 
 def _reduce_window(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Unroll the window's taps around vectors of channels that stay in registers."""
-    column, channel, *taps = sch.get_loops(product)[-4:]
+    rank = len([axis for axis in sch.get(product).iter_vars if int(axis.iter_type) != _SPATIAL])
+    column, channel, *taps = sch.get_loops(product)[-2 - rank :]
     lanes = cpu.lanes
     while extent(sch, channel) % lanes:
         lanes //= 2

@@ -24,6 +24,8 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 _WORTH_SHARING = 16384
 #: Vectors that one core handles at a time.
 _GRAIN = 64
+#: Pieces per core that keep all of them busy to the end.
+_CHUNKS = 4
 
 
 def define_unary(function: Function, name: str) -> Callable[[te.Tensor], te.Tensor]:
@@ -127,7 +129,8 @@ def _schedule_output(sch: Schedule, cpu: Cpu, block: Block) -> None:
     total = 1
     for loop in loops:
         total *= extent(sch, loop)
-    inner = loops[-1] if extent(sch, loops[-1]) % cpu.lanes == 0 else fuse(sch, loops)
+    # Fused loops recompute every index by division, which what moves data cannot vectorize.
+    inner = loops[-1] if extent(sch, loops[-1]) % 4 == 0 else fuse(sch, loops)
     outer = loops[:-1] if inner is loops[-1] else []
     if total < _WORTH_SHARING:
         vectorize_inner(sch, inner, cpu.lanes, unroll=False)
@@ -137,5 +140,12 @@ def _schedule_output(sch: Schedule, cpu: Cpu, block: Block) -> None:
         lanes //= 2
     rest, vector = sch.split(inner, [None, lanes])
     sch.vectorize(vector)
+    lead = 1
+    for loop in outer[:-1]:
+        lead *= extent(sch, loop)
+    if lead >= _CHUNKS * cpu.threads:
+        # Whole rows of an image: what is fused costs a division per vector.
+        sch.parallel(fuse(sch, outer[:-1]))
+        return
     shared, _ = sch.split(fuse(sch, [*outer, rest]), [None, _GRAIN])
     sch.parallel(shared)

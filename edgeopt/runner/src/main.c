@@ -11,11 +11,13 @@
 #include <time.h>
 
 #include "conditions.h"
+#include "cpus.h"
 #include "files.h"
 #include "memory.h"
 #include "npy.h"
 #include "options.h"
 #include "report.h"
+#include "threads.h"
 #include "vm.h"
 #include "weights.h"
 
@@ -228,7 +230,11 @@ static void run_model(const Options* options) {
 
 int main(int argc, char** argv) {
   Options options = read_options(argc, argv);
-  set_threads(options.threads);
+  // One thread runs anywhere, unless it is told where.
+  if (options.threads > 1 || options.core_part != 0) {
+    options.threads = choose_cpus((int)options.threads, options.core_part);
+  }
+  start_threads((int)options.threads, options.spin_us * 1000);
   if (options.version || options.memory_only) {
     answer_without_model(&options);
   } else {

@@ -5,6 +5,11 @@
 #include <string.h>
 
 #include "report.h"
+#include "threads.h"
+
+// Longer than the gap between two kernels of a model, shorter than a scheduler's time slice: so
+// threads sleep between inferences, and not within one.
+enum { SPIN_US = 20 };
 
 static int64_t read_count(const char* option, const char* text, int64_t low, int64_t high) {
   char* end = NULL;
@@ -39,14 +44,19 @@ static void read_option(Options* options, const char* name, const char* value) {
   } else if (strcmp(name, "--iterations") == 0) {
     options->iterations = read_count(name, value, 1, many);
   } else if (strcmp(name, "--threads") == 0) {
-    options->threads = read_count(name, value, 1, 1024);
+    options->threads = read_count(name, value, 1, MAX_THREADS);
+  } else if (strcmp(name, "--core-part") == 0) {
+    options->core_part = read_count(name, value, 0, 0xffff);
+  } else if (strcmp(name, "--spin-us") == 0) {
+    options->spin_us = read_count(name, value, 0, many);
   } else {
     fail_usage("unknown option %s", name);
   }
 }
 
 Options read_options(int argc, char** argv) {
-  Options options = {.samples = 1, .warmup = 1, .iterations = 10, .threads = 1};
+  Options options = {
+      .samples = 1, .warmup = 1, .iterations = 10, .threads = 1, .spin_us = SPIN_US};
   for (int i = 1; i < argc; ++i) {
     if (strcmp(argv[i], "--version") == 0) {
       options.version = true;

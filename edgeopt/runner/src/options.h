@@ -20,6 +20,10 @@ typedef struct {
   int64_t warmup;
   int64_t iterations;
   int64_t threads;
+  // The cores to run on, as /proc/cpuinfo names them on ARM; 0: the fastest.
+  int64_t core_part;
+  // How long a thread that waits for work keeps its core before it sleeps.
+  int64_t spin_us;
   // Load TVM's runtime, print the memory that it takes, run nothing.
   bool memory_only;
   bool version;

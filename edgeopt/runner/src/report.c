@@ -44,6 +44,6 @@ void print_json_string(const char* text) { put_json_string(stdout, text); }
 
 void finish(int status) {
   if (fflush(stdout) != 0) fail("cannot write to stdout");
-  // Not exit(): the destructors of TVM's thread pool would join workers that still spin.
+  // Not exit(): destructors of TVM's registries take time and give nothing back.
   _exit(status);
 }

@@ -1,5 +1,5 @@
 // TVM's CPU runtime and Relax virtual machine as one translation unit. No RPC, no tuning, no
-// other devices. The include path leads to the sources inside the apache-tvm wheel.
+// other devices; threads are those of threads.c. The include path leads to the sources inside the apache-tvm wheel.
 #include "src/runtime/cpu_device_api.cc"
 #include "src/runtime/device_api.cc"
 #include "src/runtime/file_utils.cc"
@@ -7,8 +7,6 @@
 #include "src/runtime/memory/memory_manager.cc"
 #include "src/runtime/module.cc"
 #include "src/runtime/tensor.cc"
-#include "src/runtime/thread_pool.cc"
-#include "src/runtime/threading_backend.cc"
 #include "src/runtime/vm/builtin.cc"
 #include "src/runtime/vm/bytecode.cc"
 #include "src/runtime/vm/executable.cc"

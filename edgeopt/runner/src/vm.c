@@ -1,8 +1,6 @@
 #include "vm.h"
 
-#include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "report.h"
@@ -92,12 +90,6 @@ static TVMFFIAny load_module(const char* path) {
   if (length < 0 || (size_t)length >= sizeof local) fail("the model's path is too long");
   TVMFFIAny argument = make_text(local);
   return call_global("ffi.ModuleLoadFromFile", "cannot load the model", &argument, 1);
-}
-
-void set_threads(int64_t threads) {
-  char text[24];
-  snprintf(text, sizeof text, "%" PRId64, threads);
-  if (setenv("TVM_NUM_THREADS", text, 1) != 0) fail("cannot set TVM_NUM_THREADS");
 }
 
 Vm load_vm(const char* model) {

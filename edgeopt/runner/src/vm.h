@@ -12,9 +12,6 @@ typedef struct {
   TVMFFIObjectHandle main_function;
 } Vm;
 
-// Number of threads for kernels; must be called before anything else here.
-void set_threads(int64_t threads);
-
 // Load model (a shared library), or with NULL the one that is linked in.
 Vm load_vm(const char* model);
 
