@@ -10,6 +10,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from edgeopt.compile import import_vision
+from edgeopt.compile.recurrent import convert_recurrent
 from edgeopt.compile.views import constant_of, shape_of
 
 Inputs = Sequence[relax.Expr | None]
@@ -117,6 +118,7 @@ _CONVERTERS: dict[str, Converter] = {
     "Clip": _clip,
     "DynamicQuantizeLinear": _dynamic_quantize,
     "MatMulInteger": _matmul_integer,
+    **{name: convert_recurrent(name) for name in ("LSTM", "GRU", "RNN")},
     **import_vision.CONVERTERS,
 }
 
@@ -135,7 +137,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
     ) -> relax.Expr:
         converter = _CONVERTERS.get(op_name)
         if converter is not None:
-            padded = [*inputs, *[None] * 4]
+            padded = [*inputs, *[None] * 8]
             converted = converter(self.bb, padded, attrs)
             if converted is not None:
                 return self.bb.normalize(converted)

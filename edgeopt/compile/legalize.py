@@ -12,6 +12,7 @@ from edgeopt.compile.kernels import attention, columns, elementwise, functions, 
 from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.lift import digest_array
 from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
+from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
 from edgeopt.compile.tables import LARGE_TABLE, Table
@@ -239,6 +240,7 @@ LOWERINGS: dict[str, Lowering] = {
     RESIZE: lower_resize,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
+    RECURRENT: lower_recurrent(multiply_stored),
 }
 
 

@@ -29,11 +29,17 @@ SMALLEST = 1024
 _BY_ROLE: Mapping[Method, Mapping[str, Method]] = {
     "float32": {},
     "float16": {},
-    "int8-rows": {"matmul": "float16", "gemm": "float16", "conv": "float16"},
+    "int8-rows": {
+        "matmul": "float16",
+        "gemm": "float16",
+        "conv": "float16",
+        "recurrent": "float16",
+    },
     "int8-weights": {"table": "int8-rows"},
     # There is no integer convolution with dynamic ranges that the compiler reads.
-    "int8-dynamic": {"table": "int8-rows", "conv": "int8-weights"},
-    "int8-static": {"table": "int8-rows"},
+    "int8-dynamic": {"table": "int8-rows", "conv": "int8-weights", "recurrent": "int8-weights"},
+    # Nor is there one of a recurrent layer, in either form.
+    "int8-static": {"table": "int8-rows", "recurrent": "int8-weights"},
 }
 
 

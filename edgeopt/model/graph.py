@@ -9,7 +9,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 #: How a weight is used. table: rows looked up by Gather. The others multiply activations.
-Role = Literal["table", "matmul", "gemm", "conv"]
+Role = Literal["table", "matmul", "gemm", "conv", "recurrent"]
 
 #: Operators that hand on the values of their first input, in another form.
 _SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -93,6 +93,8 @@ def _use(node: NodeProto, name: str, shape: tuple[int, ...]) -> tuple[Role, int]
             return "gemm", 0 if attribute(node, "transB", 0) else 1
         case "Conv", 1, rank if rank >= 3:
             return "conv", 0
+        case "LSTM" | "GRU" | "RNN", 1 | 2, 3:
+            return "recurrent", 1
     return None
 
 

@@ -45,9 +45,9 @@ def normalize_model(
     """Write directory/normalized.onnx: fixed shapes, constants folded, no external data.
 
     Shapes replace dimensions by position. An input that values names is filled with that value
-    and is no input any more (a sample rate, say). Short LSTM and GRU layers are unrolled. The
-    outputs on three seeded inputs are those of the original within 1e-4 of the largest value.
-    The same model gives the same bytes. Raises ConfigError when a shape is missing or does not
+    and is no input any more (a sample rate, say). The outputs
+    on three seeded inputs are those of the original within 1e-4 of the largest value. The
+    same model gives the same bytes. Raises ConfigError when a shape is missing or does not
     fit, ModelError when the model cannot run.
     """
     values = dict(values or {})

@@ -15,7 +15,6 @@ from edgeopt.errors import ModelError
 from edgeopt.model.describe import check_values, facts, spec, tensors
 from edgeopt.model.graph import initializers, strip_remarks, used_domains
 from edgeopt.model.oracle import Array, draw_inputs, run_model
-from edgeopt.model.unroll import unroll_model
 
 #: Largest |new - old| over max |old| of any output, over three seeded inputs.
 TOLERANCE = 1e-4
@@ -59,7 +58,7 @@ def normalize_file(
     _fix_shapes(model, shapes)
     _bind_values(model, values)
     names = [each.name for each in model.graph.input], [each.name for each in model.graph.output]
-    model = _slim(unroll_model(_fold(model, folder)))
+    model = _slim(_fold(model, folder))
     if names != ([e.name for e in model.graph.input], [e.name for e in model.graph.output]):
         raise ModelError(
             "simplifying changed the names of inputs or outputs", fix="simplify the model yourself"

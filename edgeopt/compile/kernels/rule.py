@@ -14,6 +14,7 @@ from edgeopt.compile.kernels import (
     elementwise,
     gemm,
     integer,
+    recurrent,
     rows,
     winograd,
 )
@@ -33,6 +34,7 @@ _RULES = {
     attention.KIND: attention.schedule_attention,
     rows.KIND: rows.schedule_rows,
     columns.KIND: columns.schedule_columns,
+    recurrent.KIND: recurrent.schedule_recurrent,
     conv.DENSE: conv_schedule.schedule_dense,
     winograd.KIND: winograd.schedule_winograd,
     conv.CHANNELWISE: conv_schedule.schedule_channelwise,
