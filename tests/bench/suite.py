@@ -209,7 +209,8 @@ def _integer(plain: Path, variant: str, operators: tuple[str, ...]) -> bytes:
                 activation_type=quantization.QuantType[activations],
                 weight_type=quantization.QuantType.QInt8,
             )
-        return onnx.load(made).SerializeToString(deterministic=True)
+        document: bytes = onnx.load(made).SerializeToString(deterministic=True)
+    return document
 
 
 def main() -> None:
