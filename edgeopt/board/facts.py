@@ -102,7 +102,7 @@ def probe_target(
         # What the kernel leaves to programs: less than what is soldered in.
         f'ram = "{facts.ram_total // 1024} KiB"' + _source("MemTotal of /proc/meminfo", day),
         *_shared_cache(facts, day),
-        f"page = {facts.page_size}" + _source("getconf PAGESIZE", day),
+        f'page = "{facts.page_size // 1024} KiB"' + _source("getconf PAGESIZE", day),
         "",
         "[software]",
     ]

@@ -70,7 +70,7 @@ def describe_cpu(target: Target) -> Cpu:
         machine=target.isa.machine,
         core=cluster.core,
         triple=_TRIPLES[target.isa.machine],
-        attributes=("+neon", "+vfp4") if target.isa.machine == "arm" else (),
+        attributes=_attributes(target.isa.machine, features),
         threads=cluster.count,
         lanes=lanes,
         registers=registers,
@@ -82,6 +82,14 @@ def describe_cpu(target: Target) -> Cpu:
         dot_product="asimddp" in features,
         vnni="avx512_vnni" in features,
     )
+
+
+def _attributes(machine: str, features: frozenset[str]) -> tuple[str, ...]:
+    """Name what the kernels use and the core's name does not imply to LLVM."""
+    if machine == "arm":
+        return ("+neon", "+vfp4")
+    # The levels of the x86-64 psABI, which a probed target names as its core, end before VNNI.
+    return ("+avx512vnni",) if "avx512_vnni" in features else ()
 
 
 def _vectors(machine: str, features: frozenset[str]) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal, TypedDict
 
 from filelock import FileLock
 
@@ -26,21 +27,34 @@ from edgeopt.board.facts import read_facts
 from edgeopt.board.local import LocalBoard
 from edgeopt.board.script import run_script
 from edgeopt.deploy import stage_bundle
+from edgeopt.errors import EdgeoptError
 from edgeopt.program import run_program
+from edgeopt.store import digest_file
 from edgeopt.target import Target
 from edgeopt.verify import make_parity
 from tests.bench.prepare import (
     NATIVE,
-    add_model_options,
+    Request,
     bench_target,
     compile_bundle,
     draw_samples,
     prepare_model,
     print_table,
-    read_request,
+    read_options,
 )
+from tests.bench.results import Row, geometric_mean, write_rows
 
 _REMOVE = 'case $1 in */bench-*) chmod -R u+w "$1" && rm -rf "$1";; esac\n'
+
+
+class Place(TypedDict):
+    """What both runtimes' rows have in common."""
+
+    model: str
+    digest: str
+    target: str
+    threads: int
+    unit: Literal["ms", "M instructions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +125,126 @@ def measure_bundle(
     )
 
 
+def measure_model(request: Request, names: list[str], options: argparse.Namespace) -> list[Row]:
+    """Measure one model on every target, and onnxruntime beside it where that is asked for."""
+    source = request.project / request.spec
+    name = source.stem if source.suffix == ".onnx" else request.spec
+    model = prepare_model(request)
+    digest = digest_file(source) if source.is_file() else model.sha256
+    rows = []
+    for target_name in names:
+        target = bench_target(target_name)
+        place: Place = {
+            "model": name,
+            "digest": digest,
+            "target": target_name,
+            "threads": options.threads,
+            "unit": "ms" if target_name == NATIVE else "M instructions",
+        }
+        rows.append(_measure_ours(model, target, place, options.rounds))
+        if options.peer and target.isa.machine == "aarch64":
+            path = model.path if request.changed else source
+            rows.append(_measure_peer(path, model, target, place, options.rounds))
+    return rows
+
+
+def _measure_ours(model: Model, target: Target, place: Place, rounds: int) -> Row:
+    try:
+        bundle = compile_bundle(model, target)
+    # Every model is tried; the table says which failed, and why.
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:160]}"
+        return Row(**place, runtime="edgeopt", code="", error=why)
+    try:
+        with exclusive_board(target) as board:
+            seen = measure_bundle(
+                board, bundle, model, warmup=1, rounds=rounds, threads=place["threads"]
+            )
+    except EdgeoptError as error:
+        why = f"{error.what}: {error.why}"[:200]
+        return Row(**place, runtime="edgeopt", code=bundle.digest, error=why)
+    return Row(
+        **place,
+        runtime="edgeopt",
+        code=bundle.digest,
+        median=seen.median,
+        minimum=min(seen.samples_ns) / 1e6,
+        peak=seen.peak,
+        expected=seen.weights + seen.arena,
+        difference=seen.difference,
+    )
+
+
+def _measure_peer(path: Path, model: Model, target: Target, place: Place, rounds: int) -> Row:
+    from tests.bench.peer import VERSION, measure_peer
+
+    try:
+        with exclusive_board(target) as board:
+            seen = measure_peer(board, path, model, warmup=1, rounds=rounds)
+    except EdgeoptError as error:
+        why = f"{error.what}: {error.why}"[:200]
+        return Row(**place, runtime="onnxruntime", code=VERSION, error=why)
+    return Row(
+        **place,
+        runtime="onnxruntime",
+        code=VERSION,
+        median=statistics.median(seen.samples_ns) / 1e6,
+        minimum=min(seen.samples_ns) / 1e6,
+        peak=seen.peak,
+    )
+
+
+def print_rows(rows: list[Row]) -> None:
+    """Print each figure, and the ratio to onnxruntime's where that was measured."""
+    peers = {each.place: each for each in rows if each.runtime == "onnxruntime"}
+    head = ("model", "target", "edgeopt", "onnxruntime", "ratio")
+    table: list[tuple[str, ...]] = [(*head, "peak MB", "weights + arena", "difference", "")]
+    ratios: dict[str, list[float]] = {}
+    for row in (each for each in rows if each.runtime == "edgeopt"):
+        peer = peers.get(row.place)
+        theirs = peer.median if peer is not None else None
+        ratio = row.median / theirs if row.median and theirs else None
+        if ratio is not None:
+            ratios.setdefault(row.target, []).append(ratio)
+        table.append(
+            (
+                row.model,
+                row.target,
+                _written(row.median, 3),
+                _written(theirs, 3),
+                _written(ratio, 2),
+                _written(row.peak and row.peak / 1e6, 2),
+                _written(row.expected and row.expected / 1e6, 2),
+                "" if row.difference is None else f"{row.difference:.1e}",
+                row.error or (row.unit if peer is None else peer.error),
+            )
+        )
+    print_table(table)
+    for target, found in ratios.items():
+        print(f"{target}: geometric mean of {len(found)}: {geometric_mean(found):.3f}")
+
+
+def _written(figure: float | None, places: int) -> str:
+    return "" if figure is None else f"{figure:.{places}f}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_model_options(parser)
     parser.add_argument("--target", action="append", help="rpi4, rpi5, native (default: rpi4)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    model = prepare_model(read_request(options))
-    rows = [("target", "median", "", "peak MB", "weights MB", "arena MB", "difference")]
-    for name in options.target or ["rpi4"]:
-        target = bench_target(name)
-        bundle = compile_bundle(model, target)
-        with exclusive_board(target) as board:
-            seen = measure_bundle(
-                board, bundle, model, warmup=1, rounds=options.rounds, threads=options.threads
-            )
-        unit = "ms" if name == NATIVE else "M instructions"
-        memory = (f"{each / 1e6:.2f}" for each in (seen.peak, seen.weights, seen.arena))
-        rows.append((name, f"{seen.median:.3f}", unit, *memory, f"{seen.difference:.1e}"))
-    print_table(rows)
+    parser.add_argument("--peer", action="store_true", help="onnxruntime on the board as well")
+    requests, options = read_options(parser)
+    rows: list[Row] = []
+    for request in requests:
+        found = measure_model(request, options.target or ["rpi4"], options)
+        rows += found
+        if options.json is not None:
+            write_rows(options.json, found)
+    print_rows(rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import datetime
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,26 +43,43 @@ class Request:
     values: Mapping[str, float] | None = None
     plan: Method = "float32"
 
+    @property
+    def changed(self) -> bool:
+        """Whether what runs is not the graph of the file itself."""
+        return self.plan != "float32" or bool(self.shapes or self.values) or ":" in self.spec
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that read_request reads."""
-    parser.add_argument("model", help="model.onnx or module:factory")
-    parser.add_argument("--project", type=Path, default=Path(), help="folder of the model")
+
+def read_options(
+    parser: argparse.ArgumentParser,
+) -> tuple[list[Request], argparse.Namespace]:
+    """Add the options that name models and read the command line; at least one model is named."""
+    parser.add_argument("model", nargs="*", help="model.onnx or module:factory")
+    parser.add_argument("--suite", action="store_true", help="all models of tests.bench.suite")
+    parser.add_argument("--only", action="append", default=[], help="of the suite: mlp, lstm")
+    parser.add_argument("--project", type=Path, default=Path(), help="folder of the models")
     parser.add_argument("--shape", action="append", default=[], metavar="name=1x32")
     parser.add_argument("--value", action="append", default=[], metavar="name=16000")
     parser.add_argument("--plan", choices=get_args(Method), default="float32")
-
-
-def read_request(options: argparse.Namespace) -> Request:
-    """Read what add_model_options added."""
-    values = (each.partition("=") for each in options.value)
-    return Request(
-        spec=options.model,
+    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    options = parser.parse_args()
+    numbers = (each.partition("=") for each in options.value)
+    named = Request(
+        spec="",
         project=options.project,
         shapes=dict(parse_shape(each) for each in options.shape),
-        values={name: float(number) for name, _, number in values},
+        values={name: float(number) for name, _, number in numbers},
         plan=options.plan,
     )
+    requests = [replace(named, spec=each) for each in options.model]
+    if options.suite:
+        from tests.bench.suite import model_names, suite_folder, write_suite
+
+        folder = write_suite(suite_folder(), only=tuple(options.only))
+        names = model_names(tuple(options.only))
+        requests += [Request(spec=f"{each}.onnx", project=folder) for each in names]
+    if not requests:
+        parser.error("name a model, or --suite")
+    return requests, options
 
 
 def prepare_model(request: Request) -> Model:
