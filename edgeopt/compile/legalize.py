@@ -7,7 +7,13 @@ from tvm import relax, tirx, topi
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.import_vision import AVERAGE_POOL, CONV_TRANSPOSE, MAX_POOL, RESIZE
 from edgeopt.compile.importer import DYNAMIC_QUANTIZE, MATMUL_INTEGER
-from edgeopt.compile.integer import lower_dynamic_quantize, lower_matmul_integer, lower_static
+from edgeopt.compile.integer import (
+    inverse_of,
+    lower_dynamic_quantize,
+    lower_matmul_integer,
+    lower_quantize,
+    lower_static,
+)
 from edgeopt.compile.kernels import attention, columns, elementwise, functions, gemm, rows
 from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.lift import digest_array
@@ -238,6 +244,7 @@ LOWERINGS: dict[str, Lowering] = {
     MAX_POOL: lower_max_pool,
     AVERAGE_POOL: lower_average_pool,
     RESIZE: lower_resize,
+    "relax.quantize": lower_quantize,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
     RECURRENT: lower_recurrent(multiply_stored),
@@ -275,11 +282,25 @@ def _legalize_cast(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 def _legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Quantize with one scale and zero point; others are left to TVM's own definition."""
-    _, scale, zero = call.args
-    if any(int(np.prod(shape_of(each))) != 1 for each in (scale, zero)):
+    values, scale, zero = call.args
+    if not _one_scale(call):
         return tvm.ir.Op.get("relax.quantize").get_attr("FLegalize")(builder, call)
-    define = elementwise.define_quantize(call.ty.dtype.dtype)
-    return builder.call_te(define, *call.args, primfunc_name_hint="quantize")
+    inverse = inverse_of(scale)
+    define = elementwise.define_quantize(call.ty.dtype.dtype, inverse=inverse is not None)
+    factor = scale if inverse is None else inverse
+    return builder.call_te(define, values, factor, zero, primfunc_name_hint="quantize")
+
+
+def _legalize_dequantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Dequantize to float32 with one scale and zero point; others are left to TVM."""
+    if not _one_scale(call) or call.ty.dtype.dtype != "float32":
+        return tvm.ir.Op.get("relax.dequantize").get_attr("FLegalize")(builder, call)
+    define = elementwise.define_dequantize()
+    return builder.call_te(define, *call.args, primfunc_name_hint="dequantize")
+
+
+def _one_scale(call: relax.Call) -> bool:
+    return all(int(np.prod(shape_of(each))) == 1 for each in call.args[1:])
 
 
 #: Elementwise operators whose stock definitions call libm, one element at a time.
@@ -291,6 +312,7 @@ _ELEMENTWISE: dict[str, elementwise.Legalize] = {
     "relax.round": _legalize_unary("round", functions.round_half_even),
     "relax.divide": _legalize_divide,
     "relax.quantize": _legalize_quantize,
+    "relax.dequantize": _legalize_dequantize,
 }
 
 

@@ -92,10 +92,11 @@ def define_zero_point() -> Callable[..., te.Tensor]:
     return define
 
 
-def define_quantize(dtype: str) -> Callable[..., te.Tensor]:
+def define_quantize(dtype: str, *, inverse: bool = False) -> Callable[..., te.Tensor]:
     """Make the TE definition of QuantizeLinear to int8 or uint8 with one scale and zero point.
 
-    Limited before it is rounded, so that the rounding sees small numbers only.
+    Limited before it is rounded, so that the rounding sees small numbers only. With the inverse of
+    the scale instead of the scale, a value next to a tie may get the neighbouring code.
     """
     lowest, highest = (-128, 127) if dtype == "int8" else (0, 255)
 
@@ -104,11 +105,29 @@ def define_quantize(dtype: str) -> Callable[..., te.Tensor]:
             middle = tirx.Cast("int32", zero(*[0] * len(zero.shape)))
             low = tirx.Cast("float32", tirx.const(lowest, "int32") - middle)
             high = tirx.Cast("float32", tirx.const(highest, "int32") - middle)
-            value = x(*at) / scale(*[0] * len(scale.shape))
+            factor = scale(*[0] * len(scale.shape))
+            value = x(*at) * factor if inverse else x(*at) / factor
             value = tirx.max(tirx.min(value, high), low)
             return tirx.Cast(dtype, functions.round_to_int(value) + middle)
 
         return te.compute(x.shape, code, name="quantize")
+
+    return define
+
+
+def define_dequantize() -> Callable[..., te.Tensor]:
+    """Make the TE definition of DequantizeLinear to float32 with one scale and zero point.
+
+    Both stay operands, so that layers that differ in nothing else share one function.
+    """
+
+    def define(codes: te.Tensor, scale: te.Tensor, zero: te.Tensor) -> te.Tensor:
+        def value(*at: tirx.Expr) -> tirx.Expr:
+            middle = tirx.Cast("int32", zero(*[0] * len(zero.shape)))
+            steps = tirx.Cast("float32", tirx.Cast("int32", codes(*at)) - middle)
+            return steps * scale(*[0] * len(scale.shape))
+
+        return te.compute(codes.shape, value, name="dequantize")
 
     return define
 

@@ -19,8 +19,10 @@ from edgeopt.compile.kernels.gemm import Gemm, RowReader, define_rows, result_of
 from edgeopt.compile.kernels.intrinsics import register_intrinsics
 from edgeopt.compile.kernels.scheduling import (
     Block,
+    Loop,
     Schedule,
     extent,
+    fuse,
     mark,
     marked,
     marked_int,
@@ -30,6 +32,8 @@ from edgeopt.compile.kernels.scheduling import (
 KIND = "integer"
 #: Moves codes between uint8 and int8.
 _SHIFT = 128
+#: Codes that are converted as one vector where they are converted beforehand: AVX-512's bytes.
+_CONVERTED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,11 +218,29 @@ def schedule_integer(sch: Schedule, cpu: Cpu, product: Block) -> None:
     for loop in (call, row, vectors):
         sch.unroll(loop)
     for block in tiles.staged:
-        sch.compute_at(block, depth, preserve_unit_loops=True)
-        loops = sch.get_loops(block)
-        if extent(sch, loops[-1]) > 1:
-            vectorize_inner(sch, loops[-1], extent(sch, loops[-1]))
-        sch.unroll(loops[-2])
+        if cpu.vector_a:
+            _load_codes(sch, block, depth)
+        else:
+            _convert_codes(sch, block)
     start = sch.decompose_reduction(product, depth)
     sch.vectorize(sch.get_loops(start)[-1])
     sch.tensorize(vector, intrinsic)
+
+
+def _load_codes(sch: Schedule, staged: Block, depth: Loop) -> None:
+    """Load a vector of codes of each row as the sum goes on: NEON multiplies from registers."""
+    sch.compute_at(staged, depth, preserve_unit_loops=True)
+    loops = sch.get_loops(staged)
+    if extent(sch, loops[-1]) > 1:
+        vectorize_inner(sch, loops[-1], extent(sch, loops[-1]))
+    sch.unroll(loops[-2])
+
+
+def _convert_codes(sch: Schedule, staged: Block) -> None:
+    """Convert all codes before the product: x86 broadcasts from memory.
+
+    What is stored piece by piece and then broadcast would wait for each store to be forwarded.
+    """
+    *outer, codes = sch.get_loops(staged)
+    vectorize_inner(sch, codes, _CONVERTED, unroll=False)
+    sch.parallel(fuse(sch, outer))
