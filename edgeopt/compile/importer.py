@@ -228,8 +228,7 @@ class _Importer:
         given = self._node(node, inputs)
         if node.op_type == "Cast" and _target(node) in CARRIERS:
             self.narrow[node.output[0]] = _target(node)
-            saturate = bool(given.integer("saturate", 1))
-            return [narrow(given, given.input(0), _target(node), saturate=saturate)]
+            return [narrow(given, given.input(0), _target(node))]
         converted = self._apply(given)
         if not isinstance(converted, relax.Expr):
             return [self.builder.normalize(each) for each in converted]
