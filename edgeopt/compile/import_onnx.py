@@ -6,10 +6,13 @@ import onnx
 import tvm
 
 from edgeopt.compile.importer import KNOWN, import_graph
+from edgeopt.compile.operators.standard import (
+    STANDARD,
+    infer_types,
+    inline_definitions,
+    opset_of,
+)
 from edgeopt.errors import OperatorUnsupported
-
-#: Domains whose operators are the standard's own.
-_STANDARD = ("", "ai.onnx")
 
 
 def check_operators(path: Path) -> None:
@@ -18,15 +21,19 @@ def check_operators(path: Path) -> None:
     Raises OperatorUnsupported. Reads the graph only: no weights, nothing slow.
     """
     model = onnx.load(path, load_external_data=False)
+    _check_nodes(inline_definitions(model, KNOWN), path.name)
+
+
+def _check_nodes(model: onnx.ModelProto, name: str) -> None:
     unknown: dict[str, list[str]] = {}
     for node in model.graph.node:
-        standard = node.domain in _STANDARD
+        standard = node.domain in STANDARD
         if not standard or node.op_type not in KNOWN:
             operator = node.op_type if standard else f"{node.domain}.{node.op_type}"
             unknown.setdefault(operator, []).append(node.name or node.output[0])
     if unknown:
         raise OperatorUnsupported(
-            f"{path.name} has operators that cannot be compiled",
+            f"{name} has operators that cannot be compiled",
             why="; ".join(_describe(name, nodes) for name, nodes in sorted(unknown.items())),
             fix="export the model without them, or replace them by operators of the ONNX standard",
         )
@@ -39,6 +46,11 @@ def _describe(operator: str, nodes: list[str]) -> str:
 
 def import_model(path: Path) -> tvm.IRModule:
     """Read a normalized ONNX file as a Relax module whose weights are untouched constants."""
-    model = onnx.load(path)
-    opset = max(entry.version for entry in model.opset_import if entry.domain in _STANDARD)
-    return import_graph(model.graph, opset)
+    return import_proto(onnx.load(path), path.name)
+
+
+def import_proto(model: onnx.ModelProto, name: str) -> tvm.IRModule:
+    """Convert a model of fixed shapes; name is for what is said of it."""
+    model = inline_definitions(model, KNOWN)
+    _check_nodes(model, name)
+    return import_graph(model.graph, opset_of(model), infer_types(model))

@@ -1,17 +1,22 @@
-"""TVM's ONNX importer, with the operators that it converts in a way that loses something."""
+"""ONNX graphs as Relax functions: each node by our converter, or by TVM's where that is right."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
 import tvm
-from onnx import helper
-from tvm import relax
-from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
+from onnx import helper, numpy_helper
+from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
+from edgeopt.compile.operators import CONVERTERS, Node, Result, Unsupported
+from edgeopt.compile.operators.fallback import TRUSTED, convert_by_tvm
+from edgeopt.compile.operators.fold import fold_node
+from edgeopt.compile.operators.narrow import CARRIERS, carrier_of, carry, narrow, widen
+from edgeopt.compile.operators.node import dtype_of
 from edgeopt.compile.recurrent import convert_recurrent
 from edgeopt.compile.views import constant_of, shape_of
+from edgeopt.errors import OperatorUnsupported
 
 Inputs = Sequence[relax.Expr | None]
 Attributes = Mapping[str, object]
@@ -64,9 +69,13 @@ def _clip(builder: relax.BlockBuilder, inputs: Inputs, attributes: Attributes) -
         return None
     result = inputs[0]
     if bounds[0] is not None:
-        result = builder.emit(relax.op.maximum(result, relax.const(bounds[0].reshape(()))))
+        result = builder.emit(
+            relax.op.maximum(result, relax.const(bounds[0].reshape(()), bounds[0].dtype.name))
+        )
     if bounds[1] is not None:
-        result = builder.emit(relax.op.minimum(result, relax.const(bounds[1].reshape(()))))
+        result = builder.emit(
+            relax.op.minimum(result, relax.const(bounds[1].reshape(()), bounds[1].dtype.name))
+        )
     return result
 
 
@@ -122,29 +131,195 @@ _CONVERTERS: dict[str, Converter] = {
     **import_vision.CONVERTERS,
 }
 
-#: Every operator that can be imported.
-KNOWN = frozenset(_get_convert_map()) | frozenset(_CONVERTERS) | {"Constant"}
+#: Every operator that can be imported, other than those that the standard defines by others.
+KNOWN = frozenset(CONVERTERS) | TRUSTED | frozenset(_CONVERTERS) | {"Constant", "Shape", "Size"}
+
+#: What TVM and numpy raise for a node that they cannot take.
+_FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    Unsupported,
+    ValueError,
+)
 
 
-class _Importer(ONNXGraphImporter):  # type: ignore[misc]
-    """TVM's importer with our converters before its own."""
+def import_graph(
+    graph: onnx.GraphProto, opset: int, expected: Mapping[str, onnx.TypeProto]
+) -> tvm.IRModule:
+    """Convert a graph of fixed shapes whose operators are all known.
 
-    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
-        """Do nothing: operators were checked before."""
+    expected: what the standard infers of its values, by name; a converter that gives something
+    else is refused. Raises OperatorUnsupported, which names the node.
+    """
+    return _Importer(opset, expected).convert(graph)
 
-    def _convert_operator(
-        self, op_name: str, inputs: Inputs, attrs: Attributes, opset: int
-    ) -> relax.Expr:
-        converter = _CONVERTERS.get(op_name)
-        if converter is not None:
-            padded = [*inputs, *[None] * 8]
-            converted = converter(self.bb, padded, attrs)
+
+class _Importer:
+    """Walks a graph once; every value is a Relax expression of a known type."""
+
+    def __init__(self, opset: int, expected: Mapping[str, onnx.TypeProto]) -> None:
+        self.opset = opset
+        self.expected = expected
+        self.builder = relax.BlockBuilder()
+        self.values: dict[str, relax.Expr] = {}
+        #: The narrow types of those values that travel as bytes.
+        self.narrow: dict[str, str] = {}
+
+    def convert(self, graph: onnx.GraphProto) -> tvm.IRModule:
+        """Make the module whose main function is the graph."""
+        stored = {each.name for each in graph.initializer}
+        inputs = [self._variable(each) for each in graph.input if each.name not in stored]
+        self.values = {each.name: each for each in inputs}
+        with self.builder.function("main", params=inputs):
+            with self.builder.dataflow():
+                self._convert_nodes(graph)
+                results = [self.values[each.name] for each in graph.output]
+                result = self.builder.emit_output(
+                    results[0] if len(results) == 1 else relax.Tuple(results)
+                )
+            self.builder.emit_func_output(result)
+        module = self.builder.get()
+        module["main"] = module["main"].with_attrs({"num_input": len(inputs)})
+        return module
+
+    def _variable(self, value: onnx.ValueInfoProto) -> relax.Var:
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or kind.elem_type == onnx.TensorProto.STRING:
+            raise OperatorUnsupported(
+                f"the input {value.name!r} cannot be compiled",
+                why="it is no tensor of numbers",
+                fix="give the model tensors of numbers only",
+            )
+        name = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        if name in CARRIERS:
+            self.narrow[value.name] = name
+        shape = [dim.dim_value for dim in kind.shape.dim]
+        return relax.Var(value.name, relax.TensorType(shape, carrier_of(name)))
+
+    def _convert_nodes(self, graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            self.values[tensor.name] = self._stored(tensor.name, numpy_helper.to_array(tensor))
+        for node in graph.node:
+            try:
+                results = self._convert_node(node)
+                for name, result in zip(node.output, results, strict=False):
+                    if name:
+                        self.values[name] = result
+                self._check(node)
+            except _FAILURES as error:
+                raise _refusal(node, error) from error
+
+    def _stored(self, name: str, value: np.ndarray) -> relax.Expr:
+        if value.dtype.name in CARRIERS:
+            self.narrow[name] = value.dtype.name
+            value = carry(value)
+        # Named, since Relax would make 32 bits of 64.
+        return relax.const(value, value.dtype.name)
+
+    def _convert_node(self, node: onnx.NodeProto) -> list[relax.Expr]:
+        if any(name in self.narrow for name in node.input):
+            return [self._convert_narrow(node)]
+        folded = fold_node(node, self.values, self.opset)
+        if folded is not None:
+            names = zip(node.output, folded, strict=False)
+            return [self._stored(name, value) for name, value in names]
+        inputs = tuple(self.values[name] if name else None for name in node.input)
+        given = self._node(node, inputs)
+        if node.op_type == "Cast" and _target(node) in CARRIERS:
+            self.narrow[node.output[0]] = _target(node)
+            return [narrow(given, given.input(0), _target(node))]
+        converted = self._apply(given)
+        if not isinstance(converted, relax.Expr):
+            return [self.builder.normalize(each) for each in converted]
+        converted = self.builder.normalize(converted)
+        if isinstance(converted, relax.Tuple):
+            return list(converted.fields)
+        if isinstance(converted.ty, relax.TupleType):
+            count = len(converted.ty.fields)
+            return [self.builder.emit(relax.TupleGetItem(converted, i)) for i in range(count)]
+        return [converted]
+
+    def _node(self, node: onnx.NodeProto, inputs: tuple[relax.Expr | None, ...]) -> Node:
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        return Node(node.op_type, inputs, attributes, len(node.output), self.opset, self.builder)
+
+    def _convert_narrow(self, node: onnx.NodeProto) -> relax.Expr:
+        """Convert a node that reads numbers of a narrow type, which can be copied or widened."""
+        name = self.narrow.get(node.input[0])
+        if name is None or len(node.input) != 1 or node.op_type not in ("Cast", "Identity"):
+            raise Unsupported(f"it computes with {name or 'a narrow type'}")
+        source = self.values[node.input[0]]
+        if node.op_type == "Identity":
+            self.narrow[node.output[0]] = name
+            return source
+        wanted = _target(node)
+        wide = widen(self._node(node, (source,)), source, name)
+        if wanted in CARRIERS:
+            self.narrow[node.output[0]] = wanted
+            return narrow(self._node(node, (source,)), wide, wanted)
+        return self.builder.normalize(relax.op.astype(wide, wanted))
+
+    def _apply(self, node: Node) -> Result:
+        special = _CONVERTERS.get(node.operator)
+        if special is not None:
+            converted = special(self.builder, [*node.inputs, *[None] * 8], node.attributes)
             if converted is not None:
-                return self.bb.normalize(converted)
-        return super()._convert_operator(op_name, inputs, attrs, opset)
+                return converted
+        own = CONVERTERS.get(node.operator)
+        return convert_by_tvm(node) if own is None else own(node)
+
+    def _check(self, node: onnx.NodeProto) -> None:
+        """Compare the types and shapes of results with what the standard infers."""
+        for name in node.output:
+            value, expected = self.values.get(name), self.expected.get(name)
+            if value is None and name:
+                raise Unsupported("one of its results is not computed")
+            if value is None:
+                continue
+            if not isinstance(value.ty, relax.TensorType) or not _is_fixed(value):
+                raise Unsupported("the shape of its result depends on the values of inputs")
+            if expected is not None:
+                _compare(value, expected)
 
 
-def import_graph(graph: onnx.GraphProto, opset: int) -> tvm.IRModule:
-    """Convert a graph of fixed shapes whose operators are all known."""
-    importer = _Importer({}, {}, keep_params_in_input=False, sanitize=False)
-    return importer.from_onnx(graph, opset)
+def _target(node: onnx.NodeProto) -> str:
+    """Read the type that a Cast converts to."""
+    kinds = [each.i for each in node.attribute if each.name == "to"]
+    return str(helper.tensor_dtype_to_np_dtype(kinds[0]).name)
+
+
+def _is_fixed(value: relax.Expr) -> bool:
+    shape = value.ty.shape
+    return shape is not None and all(isinstance(size, tirx.IntImm) for size in shape)
+
+
+def _compare(value: relax.Expr, expected: onnx.TypeProto) -> None:
+    kind = expected.tensor_type
+    if not expected.HasField("tensor_type") or not kind.elem_type:
+        return
+    found, wanted = dtype_of(value), helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    if found != carrier_of(wanted):
+        raise Unsupported(f"its result would be {found} where the standard has {wanted}")
+    if not kind.HasField("shape"):
+        return
+    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
+    shape = shape_of(value)
+    if len(shape) != len(sizes) or any(
+        size not in (None, own) for size, own in zip(sizes, shape, strict=True)
+    ):
+        raise Unsupported(f"its result would have the shape {shape}, not the standard's {sizes}")
+
+
+def _refusal(node: onnx.NodeProto, error: Exception) -> OperatorUnsupported:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    return OperatorUnsupported(
+        f"{node.op_type} x1 ({node.name or node.output[0]}) cannot be compiled as it is used",
+        why=reason if isinstance(error, Unsupported) else f"{type(error).__name__}: {reason}",
+        fix="export the model without it, or replace it by operators of the ONNX standard",
+    )
