@@ -12,6 +12,7 @@ import numpy as np
 from tvm import relax
 
 from edgeopt.compile import interpolation
+from edgeopt.compile.operators.node import Unsupported
 from edgeopt.compile.views import constant_of, shape_of
 
 Inputs = Sequence[relax.Expr | None]
@@ -154,6 +155,8 @@ def _conv_transpose(
     shape, sizes = shape_of(image), shape_of(image)[2:]
     if len(sizes) not in (1, 2):
         return None
+    if constant_of(filters) is None:
+        raise Unsupported("its filters are computed; they are packed when the model is compiled")
     kernel = shape_of(filters)[2:]
     axes, outputs = [], []
     for i, (size, each) in enumerate(zip(sizes, window_axes({}, sizes, kernel), strict=True)):

@@ -12,6 +12,7 @@ from edgeopt.compile import import_vision
 from edgeopt.compile.operators import CONVERTERS, Node, Result, Unsupported
 from edgeopt.compile.operators.fallback import TRUSTED, convert_by_tvm
 from edgeopt.compile.operators.fold import fold_node
+from edgeopt.compile.operators.half import in_single
 from edgeopt.compile.operators.narrow import CARRIERS, carrier_of, carry, narrow, widen
 from edgeopt.compile.operators.node import dtype_of
 from edgeopt.compile.recurrent import convert_recurrent
@@ -62,21 +63,23 @@ def _gather(
 
 
 def _clip(builder: relax.BlockBuilder, inputs: Inputs, attributes: Attributes) -> relax.Expr | None:
-    """Limit by constants with plain minimum and maximum, which can be fused."""
-    del attributes
-    bounds = [None if each is None else constant_of(each) for each in (inputs[1], inputs[2])]
-    if any(bound is None for bound, each in zip(bounds, inputs[1:3], strict=False) if each):
+    """Limit with plain minimum and maximum, which can be fused; older versions by attributes."""
+    source = inputs[0]
+    if source is None or "min" in attributes or "max" in attributes:
         return None
-    result = inputs[0]
-    if bounds[0] is not None:
-        result = builder.emit(
-            relax.op.maximum(result, relax.const(bounds[0].reshape(()), bounds[0].dtype.name))
-        )
-    if bounds[1] is not None:
-        result = builder.emit(
-            relax.op.minimum(result, relax.const(bounds[1].reshape(()), bounds[1].dtype.name))
-        )
+    result = source
+    for bound, limit in zip(inputs[1:3], (relax.op.maximum, relax.op.minimum), strict=True):
+        if bound is not None:
+            result = builder.emit(limit(result, _scalar(builder, bound)))
     return result
+
+
+def _scalar(builder: relax.BlockBuilder, bound: relax.Expr) -> relax.Expr:
+    """Give a tensor of one element the shape that broadcasts with any other."""
+    value = constant_of(bound)
+    if value is not None:
+        return relax.const(value.reshape(()), value.dtype.name)
+    return bound if shape_of(bound) == () else builder.emit(relax.op.reshape(bound, ()))
 
 
 def _dynamic_quantize(
@@ -232,7 +235,8 @@ class _Importer:
         given = self._node(node, inputs)
         if node.op_type == "Cast" and _target(node) in CARRIERS:
             self.narrow[node.output[0]] = _target(node)
-            return [narrow(given, given.input(0), _target(node))]
+            saturate = bool(given.integer("saturate", 1))
+            return [narrow(given, given.input(0), _target(node), saturate=saturate)]
         converted = self._apply(given)
         if not isinstance(converted, relax.Expr):
             return [self.builder.normalize(each) for each in converted]
@@ -261,10 +265,14 @@ class _Importer:
         wide = widen(self._node(node, (source,)), source, name)
         if wanted in CARRIERS:
             self.narrow[node.output[0]] = wanted
-            return narrow(self._node(node, (source,)), wide, wanted)
+            given = self._node(node, (source,))
+            return narrow(given, wide, wanted, saturate=bool(given.integer("saturate", 1)))
         return self.builder.normalize(relax.op.astype(wide, wanted))
 
     def _apply(self, node: Node) -> Result:
+        single = in_single(node, self._apply)
+        if single is not None:
+            return single
         special = _CONVERTERS.get(node.operator)
         if special is not None:
             converted = special(self.builder, [*node.inputs, *[None] * 8], node.attributes)
@@ -283,6 +291,8 @@ class _Importer:
                 continue
             if not isinstance(value.ty, relax.TensorType) or not _is_fixed(value):
                 raise Unsupported("the shape of its result depends on the values of inputs")
+            if expected is not None and expected.WhichOneof("value") != "tensor_type":
+                raise Unsupported("its result is no tensor")
             if expected is not None:
                 _compare(value, expected)
 

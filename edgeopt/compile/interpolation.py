@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeopt.compile.operators.node import Unsupported
+
 #: Sources int32 [positions, taps] and weights float32 [positions, taps] of one axis.
 Table = tuple[np.ndarray, np.ndarray]
 
@@ -20,6 +22,9 @@ _COORDINATES = (
     "align_corners",
     "asymmetric",
 )
+
+#: How far from a whole number a length may be by rounding of the scales.
+_WHOLE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,8 @@ def read_request(
         else:
             lengths[place] = int(number)
     by_size = given[0] is sizes
+    if coordinates == "align_corners" and not by_size:
+        _check_corners(shape, factors)
     if by_size:
         policy = _text(attributes, "keep_aspect_ratio_policy", "stretch")
         places = [int(axis) % rank for axis in chosen]
@@ -80,6 +87,16 @@ def read_request(
         exclude_outside=bool(attributes.get("exclude_outside", 0)),
         antialias=bool(attributes.get("antialias", 0)),
     )
+
+
+def _check_corners(shape: Sequence[int], factors: Sequence[float]) -> None:
+    """Refuse lengths with fractions, whose last corner the standard puts outside of the image.
+
+    onnxruntime rounds them first.
+    """
+    lengths = [size * np.float32(factor) for size, factor in zip(shape, factors, strict=True)]
+    if any(abs(length - round(float(length))) > _WHOLE for length in lengths):
+        raise Unsupported("its corners are aligned, but scales give lengths that are not whole")
 
 
 def _text(attributes: Mapping[str, object], name: str, default: str) -> str:

@@ -178,9 +178,9 @@ def lower_reduction(site: Site, call: relax.Call) -> relax.Expr | None:
 
 def _fold_of(name: str, reduced: int) -> tuple[rows.Fold, float]:
     if name == "relax.max":
-        return rows.MAXIMUM, 1.0
+        return rows.GREATEST, 1.0
     if name == "relax.min":
-        return rows.MINIMUM, 1.0
+        return rows.LEAST, 1.0
     return rows.SUM, 1.0 / reduced if name == "relax.mean" else 1.0
 
 
@@ -254,7 +254,7 @@ LOWERINGS: dict[str, Lowering] = {
 def _legalize_unary(name: str, function: elementwise.Function) -> elementwise.Legalize:
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         if call.ty.dtype.dtype != "float32":
-            return call
+            return tvm.ir.Op.get(call.op.name).get_attr("FLegalize")(builder, call)
         define = elementwise.define_unary(function, name)
         return builder.call_te(define, call.args[0], primfunc_name_hint=name)
 
@@ -263,6 +263,7 @@ def _legalize_unary(name: str, function: elementwise.Function) -> elementwise.Le
 
 def _legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Divide; by one float32 number, multiply by its inverse instead."""
+    number = scalar_of(call.args[1])
     number = scalar_of(call.args[1])
     if number is None or call.ty.dtype.dtype != "float32" or constant_of(call.args[0]) is not None:
         return builder.call_te(topi.divide, *call.args, primfunc_name_hint="divide")

@@ -125,7 +125,7 @@ def _reshaped(
         return argument
     value = site.constant(argument)
     if value is not None and value.size == 1:
-        return relax.const(value.reshape(()))
+        return relax.const(value.reshape(()), value.dtype.name)
     return None
 
 
@@ -157,7 +157,8 @@ def _permuted(site: Site, argument: relax.Expr, axes: tuple[int, ...]) -> relax.
     value = site.constant(argument)
     if value is not None:
         padded = value.reshape((1,) * (len(axes) - value.ndim) + value.shape)
-        return relax.const(np.ascontiguousarray(padded.transpose(inverse)))
+        moved = np.ascontiguousarray(padded.transpose(inverse))
+        return relax.const(moved, moved.dtype.name)
     if len(shape_of(argument)) != len(axes):
         return None
     return site.permute(argument, inverse)

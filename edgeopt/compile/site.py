@@ -51,7 +51,8 @@ class Site:
     ) -> relax.Var:
         """Emit a kernel on expressions and constants; return the variable that holds its result."""
         expressions = [
-            relax.const(value) if isinstance(value, np.ndarray) else value for value in arguments
+            relax.const(value, value.dtype.name) if isinstance(value, np.ndarray) else value
+            for value in arguments
         ]
         return self.builder.emit_te(define, *expressions, primfunc_name_hint=name)
 

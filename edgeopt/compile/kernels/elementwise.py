@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from tvm import relax, te, tirx
 
 from edgeopt.compile.cpu import Cpu
@@ -93,12 +94,12 @@ def define_zero_point() -> Callable[..., te.Tensor]:
 
 
 def define_quantize(dtype: str, *, inverse: bool = False) -> Callable[..., te.Tensor]:
-    """Make the TE definition of QuantizeLinear to int8 or uint8 with one scale and zero point.
+    """Make the TE definition of QuantizeLinear to 8 or 16 bits with one scale and zero point.
 
     Limited before it is rounded, so that the rounding sees small numbers only. With the inverse of
     the scale instead of the scale, a value next to a tie may get the neighbouring code.
     """
-    lowest, highest = (-128, 127) if dtype == "int8" else (0, 255)
+    lowest, highest = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
 
     def define(x: te.Tensor, scale: te.Tensor, zero: te.Tensor) -> te.Tensor:
         def code(*at: tirx.Expr) -> tirx.Expr:

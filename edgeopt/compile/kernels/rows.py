@@ -46,6 +46,16 @@ MAXIMUM = Fold(te.max, tirx.max, _LOWEST)
 MINIMUM = Fold(te.min, tirx.min, -_LOWEST)
 
 
+def _extreme(join: Callable[[tirx.Expr, tirx.Expr], tirx.Expr], neutral: float) -> Fold:
+    """Fold from an infinity, so that a row of infinities stays one."""
+    reduce = te.comm_reducer(join, lambda dtype: tirx.const(neutral, dtype), name="extreme")
+    return Fold(reduce, join, neutral)
+
+
+GREATEST = _extreme(lambda a, b: tirx.max(a, b), float("-inf"))
+LEAST = _extreme(lambda a, b: tirx.min(a, b), float("inf"))
+
+
 def partial_lanes(cpu: Cpu, length: int) -> int:
     """Choose how many partial results a row of so many elements keeps."""
     lanes = cpu.lanes * _VECTORS

@@ -77,6 +77,8 @@ def sorted_functions(module: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, tirx.
 def schedule_function(function: tirx.PrimFunc, cpu: Cpu, name: str) -> tirx.PrimFunc | Refusal:
     """Schedule one function, or say why it cannot be."""
     sch = s_tir.Schedule(function)
+    if not blocks_of(sch):
+        return Refusal(name, "it is one opaque block", True)
     reduces = any(is_reduction(sch, block) for block in blocks_of(sch))
     try:
         applied = _apply_rule(sch, cpu, reduces=reduces)

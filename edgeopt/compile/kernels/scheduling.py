@@ -37,7 +37,10 @@ def _text(value: object) -> str:
 
 
 def blocks_of(sch: Schedule) -> list[Block]:
-    """List the blocks of a function in program order."""
+    """List the blocks of a function in program order; none where it is one opaque block."""
+    body = sch.mod["main"].body
+    if not isinstance(body, s_tir.SBlockRealize) or body.block.name_hint != "root":
+        return []
     return list(sch.get_child_blocks(sch.get_sblock("root")))
 
 

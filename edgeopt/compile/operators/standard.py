@@ -43,10 +43,15 @@ def inline_definitions(model: ModelProto, known: frozenset[str]) -> ModelProto:
 def _unknown(model: ModelProto, known: frozenset[str]) -> Iterator[int]:
     """Find the nodes that are to be replaced, by place."""
     for place, node in enumerate(model.graph.node):
-        if node.domain in STANDARD and node.op_type in known:
+        if node.domain in STANDARD and node.op_type in known and not _is_partial(node):
             continue
         if has_definition(node, opset_of(model, node.domain)):
             yield place
+
+
+def _is_partial(node: NodeProto) -> bool:
+    """Tell whether a node is asked for more than the known operator computes."""
+    return node.op_type == "LayerNormalization" and any(node.output[1:])
 
 
 def _inline(model: ModelProto, places: list[int]) -> ModelProto:
@@ -60,6 +65,7 @@ def _inline(model: ModelProto, places: list[int]) -> ModelProto:
         function = _define(node, opset_of(model, node.domain), types)
         if function is not None:
             function.domain, function.name = _PRIVATE, f"definition{place}"
+            _raise_version(function, opset_of(model))
             _complete(node, opset_of(model, node.domain))
             node.domain, node.op_type = function.domain, function.name
             functions.append(function)
@@ -90,6 +96,24 @@ def _define(node: NodeProto, opset: int, types: Mapping[str, TypeProto]) -> Func
         )
     )
     return function
+
+
+def _raise_version(function: FunctionProto, opset: int) -> None:
+    """Say that a body is of the model's version where all of its operators still take it.
+
+    The inliner leaves a body of another version alone.
+    """
+    for needed in function.opset_import:
+        if needed.domain in STANDARD and all(_accepts(node, opset) for node in function.node):
+            needed.version = opset
+
+
+def _accepts(node: NodeProto, opset: int) -> bool:
+    if not defs.has(node.op_type, opset, _domain(node)):
+        return False
+    schema: Any = defs.get_schema(node.op_type, opset, _domain(node))
+    named = all(each.name in schema.attributes for each in node.attribute)
+    return named and schema.min_input <= len(node.input) <= schema.max_input
 
 
 def _complete(node: NodeProto, opset: int) -> None:
