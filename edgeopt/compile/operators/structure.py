@@ -49,7 +49,7 @@ def _reduce(node: Node) -> Result:
         elif np.isinf(value) and np.dtype(dtype).kind in "iu":
             limits = np.iinfo(dtype)
             value = limits.max if value > 0 else limits.min
-        return relax.const(np.full(wanted, value, dtype))
+        return relax.const(np.full(wanted, value, dtype), dtype)
     if dtype != "bool":
         return convert_by_tvm(node)
     numbers = node.emit(relax.op.astype(node.input(0), "uint8"))
@@ -152,8 +152,8 @@ def _normalize(node: Node) -> relax.Expr:
     if not one:
         norm = node.emit(relax.op.sqrt(norm))
     # Where all are zero the standard's result is zero.
-    zero = relax.const(np.zeros((), node.dtype(0)))
-    ones = relax.const(np.ones((), node.dtype(0)))
+    zero = relax.const(np.zeros((), node.dtype(0)), node.dtype(0))
+    ones = relax.const(np.ones((), node.dtype(0)), node.dtype(0))
     empty = node.emit(relax.op.equal(norm, zero))
     return relax.op.divide(source, node.emit(relax.op.where(empty, ones, norm)))
 
