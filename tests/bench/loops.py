@@ -16,8 +16,9 @@ from edgeopt.compile.lift import lift_constants
 from edgeopt.compile.lower import lower_module
 
 _FUNCTION = re.compile(r"^\s*\.type\s+(\S+),@function")
-_LABEL = re.compile(r"^(\.LBB\w+):")
-_INSTRUCTION = re.compile(r"^\s+([a-z][\w.]*)(?:\s+([^/]*))?")
+#: Of a block, or local to assembly that a kernel brings along.
+_LABEL = re.compile(r"^\s*(\.LBB\w+|\d+):")
+_INSTRUCTION = re.compile(r"^\s*([a-z][\w.]*)(?:\s+([^/:]*?))?\s*(?://.*)?$")
 _BRANCH = re.compile(r"^(?:b|b\.\w+|cbn?z|tbn?z)$")
 _BASE = re.compile(r"\[(\w+)")
 _LAMBDA = re.compile(r"\.L__tvm_parallel_lambda[.\d]*")
@@ -45,6 +46,11 @@ class Instruction:
 
     def __str__(self) -> str:
         return f"{self.name} {', '.join(self.operands)}"
+
+    @property
+    def branches(self) -> bool:
+        """Whether it goes to a label."""
+        return _BRANCH.match(self.name) is not None
 
     @property
     def base(self) -> str | None:
@@ -210,21 +216,32 @@ def _owners(functions: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _loops_of(function: str, lines: Sequence[str]) -> Iterator[Loop]:
-    places = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
     read = [read_instruction(line) for line in lines]
-    ends: dict[str, int] = {}
-    for place, each in enumerate(read):
-        if each is not None and _BRANCH.match(each.name):
-            target = each.operands[-1]
-            if places.get(target, place) < place:
-                ends[target] = place
-    spans = {label: (places[label], end) for label, end in ends.items()}
+    ends = _backward_branches(lines, read)
     on_stack = _stack_references(read)
-    for label, (start, end) in spans.items():
-        within = [other for other in spans.values() if start <= other[0] and other[1] <= end]
+    for start, end in ends.items():
+        within = [other for other in ends.items() if start <= other[0] and other[1] <= end]
         if len(within) == 1:
             body = tuple(each for each in read[start : end + 1] if each is not None)
-            yield Loop(function, label, body, sum(on_stack[start : end + 1]))
+            yield Loop(
+                function, lines[start].strip().rstrip(":"), body, sum(on_stack[start : end + 1])
+            )
+
+
+def _backward_branches(lines: Sequence[str], read: Sequence[Instruction | None]) -> dict[int, int]:
+    """Find the lines of the labels that are branched back to, each with the last such branch."""
+    seen: dict[str, int] = {}
+    ends: dict[int, int] = {}
+    for place, (line, each) in enumerate(zip(lines, read, strict=True)):
+        label = _LABEL.match(line)
+        if label is not None:
+            seen[label[1]] = place
+        elif each is not None and each.branches:
+            # A local label is the last one of its number: 1b.
+            target = re.sub(r"^(\d+)b$", r"\1", each.operands[-1])
+            if target in seen:
+                ends[seen[target]] = place
+    return ends
 
 
 def _stack_references(read: Sequence[Instruction | None]) -> list[bool]:
@@ -241,12 +258,12 @@ def _stack_references(read: Sequence[Instruction | None]) -> list[bool]:
             continue
         if each.name in _CALLS:
             pointers -= _CLOBBERED
-        elif each.base is None and not each.name.startswith(("cmp", "b", "cb", "tb")):
+        elif each.base is None and not each.branches:
             written = each.operands[0]
             derived = each.name in ("add", "sub", "mov") and pointers.intersection(
                 each.operands[1:]
             )
-            pointers = pointers | {written} if derived else pointers - {written, "sp"} | {"sp"}
+            pointers = pointers | {written} if derived else pointers - {written} | {"sp"}
         elif each.name.startswith("ld"):
             pointers -= set(each.operands[:2]) - {"sp"}
     return found
