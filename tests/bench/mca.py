@@ -80,6 +80,8 @@ def find_llvm_mca() -> str:
 
 def count_cycles(loops: Sequence[Loop], core: str) -> list[float]:
     """Return the cycles that one turn of each loop takes."""
+    if not loops:
+        return []
     regions = []
     for number, loop in enumerate(loops):
         # Where a branch goes to means nothing to llvm-mca, but it must be a label that it can read.
@@ -113,7 +115,7 @@ def measure_loops(model: Path, target_name: str, *, name: str) -> list[Timing]:
     cpu = describe_cpu(target)
     loops = find_loops(compile_assembly(model, cpu))
     timings = []
-    for loop, cycles in zip(loops, count_cycles(loops, cpu.core) if loops else [], strict=True):
+    for loop, cycles in zip(loops, count_cycles(loops, cpu.core), strict=True):
         timing = Timing(
             model=name,
             target=target_name,

@@ -60,7 +60,8 @@ def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
         strips, row = sch.split(row, [None, strip])
         sch.reorder(batch, strips, blocks, row, tiles, column_in, channel_in)
         sch.parallel(sch.fuse(batch, strips))
-        inner = tiles
+        # LLVM unrolls a loop of two tiles, and spills; one over all tiles of a strip it keeps.
+        inner = sch.fuse(row, tiles) if extent(sch, tiles) == 2 else tiles
     else:
         sch.reorder(batch, row, tiles, blocks, column_in, channel_in)
         sch.parallel(sch.fuse(batch, row))

@@ -53,8 +53,9 @@ def choose_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
 
 def _fits(cpu: Cpu, height: int, vectors: int) -> bool:
     needed = height * vectors + vectors + (height if cpu.vector_a else 1)
-    # LLVM spills when NEON's file is filled to the last register; AVX2's can be.
-    return needed <= cpu.registers - (1 if cpu.vector_a else 0)
+    # LLVM spills when NEON's file is filled to the last register, and one earlier where it
+    # schedules for a core in program order; AVX2's can be filled.
+    return needed <= cpu.registers - (int(cpu.vector_a) + int(cpu.in_order))
 
 
 def _tile_merit(cpu: Cpu, rows: int, columns: int, tile: tuple[int, int]) -> float:
