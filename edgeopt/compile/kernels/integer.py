@@ -122,7 +122,9 @@ def plan_integer(cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str) -> 
     rows = Gemm(shape, columns, 1, 1).rows
     weighed = dataclasses.replace(cpu, a_cost=dot.a_cost)
     if cpu.vector_a:
-        weighed = dataclasses.replace(weighed, registers=cpu.registers - dot.spare)
+        # For a core in program order LLVM begins the next call before the last one ends.
+        spare = dot.spare * (2 if cpu.in_order else 1)
+        weighed = dataclasses.replace(weighed, registers=cpu.registers - spare)
     height, width = tile.choose_tile(weighed, rows, columns)
     if height == 1:
         width = min(width, dot.row_vectors * cpu.lanes)
