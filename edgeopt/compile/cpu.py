@@ -15,6 +15,10 @@ _TRIPLES = {
 _SMALL_L2 = 256 * 1024
 
 
+#: 64-bit cores that issue in program order (Arm's technical reference manuals).
+_IN_ORDER = ("cortex-a35", "cortex-a53", "cortex-a55")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
     """One kind of core, as the tile chooser and the code generator see it."""
@@ -38,6 +42,8 @@ class Cpu:
     chains: int = 8
     #: Fused multiply-adds per load below which the loads are the limit.
     intensity: float = 2.0
+    #: Issues in program order: LLVM then unrolls and loads further ahead.
+    in_order: bool = False
     dot_product: bool = False
     vnni: bool = False
 
@@ -79,6 +85,7 @@ def describe_cpu(target: Target) -> Cpu:
         a_cost=0.6 if neon else 0.25 if lanes == 16 else 0.5,
         # Latency times throughput of FMA: 4 x 2 on Zen and Skylake, 7 x 1 on Cortex-A72.
         chains={16: 12, 8: 10}.get(lanes, 8),
+        in_order=cluster.core in _IN_ORDER,
         dot_product="asimddp" in features,
         vnni="avx512_vnni" in features,
     )

@@ -249,7 +249,7 @@ class _Importer:
         return [converted]
 
     def _node(self, node: onnx.NodeProto, inputs: tuple[relax.Expr | None, ...]) -> Node:
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        attributes = {each.name: _attribute(each) for each in node.attribute}
         return Node(node.op_type, inputs, attributes, len(node.output), self.opset, self.builder)
 
     def _convert_narrow(self, node: onnx.NodeProto) -> relax.Expr:
@@ -295,6 +295,12 @@ class _Importer:
                 raise Unsupported("its result is no tensor")
             if expected is not None:
                 _compare(value, expected)
+
+
+def _attribute(attribute: onnx.AttributeProto) -> object:
+    """Read an attribute; several numbers as a tuple, which is what TVM's converters look for."""
+    value = helper.get_attribute_value(attribute)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _target(node: onnx.NodeProto) -> str:

@@ -57,6 +57,10 @@ def multiply_stored(
     weight = stored_of(site, right)
     if weight is None or weight.values.ndim != 2 or not weight.scales_columns:
         return None
+    if len(shape_of(left)) == 1:
+        row = site.reshape(left, (1, *shape_of(left)))
+        product = multiply_stored(site, row, right, (1, *shape))
+        return None if product is None else site.reshape(product, shape)
     static = lower_static(site, left, weight)
     if static is not None:
         return static

@@ -53,6 +53,10 @@ def normalize_file(
     opset = max((each.version for each in model.opset_import if not each.domain), default=0)
     if opset < lowest:
         return {"opset": opset}
+    for each in model.graph.output:
+        if each.type.HasField("tensor_type"):
+            # Many tools leave it out; the checker wants one, and what it says is forgotten below.
+            each.type.tensor_type.shape.SetInParent()
     onnx.checker.check_model(model)
     check_values(model)
     _fix_shapes(model, shapes)

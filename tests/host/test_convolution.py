@@ -54,6 +54,11 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "wide groups": ((1, 32, 7, 7), (48, 16, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
     "narrow groups": ((2, 12, 5, 6), (18, 2, 3, 3), {"group": 6, "pads": [1, 1, 1, 1]}),
     "channel multiplier": ((1, 8, 9, 9), (16, 1, 3, 3), {"group": 8, "pads": [1, 1, 1, 1]}),
+    "depthwise, two tiles of columns": (
+        (1, 16, 9, 14),
+        (16, 1, 3, 3),
+        {"group": 16, "pads": [1, 1, 1, 1]},
+    ),
     "one by one, strided, padded": (
         (2, 7, 9, 9),
         (20, 7, 1, 1),

@@ -132,6 +132,17 @@ def test_a_model_that_cannot_run_on_the_given_shape_is_refused(tmp_path: Path) -
     assert "Traceback" in (tmp_path / "out" / LOG).read_text()
 
 
+def test_an_output_without_a_shape_gets_its_own(tmp_path: Path) -> None:
+    text = "agraph (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
+    path = save_graph(tmp_path / "m.onnx", text, {"w": normal(0, 8, 4)})
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(model.SerializeToString())
+    loaded = load_model("m.onnx", directory=tmp_path / "load", search=tmp_path)
+    normal_model = normalize_model(loaded, shapes={}, directory=tmp_path / "out")
+    assert normal_model.outputs[0].shape == (1, 4)
+
+
 def test_an_output_whose_shape_depends_on_values_is_refused(tmp_path: Path) -> None:
     text = "agraph (float[1,64] x) => (int64[1,N] y) { r = Relu(x) y = NonZero(r) }"
     save_graph(tmp_path / "m.onnx", text, {})

@@ -5,7 +5,7 @@ group, or a pool, walks a few columns of one block of channels. Weights are pack
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import te, tirx
@@ -106,6 +106,11 @@ def dense_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int] | None
     """
     columns = window.output[1]
     if window.groups == 1:
+        # The values of an odd number of channels are loaded one by one, those of all taps ahead.
+        # A core in program order waits longer for a small tile than for what is spilled.
+        single = cpu.vector_a and not cpu.in_order and tile.unroll_of(window.inputs) == 1
+        if single:
+            cpu = replace(cpu, registers=cpu.registers // 2)
         return tile.choose_tile(cpu, columns, outputs)
     each = outputs // window.groups
     lanes = _lanes_within(cpu, each)

@@ -25,6 +25,8 @@ def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
     kept, last = inline_around(sch, product, keep=("padded", tile.WIDENED))
     batch, row, column, channel = sch.get_loops(last)
+    # The last tile of a width that is no multiple reads a region whose size is not constant.
+    whole = extent(sch, column) % shape[0] == 0
     tiles, column_in, panels, channel_in = tile.tile_output(sch, column, channel, shape)
     widened, padded = tile.inline_widened(sch, cpu, kept, extent(sch, tiles))
     sch.reorder(batch, row, panels, tiles, column_in, channel_in)
@@ -38,7 +40,7 @@ def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
     first, depth = tile.place_product(sch, cpu, product, at=tiles, reductions=3, unroll=unroll)
     for block in widened:
         tile.place_widened(sch, block, panels, unroll=unroll)
-    if cpu.vector_a and unroll > 1:
+    if cpu.vector_a and unroll > 1 and whole:
         staged = sch.cache_read(product, 0, "global")
         sch.compute_at(staged, depth, preserve_unit_loops=True)
         loops = sch.get_loops(staged)
@@ -60,7 +62,8 @@ def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
         strips, row = sch.split(row, [None, strip])
         sch.reorder(batch, strips, blocks, row, tiles, column_in, channel_in)
         sch.parallel(sch.fuse(batch, strips))
-        inner = tiles
+        # LLVM unrolls a loop of two tiles, and spills; one over all tiles of a strip it keeps.
+        inner = sch.fuse(row, tiles) if extent(sch, tiles) == 2 else tiles
     else:
         sch.reorder(batch, row, tiles, blocks, column_in, channel_in)
         sch.parallel(sch.fuse(batch, row))

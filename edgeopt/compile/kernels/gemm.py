@@ -29,6 +29,11 @@ from edgeopt.compile.kernels.scheduling import (
 )
 
 KIND = "gemm"
+#: Products whose A is packed too, for a tile written in assembly.
+PACKED = "packed_gemm"
+
+#: Rows from which packing A is worth its time.
+_FEWEST_PACKED = 4
 
 #: Reads an element of A by tile: (*outer, tile of rows, row in it, k).
 RowReader = Callable[..., tirx.Expr]
@@ -86,14 +91,15 @@ class Gemm:
         """Shape of the product as it is stored."""
         return [*self.shape[:-1], self.columns]
 
-    def marks(self, item: int) -> dict[str, int | str]:
+    def marks(self, item: int, *, kind: str = KIND) -> dict[str, int | str]:
         """Annotate the product's block for its schedule; item is the size of a stored weight."""
         return mark(
-            kind=KIND,
+            kind=kind,
             pattern="epilogue",
             rows=self.height,
             columns=self.width,
             axis=self.row_axis,
+            depth=self.depth,
             unroll=tile.unroll_of(self.depth),
             bytes=self.depth * self.columns * item,
             read=int(np.prod(self.shape)) * 4,
@@ -102,8 +108,14 @@ class Gemm:
 
 def plan_gemm(cpu: Cpu, shape: tuple[int, ...], columns: int) -> Gemm:
     """Choose the tile of a product by its sizes."""
-    rows = Gemm(shape, columns, 1, 1).rows
-    return Gemm(shape, columns, *tile.choose_tile(cpu, rows, columns))
+    plan = Gemm(shape, columns, 1, 1)
+    choose = tile.choose_packed_tile if is_packed(cpu, plan) else tile.choose_tile
+    return Gemm(shape, columns, *choose(cpu, plan.rows, columns))
+
+
+def is_packed(cpu: Cpu, plan: Gemm) -> bool:
+    """Tell whether a product is worth packing A: with few rows that is much of the work."""
+    return cpu.machine == "aarch64" and plan.rows >= _FEWEST_PACKED
 
 
 def pack_columns(weight: np.ndarray, width: int) -> np.ndarray:
@@ -139,6 +151,34 @@ def define_rows(
     return buffer
 
 
+def pack_rows(plan: Gemm, x: te.Tensor) -> RowReader:
+    """Pack A by tiles of rows, [*outer, MO, K, vectors of rows, row in it]; read by row and k.
+
+    Vectors are an axis of their own, so that the last one is whole wherever the buffer is placed.
+    """
+    leading, lanes = len(plan.shape) - 1, tile.PACKED_LANES
+
+    def element(*at: tirx.Expr) -> tirx.Expr:
+        *outer, mo, k, vector, lane = at
+        index: list[tirx.Expr] = [tirx.const(0, "int32")] * leading
+        for axis, value in zip(plan.outer_axes, outer, strict=True):
+            index[axis] = value
+        row = mo * plan.height + vector * lanes + lane
+        whole = plan.rows % plan.height == 0 and plan.height % lanes == 0
+        index[plan.row_axis] = row if whole else tirx.min(row, plan.rows - 1)
+        return x(*index, k)
+
+    vectors = -(-plan.height // lanes)
+    shape = [*plan.outer_shape, plan.tiled_shape[-4], plan.depth, vectors, lanes]
+    packed = te.compute(shape, element, name="packed", attrs=mark(role="packed"))
+
+    def read(*at: tirx.Expr) -> tirx.Expr:
+        *tiles, mi, k = at
+        return packed(*tiles, k, tirx.floordiv(mi, lanes), tirx.floormod(mi, lanes))
+
+    return read
+
+
 def result_of(plan: Gemm, product: te.Tensor, at: Sequence[tirx.Expr]) -> tirx.Expr:
     """Read an element of the stored product from the tiled one."""
     outer = [at[axis] for axis in plan.outer_axes]
@@ -146,11 +186,16 @@ def result_of(plan: Gemm, product: te.Tensor, at: Sequence[tirx.Expr]) -> tirx.E
     return tile.untile(product, outer, place, (plan.height, plan.width))
 
 
+def _stage_rows(cpu: Cpu, plan: Gemm, x: te.Tensor) -> RowReader:
+    return define_rows(plan, x, lambda value: value, depth=plan.depth if cpu.vector_a else 0)
+
+
 def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
     """Make the TE definition: x, packed weight and, if any, scales of columns give the product."""
 
     def define(x: te.Tensor, weight: te.Tensor, *scales: te.Tensor) -> te.Tensor:
-        rows = define_rows(plan, x, lambda value: value, depth=plan.depth if cpu.vector_a else 0)
+        packs = is_packed(cpu, plan)
+        rows = pack_rows(plan, x) if packs else _stage_rows(cpu, plan, x)
         panels = tile.widen_panels(weight)
         k = te.reduce_axis((0, plan.depth), "k")
 
@@ -159,7 +204,8 @@ def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
             return te.sum(rows(*outer, mo, mi, k) * panels(no, k, ni), axis=k)
 
         item = np.dtype(str(weight.dtype)).itemsize
-        product = te.compute(plan.tiled_shape, multiply, name="product", attrs=plan.marks(item))
+        marks = plan.marks(item, kind=PACKED if packs else KIND)
+        product = te.compute(plan.tiled_shape, multiply, name="product", attrs=marks)
 
         def result(*at: tirx.Expr) -> tirx.Expr:
             value = result_of(plan, product, at)

@@ -52,6 +52,10 @@ class Dot:
     groups: tuple[int, ...]
     #: Work per code of A, in loads of a vector of B: what choosing a tile weighs.
     a_cost: float
+    #: Registers that one call takes beside the sums, a vector of B and one of A.
+    spare: int = 2
+    #: Vectors of sums of a single row at most.
+    row_vectors: int = 8
 
     @property
     def step(self) -> int:
@@ -63,7 +67,15 @@ _SDOT = Dot(
     intrinsic="edgeopt_sdot", lanes=4, depth=16, calls=1, code="int8", groups=(4,), a_cost=0.25
 )
 _PAIR = Dot(
-    intrinsic="edgeopt_pair", lanes=4, depth=4, calls=4, code="int8", groups=(2, 2), a_cost=1.0
+    intrinsic="edgeopt_pair",
+    lanes=4,
+    depth=4,
+    calls=4,
+    code="int8",
+    groups=(2, 2),
+    a_cost=1.0,
+    spare=5,
+    row_vectors=4,
 )
 _PAIR_ARM = dataclasses.replace(_PAIR, intrinsic="edgeopt_pair_arm")
 _MADD = Dot(
@@ -109,9 +121,14 @@ def plan_integer(cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str) -> 
     dot = choose_dot(cpu)
     rows = Gemm(shape, columns, 1, 1).rows
     weighed = dataclasses.replace(cpu, a_cost=dot.a_cost)
-    # Each conversion needs a few registers of its own.
-    spare = dataclasses.replace(weighed, registers=cpu.registers - (2 if cpu.vector_a else 0))
-    return IntegerGemm(Gemm(shape, columns, *tile.choose_tile(spare, rows, columns)), dot, codes)
+    if cpu.vector_a:
+        # For a core in program order LLVM begins the next call before the last one ends.
+        spare = dot.spare * (2 if cpu.in_order else 1)
+        weighed = dataclasses.replace(weighed, registers=cpu.registers - spare)
+    height, width = tile.choose_tile(weighed, rows, columns)
+    if height == 1:
+        width = min(width, dot.row_vectors * cpu.lanes)
+    return IntegerGemm(Gemm(shape, columns, height, width), dot, codes)
 
 
 def pack_codes(weight: np.ndarray, plan: IntegerGemm) -> np.ndarray:

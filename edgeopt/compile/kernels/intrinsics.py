@@ -187,3 +187,51 @@ def register_intrinsics() -> None:
     }
     for name, (meaning, code) in pairs.items():
         TensorIntrin.register(name, meaning, code, override=True)
+
+
+@cache
+def register_tile(name: str, height: int, width: int, depth: int) -> str:
+    """Make a function name(A, B, C, K) known to schedules: C[height, width] = A^T B.
+
+    A is [depth, height rounded up to 4] as [depth, vectors, 4]; C must hold zeros before.
+    Returns the name of the intrinsic.
+    """
+    vectors = -(-height // 4)
+
+    @T.prim_func(s_tir=True)
+    def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (depth, vectors, 4), "float32", offset_factor=1)
+        b = T.match_buffer(pb, (depth, width), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(c[0:height, 0:width], a[0:depth, 0:vectors, 0:4], b[0:depth, 0:width])
+            T.writes(c[0:height, 0:width])
+            for i, j, k in T.grid(height, width, depth):
+                with T.sblock("update"):
+                    vi, vj, vk = T.axis.remap("SSR", [i, j, k])
+                    c[vi, vj] = c[vi, vj] + a[vk, vi // 4, vi % 4] * b[vk, vj]
+
+    @T.prim_func(s_tir=True)
+    def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (depth, vectors, 4), "float32", offset_factor=1)
+        b = T.match_buffer(pb, (depth, width), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(c[0:height, 0:width], a[0:depth, 0:vectors, 0:4], b[0:depth, 0:width])
+            T.writes(c[0:height, 0:width])
+            T.evaluate(
+                T.call_extern(
+                    "int32",
+                    name,
+                    a.access_ptr("r"),
+                    b.access_ptr("r"),
+                    c.access_ptr("w"),
+                    T.int64(depth),
+                )
+            )
+
+    intrinsic = f"{name}_{depth}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic

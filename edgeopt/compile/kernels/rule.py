@@ -14,6 +14,7 @@ from edgeopt.compile.kernels import (
     elementwise,
     gemm,
     integer,
+    packed,
     recurrent,
     rows,
     winograd,
@@ -30,6 +31,7 @@ RULE = "edgeopt.rule"
 
 _RULES = {
     gemm.KIND: gemm.schedule_gemm,
+    gemm.PACKED: packed.schedule_packed,
     integer.KIND: integer.schedule_integer,
     attention.KIND: attention.schedule_attention,
     rows.KIND: rows.schedule_rows,

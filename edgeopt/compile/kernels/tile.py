@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels.microkernel import fits_registers
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -25,6 +26,9 @@ _MOST_ROWS = 14
 _MOST_VECTORS = 4
 #: Columns of one row times a matrix: long panels keep many loads in flight.
 _VECTOR_COLUMNS = 8
+
+#: float32 lanes of the vectors that a packed A is read by.
+PACKED_LANES = 4
 
 
 def round_up(value: int, step: int) -> int:
@@ -51,10 +55,33 @@ def choose_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
     return best[1], best[2]
 
 
+def choose_packed_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
+    """Choose the tile of a product whose A is packed: the least work, edges included.
+
+    Work of one k is a multiplication per vector of sums, and two loads. Tiles have at least the
+    rows of one vector.
+    """
+
+    def work(shape: tuple[int, int]) -> tuple[int, bool]:
+        height, vectors = shape
+        tiles = -(-rows // height) * -(-columns // (vectors * cpu.lanes))
+        return tiles * (height * vectors + 2), height % PACKED_LANES != 0
+
+    shapes = [
+        (height, vectors)
+        for height in range(PACKED_LANES, _MOST_ROWS + 1)
+        for vectors in range(1, _MOST_VECTORS + 1)
+        if fits_registers(height, vectors)
+    ]
+    height, vectors = min(shapes, key=work)
+    return height, vectors * cpu.lanes
+
+
 def _fits(cpu: Cpu, height: int, vectors: int) -> bool:
     needed = height * vectors + vectors + (height if cpu.vector_a else 1)
-    # LLVM spills when NEON's file is filled to the last register; AVX2's can be.
-    return needed <= cpu.registers - (1 if cpu.vector_a else 0)
+    # LLVM spills when NEON's file is filled to the last register, and one earlier where it
+    # schedules for a core in program order; AVX2's can be filled.
+    return needed <= cpu.registers - (int(cpu.vector_a) + int(cpu.in_order))
 
 
 def _tile_merit(cpu: Cpu, rows: int, columns: int, tile: tuple[int, int]) -> float:

@@ -1,0 +1,97 @@
+"""The schedule of products whose A is packed, around a tile that is written in assembly."""
+
+from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import microkernel, tile
+from edgeopt.compile.kernels.gemm import inline_around
+from edgeopt.compile.kernels.intrinsics import register_tile
+from edgeopt.compile.kernels.scheduling import (
+    Block,
+    Loop,
+    Schedule,
+    extent,
+    fuse,
+    marked,
+    marked_int,
+    vectorize_inner,
+)
+
+#: Bytes of packed A that are made at a time; with it, a panel of B is read once.
+_MOST_PACKED = 512 * 1024
+
+
+def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
+    """Schedule a product: pack rows, then compute tiles of them for each panel of columns."""
+    shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
+    kept, last = inline_around(sch, product, keep=("packed", tile.WIDENED))
+    packed = next(block for block in kept if marked(sch, block, "role") == "packed")
+    widened = [block for block in kept if marked(sch, block, "role") == tile.WIDENED]
+    loops = sch.get_loops(last)
+    axis = marked_int(sch, product, "axis")
+    others = [loop for i, loop in enumerate(loops[:-1]) if i != axis and extent(sch, loop) > 1]
+    rows, row_in, columns, column_in = tile.tile_output(sch, loops[axis], loops[-1], shape)
+    # A panel that is widened is best used for all rows at once.
+    if others and not widened and marked_int(sch, product, "bytes") <= cpu.l2 // 2:
+        # The weights stay in L2, so the rows go outermost and each core packs its own.
+        sch.reorder(*others, columns, rows, row_in, column_in)
+        outer = fuse(sch, others)
+        sch.parallel(outer)
+        place: Loop | None = outer
+    else:
+        place, rows = _share_columns(sch, packed, [columns, *others, rows, row_in, column_in])
+    tile.finish_output(sch, row_in, column_in, cpu.lanes)
+    sch.compute_at(product, rows, preserve_unit_loops=True)
+    _place_packed(sch, cpu, packed, place)
+    unroll = marked_int(sch, product, "unroll")
+    for block in widened:
+        tile.place_widened(sch, block, columns, unroll=unroll)
+    _call_tile(sch, cpu, product, columns)
+
+
+def _share_columns(sch: Schedule, packed: Block, loops: list[Loop]) -> tuple[Loop | None, Loop]:
+    """Share panels of columns among the cores.
+
+    Returns the loop that rows are packed in, None for all at once, and the loop over tiles. Loops
+    are given as columns, others, rows, and those inside a tile.
+    """
+    columns, *others, rows, row_in, column_in = loops
+    blocks = extent(sch, rows)
+    groups = 1 if others else _count_groups(sch, packed, blocks)
+    if groups == 1:
+        sch.reorder(columns, *others, rows, row_in, column_in)
+        sch.parallel(columns)
+        return None, rows
+    group, rows = sch.split(rows, [None, blocks // groups])
+    sch.reorder(group, columns, rows, row_in, column_in)
+    sch.parallel(columns)
+    return group, rows
+
+
+def _place_packed(sch: Schedule, cpu: Cpu, packed: Block, place: Loop | None) -> None:
+    if place is None:
+        sch.parallel(fuse(sch, sch.get_loops(packed)[:-3]))
+    else:
+        sch.compute_at(packed, place, preserve_unit_loops=True)
+    vectorize_inner(sch, sch.get_loops(packed)[-1], cpu.lanes)
+
+
+def _count_groups(sch: Schedule, packed: Block, blocks: int) -> int:
+    """Count the groups of equally many blocks of rows that are packed one after another."""
+    size = 4
+    for loop in sch.get_loops(packed):
+        size *= extent(sch, loop)
+    counts = (count for count in range(1, blocks + 1) if blocks % count == 0)
+    return next(count for count in counts if count == blocks or size // count <= _MOST_PACKED)
+
+
+def _call_tile(sch: Schedule, cpu: Cpu, product: Block, columns: Loop) -> None:
+    """Let the assembly compute each tile."""
+    row, column, _ = sch.get_loops(product)[-3:]
+    height, width = extent(sch, row), extent(sch, column)
+    depth = marked_int(sch, product, "depth")
+    start = sch.decompose_reduction(product, row)
+    vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
+    sch.unroll(sch.get_loops(start)[-2])
+    vectors = width // cpu.lanes
+    name = microkernel.name_tile(height, vectors)
+    sch.tensorize(sch.get_loops(product)[-3], register_tile(name, height, width, depth))
+    sch.annotate(columns, "pragma_import_llvm", microkernel.write_tile(height, vectors))

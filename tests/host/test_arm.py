@@ -1,0 +1,141 @@
+"""Kernels as 64-bit ARM runs them, many shapes in one program: edges, batches, stored types."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.artifact import Model, TensorSpec
+from edgeopt.cli.places import cache_folder
+from edgeopt.compile import compile_model
+from edgeopt.model.oracle import run_model
+from tests.compile.kit import Array, distance, make_target
+from tests.host.test_compile import run_program
+
+pytestmark = pytest.mark.host
+
+#: Rows, depth and columns of products: whole tiles, ragged ones, fewer rows than a tile, one.
+PRODUCTS = (
+    (((16,), 24, 24), "float32"),
+    (((37,), 67, 65), "float32"),
+    (((13,), 5, 24), "float32"),
+    (((197,), 33, 12), "float32"),
+    (((3,), 31, 7), "float32"),
+    (((1,), 40, 50), "float32"),
+    (((3, 11), 19, 23), "float32"),
+    (((2, 3, 9), 16, 40), "float32"),
+    (((29,), 64, 48), "float16"),
+    # More rows than are packed at a time.
+    (((600,), 256, 16), "float32"),
+)
+INPUTS = 600 * 256
+
+
+def save_products(path: Path) -> Path:
+    """Write a model that feeds one long vector to every product and joins what they give."""
+    random = np.random.default_rng(7)
+    nodes, stored, joined = [], [], []
+
+    def constant(name: str, value: Array) -> str:
+        stored.append(numpy_helper.from_array(value, name))
+        return name
+
+    for place, ((rows, depth, columns), dtype) in enumerate(PRODUCTS):
+        size = int(np.prod(rows)) * depth
+        weight = random.standard_normal((depth, columns)).astype(dtype)
+        bias = random.standard_normal(columns).astype("float32")
+        name = constant(f"w{place}", weight)
+        if dtype == "float16":
+            nodes.append(helper.make_node("Cast", [name], [f"wide{place}"], to=TensorProto.FLOAT))
+            name = f"wide{place}"
+        first = constant(f"first{place}", np.array([0], "int64"))
+        end = constant(f"end{place}", np.array([size], "int64"))
+        shape = constant(f"shape{place}", np.array([*rows, depth], "int64"))
+        flat = constant(f"flat{place}", np.array([-1], "int64"))
+        nodes += [
+            helper.make_node("Slice", ["x", first, end], [f"part{place}"]),
+            helper.make_node("Reshape", [f"part{place}", shape], [f"a{place}"]),
+            helper.make_node("MatMul", [f"a{place}", name], [f"m{place}"]),
+            helper.make_node("Add", [f"m{place}", constant(f"b{place}", bias)], [f"s{place}"]),
+            helper.make_node("Relu", [f"s{place}"], [f"r{place}"]),
+            helper.make_node("Reshape", [f"r{place}", flat], [f"y{place}"]),
+        ]
+        joined.append(f"y{place}")
+    nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
+    return _save(path, nodes, stored, (INPUTS,))
+
+
+def save_convolutions(path: Path) -> Path:
+    """Write a text convolution whose width no tile divides, then one over images."""
+    random = np.random.default_rng(8)
+    text = random.standard_normal((20, 24, 3)).astype("float32")
+    image = random.standard_normal((13, 20, 3, 3)).astype("float32")
+    stored = [
+        numpy_helper.from_array(text, "text"),
+        numpy_helper.from_array(image, "image"),
+        numpy_helper.from_array(np.array([1, 20, 2, 31], "int64"), "shape"),
+        numpy_helper.from_array(np.array([-1], "int64"), "flat"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "text"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Reshape", ["b", "shape"], ["c"]),
+        helper.make_node("Conv", ["c", "image"], ["d"], pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["d", "flat"], ["y"]),
+    ]
+    return _save(path, nodes, stored, (1, 24, 64))
+
+
+def _save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    stored: list[TensorProto],
+    shape: tuple[int, ...],
+) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "kernels",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        stored,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+def describe(path: Path) -> Model:
+    """Describe a model of one input and one output."""
+    graph = onnx.load(path).graph
+    specs = [
+        TensorSpec(
+            name=each.name,
+            dtype="float32",
+            shape=tuple(dim.dim_value for dim in each.type.tensor_type.shape.dim),
+        )
+        for each in (*graph.input, *graph.output)
+    ]
+    return Model(
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        inputs=(specs[0],),
+        outputs=(specs[1],),
+        parameters=1,
+        provenance=("test",),
+    )
+
+
+@pytest.mark.parametrize("save", [save_products, save_convolutions])
+def test_kernels_agree_with_onnxruntime_at_odd_sizes(save: object, tmp_path: Path) -> None:
+    assert callable(save)
+    model = describe(save(tmp_path / "model.onnx"))
+    target = make_target("aarch64", static=True)
+    bundle = compile_model(model, target, directory=tmp_path / "bundle", cache=cache_folder())
+    for seed in (0, 1, 2):
+        random = np.random.default_rng(seed)
+        feeds = {"x": random.standard_normal(model.inputs[0].shape).astype("float32")}
+        found, _ = run_program(bundle, feeds, tmp_path)
+        assert distance(found, run_model(model.path, feeds)[0]) < 2e-6
