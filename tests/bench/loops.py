@@ -17,7 +17,7 @@ from edgeopt.compile.lower import lower_module
 
 _FUNCTION = re.compile(r"^\s*\.type\s+(\S+),@function")
 #: Of a block, or local to assembly that a kernel brings along.
-_LABEL = re.compile(r"^\s*(\.LBB\w+|\d+):")
+_LABEL = re.compile(r"^\s*(\.L\w+|\d+):")
 _INSTRUCTION = re.compile(r"^\s*([a-z][\w.]*)(?:\s+([^/:]*?))?\s*(?://.*)?$")
 _BRANCH = re.compile(r"^(?:b|b\.\w+|cbn?z|tbn?z)$")
 _BASE = re.compile(r"\[(\w+)")
@@ -90,9 +90,9 @@ class Instruction:
         """Vector registers whose value is lost."""
         if self.added or self.name.startswith("st") or not self.operands:
             return set()
-        pair = self.name in ("ldp", "ldnp") or self.operands[0].startswith("{")
-        written = {_register(each) for each in self.operands[: 2 if pair else 1]}
-        return written.difference(map(_register, self.operands[1:])) if not pair else written
+        several = self.name in ("ldp", "ldnp") or self.operands[0].startswith("{")
+        written = {_register(each) for each in self.operands[: None if several else 1]}
+        return written.difference(map(_register, self.operands[1:])) if not several else written
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,7 @@ CONVOLUTIONS = (
 )
 #: Channels, size, stride.
 DEPTHWISE = ((96, 28, 1), (144, 56, 1), (144, 56, 2), (384, 14, 1), (576, 14, 2), (960, 7, 1))
-#: What LLVM 22 spills still, at most in any one loop: each choice of tile that spills nothing takes
-#: more instructions than the spills do.
+#: What LLVM 22 spills still, at most in any one loop: less is better, more is a fault.
 KNOWN = {
     # Four rows whose last tile repeats a row.
     ("int8 products", "rpi4"): 12,
