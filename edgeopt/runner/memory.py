@@ -6,8 +6,9 @@ from edgeopt.runner.toolchain import Linkage, Machine
 #: pages, the C library's, TVM's registries, the virtual machine, stack and heap. A third of it
 #: is touched only when a model is opened, so a program without one would say too little.
 _RUNTIME_BYTES: dict[tuple[Machine, Linkage], int] = {
-    # Debian 12 (Linux 6.1, glibc 2.36) on the emulated Raspberry Pi 4, 4 runs within 16 kB.
-    ("aarch64", "dynamic"): 3_268_608,
+    # Debian 12 (Linux 6.1, glibc 2.36) on the emulated Raspberry Pi 4, runs within 16 kB; the
+    # largest of 4, where the model was a small classifier whose own pages are taken out.
+    ("aarch64", "dynamic"): 3_454_496,
     ("aarch64", "static"): 2_093_056,
     # The 32-bit programs on that same board's 64-bit kernel, with Debian 12's armhf glibc; the
     # largest of 3 and of 4 runs.
