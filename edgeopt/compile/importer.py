@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from edgeopt.compile import import_vision
 from edgeopt.compile.operators import CONVERTERS, Node, Result, Unsupported
 from edgeopt.compile.operators.fallback import TRUSTED, convert_by_tvm
-from edgeopt.compile.operators.fold import fold_node
+from edgeopt.compile.operators.fold import LARGE, fold_node
 from edgeopt.compile.operators.half import in_single
 from edgeopt.compile.operators.narrow import CARRIERS, carrier_of, carry, narrow, widen
 from edgeopt.compile.operators.node import dtype_of
@@ -28,9 +28,6 @@ Converter = Callable[[relax.BlockBuilder, Inputs, Attributes], relax.Expr | None
 DYNAMIC_QUANTIZE = "edgeopt.dynamic_quantize"
 MATMUL_INTEGER = "edgeopt.matmul_integer"
 
-#: Constants beyond this size in bytes are never converted while importing.
-_LARGE = 4096
-
 
 def _call(name: str, arguments: Sequence[relax.Expr], result: tvm.ir.Type) -> relax.Call:
     return relax.op.call_pure_packed(name, *arguments, ty_args=[result])
@@ -41,7 +38,7 @@ def _cast(builder: relax.BlockBuilder, inputs: Inputs, attributes: Attributes) -
     del builder
     source = inputs[0]
     value = None if source is None else constant_of(source)
-    if value is None or value.nbytes < _LARGE:
+    if value is None or value.nbytes < LARGE:
         return None
     wanted = helper.tensor_dtype_to_np_dtype(int(str(attributes["to"])))
     return relax.op.astype(source, wanted.name)

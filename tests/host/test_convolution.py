@@ -210,24 +210,24 @@ def test_every_pool_rounds_and_counts_as_onnxruntime(name: str, tmp_path: Path) 
     compare(tmp_path, shape, lambda graph, x: graph.add(operator, x, **attributes))
 
 
-ALIGNED = {"coordinate_transformation_mode": "align_corners"}
+WHOLE, FRACTIONS = (2.0, 3.0), (0.6, 1.3)
+ALIGNED: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+RESIZES: list[dict[str, Any]] = [
+    {
+        "mode": "nearest",
+        "coordinate_transformation_mode": "asymmetric",
+        "nearest_mode": "floor",
+    },
+    {"mode": "nearest"},
+    {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
+    {"mode": "cubic"},
+    {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5},
+]
 
 
-@pytest.mark.parametrize("scales", [(2.0, 3.0), (0.6, 1.3)])
 @pytest.mark.parametrize(
-    "attributes",
-    [
-        {
-            "mode": "nearest",
-            "coordinate_transformation_mode": "asymmetric",
-            "nearest_mode": "floor",
-        },
-        {"mode": "nearest"},
-        {"mode": "linear", **ALIGNED},
-        {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
-        {"mode": "cubic"},
-        {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5},
-    ],
+    ("attributes", "scales"),
+    [*((each, scales) for each in RESIZES for scales in (WHOLE, FRACTIONS)), (ALIGNED, WHOLE)],
     ids=str,
 )
 def test_resizing_reads_what_onnxruntime_reads(
@@ -238,12 +238,18 @@ def test_resizing_reads_what_onnxruntime_reads(
     def build(graph: Graph, x: str) -> Any:
         return graph.add("Resize", x, "", graph.constant(factors), **attributes)
 
-    if ALIGNED.items() <= attributes.items() and scales != (2.0, 3.0):
-        # onnxruntime and the standard's reference read different places.
-        with pytest.raises(OperatorUnsupported, match="corners are aligned"):
-            compare(tmp_path, (1, 5, 7, 6), build)
-        return
     compare(tmp_path, (1, 5, 7, 6), build)
+
+
+def test_aligned_corners_of_lengths_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    # onnxruntime and the standard's reference read different places.
+    factors = np.array([1, 1, *FRACTIONS], np.float32)
+
+    def build(graph: Graph, x: str) -> Any:
+        return graph.add("Resize", x, "", graph.constant(factors), **ALIGNED)
+
+    with pytest.raises(OperatorUnsupported, match="corners are aligned"):
+        compare(tmp_path, (1, 5, 7, 6), build)
 
 
 def test_normalization_by_constant_statistics_is_one_multiplication_and_addition(

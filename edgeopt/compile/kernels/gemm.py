@@ -86,6 +86,14 @@ class Gemm:
         tiles = [-(-self.rows // self.height), -(-self.columns // self.width)]
         return [*self.outer_shape, *tiles, self.height, self.width]
 
+    def index(self, outer: Sequence[tirx.Expr], row: tirx.Expr) -> list[tirx.Expr]:
+        """Find a row of x by its place on the tiled axis and on the outer ones."""
+        index: list[tirx.Expr] = [tirx.const(0, "int32")] * (len(self.shape) - 1)
+        for axis, value in zip(self.outer_axes, outer, strict=True):
+            index[axis] = value
+        index[self.row_axis] = row
+        return index
+
     @property
     def output_shape(self) -> list[int]:
         """Shape of the product as it is stored."""
@@ -134,15 +142,12 @@ def define_rows(
 
     A depth beyond K repeats the last value, which the matrix multiplies by zero.
     """
-    leading = len(plan.shape) - 1
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, mi, k = at
-        index: list[tirx.Expr] = [tirx.const(0, "int32")] * leading
-        for axis, value in zip(plan.outer_axes, outer, strict=True):
-            index[axis] = value
-        index[plan.row_axis] = tile.clamped(mo, mi, plan.height, plan.rows)
-        return convert(x(*index, k if depth <= plan.depth else tirx.min(k, plan.depth - 1)))
+        row = tile.clamped(mo, mi, plan.height, plan.rows)
+        within = k if depth <= plan.depth else tirx.min(k, plan.depth - 1)
+        return convert(x(*plan.index(outer, row), within))
 
     if not depth:
         return element
@@ -156,17 +161,13 @@ def pack_rows(plan: Gemm, x: te.Tensor) -> RowReader:
 
     Vectors are an axis of their own, so that the last one is whole wherever the buffer is placed.
     """
-    leading, lanes = len(plan.shape) - 1, tile.PACKED_LANES
+    lanes = tile.PACKED_LANES
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, k, vector, lane = at
-        index: list[tirx.Expr] = [tirx.const(0, "int32")] * leading
-        for axis, value in zip(plan.outer_axes, outer, strict=True):
-            index[axis] = value
         row = mo * plan.height + vector * lanes + lane
         whole = plan.rows % plan.height == 0 and plan.height % lanes == 0
-        index[plan.row_axis] = row if whole else tirx.min(row, plan.rows - 1)
-        return x(*index, k)
+        return x(*plan.index(outer, row if whole else tirx.min(row, plan.rows - 1)), k)
 
     vectors = -(-plan.height // lanes)
     shape = [*plan.outer_shape, plan.tiled_shape[-4], plan.depth, vectors, lanes]

@@ -6,13 +6,12 @@ import numpy as np
 from onnx import helper
 from tvm import relax, te, tirx
 
-from edgeopt.compile.operators.node import Converter, Node, Unsupported, dtype_of, is_float
+from edgeopt.compile.operators.node import HALVES, Converter, Node, Unsupported, dtype_of, is_float
 
 #: Below this the difference of two exponentials loses digits; a series of five terms does not.
 _SMALL = 1.0
 #: Terms x^(2k+1)/(2k+1)! of the hyperbolic sine.
 _SINH = (1.0, 1 / 6, 1 / 120, 1 / 5040, 1 / 362880)
-_HALVES = ("float16", "bfloat16")
 
 
 def broadcast(node: Node, element: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]) -> relax.Expr:
@@ -96,7 +95,7 @@ def _power(node: Node) -> relax.Expr:
     dtype, exponent = node.dtype(0), node.dtype(1)
     if not is_float(dtype) and not is_float(exponent):
         return _whole_power(node)
-    wide = dtype if is_float(dtype) and dtype not in _HALVES else "float32"
+    wide = dtype if is_float(dtype) and dtype not in HALVES else "float32"
     if not is_float(dtype):
         wide = "float64"
 

@@ -8,6 +8,7 @@ from onnx import NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
+from edgeopt.compile.operators.standard import STANDARD
 from edgeopt.compile.views import constant_of, shape_of
 
 #: Constants beyond this size in bytes stay as they are stored.
@@ -38,7 +39,7 @@ def fold_node(
 
     Sizes of tensors are known, so that Shape and Size never run.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type in _KEPT:
+    if node.domain not in STANDARD or node.op_type in _KEPT:
         return None
     if node.op_type == "Constant":
         return [_constant(node, opset)]

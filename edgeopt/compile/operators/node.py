@@ -9,6 +9,8 @@ from tvm import relax, te, tirx
 
 from edgeopt.compile.views import constant_of, shape_of
 
+#: Floats of 16 bits, as TVM spells them.
+HALVES = ("float16", "bfloat16")
 #: What a converter gives: one tensor, or one per output.
 Result: TypeAlias = relax.Expr | Sequence[relax.Expr]
 
