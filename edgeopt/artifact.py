@@ -16,6 +16,10 @@ from edgeopt.board import Kind
 Method = Literal["float32", "float16", "int8-rows", "int8-weights", "int8-dynamic", "int8-static"]
 
 
+#: What a model computes with, which says how far two correct runs may be apart.
+Arithmetic = Literal["float32", "float16", "integer"]
+
+
 class Fact(BaseModel):
     """Frozen data that knows its fields and refuses any other."""
 
@@ -190,8 +194,12 @@ class Parity(Fact):
     #: max |board - host| over all outputs, and relative to max |host| of that output.
     max_abs: float
     max_rel: float
+    #: What rounding alone may make of max_rel, by the model's arithmetic.
+    limit: float = 1e-4
     #: Where the largest relative difference is, in words: output, sample, index, both values.
     worst: str = ""
+    #: The sample in which it is.
+    worst_sample: int = 0
     #: Share of samples whose argmax of the first output agrees; None without a class axis.
     agreement: float | None = None
     #: Metric of the deployed model on the labelled samples run on the board.

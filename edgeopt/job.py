@@ -39,9 +39,9 @@ class Job:
 
     @property
     def sample_count(self) -> int:
-        """How many samples run on the board; at least one."""
+        """How many samples run on the board; at least three, for one may hide what others show."""
         bench = self.profile.bench
-        return max(1, bench.emulated_samples if self.kind == "emulated" else bench.samples)
+        return max(3, bench.emulated_samples if self.kind == "emulated" else bench.samples)
 
     @property
     def warmup(self) -> int:

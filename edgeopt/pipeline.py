@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from edgeopt.artifact import Bundle, Footprint, Method, Model, Report, Row, Tried
+from edgeopt.artifact import Bundle, Footprint, Method, Model, Release, Report, Row, Tried
 from edgeopt.board import Board
 from edgeopt.budget import Budget
-from edgeopt.errors import BoardIncompatible, BudgetExceeded
+from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, plan_name
 from edgeopt.store import digest_file, digest_tree
 from edgeopt.verdict import (
@@ -58,13 +58,13 @@ def _deploy_on(
     from edgeopt.board.facts import read_facts
     from edgeopt.board.lease import hold
     from edgeopt.deploy import activate_release, discard_release
-    from edgeopt.trial import ROOT, Seat, try_bundle
+    from edgeopt.trial import ROOT, Seat
 
     owner = f"edgeopt deploy {run.job.app}"
     with hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS) as lease:
         seat = Seat(run, board, read_facts(board), samples)
         before = _reference_row(seat, model, original, built)
-        release, trial = try_bundle(seat, built.bundle, built.fit.model)
+        release, trial = _try(seat, built)
         correction = Correction()
         for _ in range(ROUNDS - 1):
             excess = _excess(run.job, built.bundle, trial)
@@ -75,8 +75,8 @@ def _deploy_on(
             lease.renew(LEASE_SECONDS)
             discard_release(release, board)
             built = build(run, model, samples, correction=correction)
-            release, trial = try_bundle(seat, built.bundle, built.fit.model)
-        report = _conclude(run, built, trial, before, board.name)
+            release, trial = _try(seat, built)
+        report = _conclude(seat, built, trial, before)
         if report.kept:
             # A run that outlived its lease must not undo what the next holder did.
             lease.confirm()
@@ -116,7 +116,40 @@ def _excess(job: Job, bundle: Bundle, trial: Trial) -> int | None:
     return max(peak - bundle.footprint.peak, 1)
 
 
-def _conclude(run: Run, built: Built, trial: Trial, before: Row | None, board: str) -> Report:
+def _try(seat: "Seat", built: Built) -> tuple[Release, Trial]:
+    """Try a bundle; outputs that are no numbers at all are traced to their node at once."""
+    from edgeopt.trial import try_bundle
+
+    try:
+        return try_bundle(seat, built.bundle, built.fit.model)
+    except ParityBroken as error:
+        where = _locate(seat, built.fit.model, None, 1.0)
+        raise ParityBroken(error.what, why=f"{error.why}; {where}", fix=error.fix) from error
+
+
+def _locate(seat: "Seat", model: Model, sample: int | None, tolerance: float) -> str:
+    """Find the first node that the board computes differently."""
+    from edgeopt.compile import compile_model
+    from edgeopt.divergence import locate_divergence
+
+    run = seat.run
+
+    def build(cut: Model, folder: Path) -> Bundle:
+        return compile_model(
+            cut,
+            run.job.target,
+            directory=folder,
+            cache=run.store.root,
+            threads=run.job.threads,
+            # A cut may leave little but what has no fast kernel.
+            allow_unscheduled=True,
+        )
+
+    return locate_divergence(seat, model, sample=sample, tolerance=tolerance, build=build)
+
+
+def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> Report:
+    run, parity = seat.run, trial.parity
     tried = tried_of(built.fit.candidates)
     reference = None
     if before is not None and before.measurement is not None and before.parity is not None:
@@ -133,7 +166,18 @@ def _conclude(run: Run, built: Built, trial: Trial, before: Row | None, board: s
         parity=trial.parity,
     )
     rows = (chosen,) if before is None else (before, chosen)
-    return make_report(run, rows=rows, tried=tried, checks=checks, bundle=built.bundle, board=board)
+    where = ""
+    if not parity.max_rel <= parity.limit:
+        where = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
+    return make_report(
+        run,
+        rows=rows,
+        tried=tried,
+        checks=checks,
+        bundle=built.bundle,
+        board=seat.board.name,
+        divergence=where,
+    )
 
 
 def plan(run: Run) -> Built:

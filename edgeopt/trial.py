@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.artifact import Bundle, Fact, Model, Parity, Release
+from edgeopt.artifact import Arithmetic, Bundle, Fact, Model, Parity, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
 from edgeopt.deploy import Smoke, discard_release, smoke_release, stage_bundle
 from edgeopt.job import Job, Run, Samples, Trial, plan_name
 from edgeopt.measure import measure_release
+from edgeopt.program import run_program
 from edgeopt.store import digest_file
 from edgeopt.task import Task, labelled, samples, score
 from edgeopt.units import format_bytes
@@ -31,6 +32,15 @@ class Expected(Fact):
     """What onnxruntime computes for all samples on the host, in one .npz file."""
 
     path: Path
+    arithmetic: Arithmetic
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """The outputs [S, *shape] that the host expects, and what they were computed with."""
+
+    outputs: list[NDArray[Any]]
+    arithmetic: Arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,25 @@ def try_reference(seat: Seat, bundle: Bundle, model: Model) -> Trial:
     return _remember(seat, bundle, model, measure)
 
 
+def run_once(seat: Seat, bundle: Bundle, feeds: Arrays, folder: Path) -> list[NDArray[Any]]:
+    """Run every sample once on the board, feeds of shape [S, *input], and leave nothing there."""
+    release = _stage(seat, bundle)
+    try:
+        run = run_program(
+            release,
+            bundle,
+            seat.board,
+            feeds=feeds,
+            warmup=0,
+            iterations=len(next(iter(feeds.values()))),
+            threads=seat.run.job.threads,
+            directory=folder,
+        )
+    finally:
+        discard_release(release, seat.board)
+    return list(run.outputs)
+
+
 def _remember(seat: Seat, bundle: Bundle, model: Model, measure: Callable[[Path], Trial]) -> Trial:
     job = seat.run.job
     if seat.board.kind != "emulated":
@@ -103,9 +132,7 @@ def _stage(seat: Seat, bundle: Bundle) -> Release:
     return stage_bundle(bundle, seat.board, facts=seat.facts, app=app, root=ROOT)
 
 
-def _measure(
-    seat: Seat, release: Release, bundle: Bundle, expected: list[NDArray[Any]], folder: Path
-) -> Trial:
+def _measure(seat: Seat, release: Release, bundle: Bundle, expected: Golden, folder: Path) -> Trial:
     job = seat.run.job
     feeds, labels = read_samples(seat.samples)
     measurement, outputs = measure_release(
@@ -128,26 +155,27 @@ def _compare(
     task: Task | None,
     labels: NDArray[Any] | None,
     outputs: list[NDArray[Any]],
-    expected: list[NDArray[Any]],
+    expected: Golden,
     names: list[str],
 ) -> Parity:
     if task is None or labels is None:
-        return make_parity(outputs, expected, names=names)
+        return make_parity(outputs, expected.outputs, names=names, arithmetic=expected.arithmetic)
     return make_parity(
         outputs,
-        expected,
+        expected.outputs,
         names=names,
+        arithmetic=expected.arithmetic,
         metric=task.metric,
         score=lambda found: score(task, found, labels),
     )
 
 
-def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: list[NDArray[Any]]) -> None:
+def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> None:
     started = time.monotonic()
     feeds, _ = read_samples(seat.samples)
     smoke = Smoke(
         feeds={name: values[:1] for name, values in feeds.items()},
-        expected=[each[:1] for each in expected],
+        expected=[each[:1] for each in expected.outputs],
         tolerance=0.1,
         threads=seat.run.job.threads,
     )
@@ -156,20 +184,22 @@ def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: list[NDArray[
     seat.run.note("smoke", "one sample", cached=False, seconds=time.monotonic() - started)
 
 
-def _expect(seat: Seat, model: Model) -> list[NDArray[Any]]:
+def _expect(seat: Seat, model: Model) -> Golden:
     def compute(folder: Path) -> Expected:
+        from edgeopt.model.graph import read_arithmetic
         from edgeopt.model.oracle import run_samples
 
         feeds, _ = read_samples(seat.samples)
         outputs = run_samples(model, feeds)
         path = folder / "expected.npz"
         np.savez(path, *outputs)
-        return Expected(path=path)
+        return Expected(path=path, arithmetic=read_arithmetic(model.path))
 
     key = [model.sha256, seat.samples.sha256]
     found = seat.run.stage("expect", key, Expected, compute, detail="onnxruntime's outputs")
     with np.load(found.path, allow_pickle=False) as stored:
-        return [stored[f"arr_{index}"] for index in range(len(stored.files))]
+        outputs = [stored[f"arr_{index}"] for index in range(len(stored.files))]
+    return Golden(outputs, found.arithmetic)
 
 
 def make_samples(job: Job, model: Model, folder: Path) -> Samples:

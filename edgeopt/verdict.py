@@ -15,15 +15,11 @@ from edgeopt.errors import (
 from edgeopt.job import Run, Trial
 from edgeopt.measure import require_steady, summarize_samples
 from edgeopt.units import format_figure
-from edgeopt.verify import FLOAT32_TOLERANCE, parity_error
+from edgeopt.verify import parity_error
 
 if TYPE_CHECKING:
     from edgeopt.compress import Candidate
 
-#: Plans whose activations are integers: a rounding that falls the other way moves an output by
-#: a whole step of its scale, here and between two versions of onnxruntime.
-_INTEGER_PLANS = frozenset({"int8-dynamic", "int8-static"})
-_INTEGER_TOLERANCE = 0.1
 #: Fewer samples on the board than this do not carry a percentage of their own.
 _SAMPLES_FOR_METRIC = 100
 
@@ -78,8 +74,7 @@ def check_trial(
     if tried.drop is not None or budget.accuracy_drop is not None:
         drop = _drop_on_board(trial, reference)
         checks.append(_check("accuracy drop", "fraction", tried.drop, drop, budget.accuracy_drop))
-    limit = _INTEGER_TOLERANCE if tried.plan in _INTEGER_PLANS else FLOAT32_TOLERANCE
-    checks.append(_check("parity", "ratio", None, trial.parity.max_rel, limit))
+    checks.append(_check("parity", "ratio", None, trial.parity.max_rel, trial.parity.limit))
     return tuple(checks)
 
 
@@ -138,8 +133,12 @@ def make_report(
     checks: tuple[Check, ...],
     bundle: Bundle,
     board: str,
+    divergence: str = "",
 ) -> Report:
-    """Put all of a run into one report; `kept` and the exit code follow from the checks."""
+    """Put all of a run into one report; `kept` and the exit code follow from the checks.
+
+    divergence: where outputs begin to differ, added to what failed.
+    """
     job = run.job
     failure = failure_of(checks) or _noise(run, rows)
     emulation = job.target.emulation if job.kind == "emulated" else None
@@ -160,10 +159,14 @@ def make_report(
         stages=tuple(run.records),
         warnings=_warnings(bundle, rows),
         exit_code=failure.exit_code if failure else 0,
-        failure=f"{failure.what}: {failure.why}" if failure else "",
+        failure=_describe_failure(failure, divergence) if failure else "",
         next_command=failure.fix if failure else follow,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _describe_failure(failure: EdgeoptError, divergence: str) -> str:
+    return "; ".join(part for part in (f"{failure.what}: {failure.why}", divergence) if part)
 
 
 def _noise(run: Run, rows: tuple[Row, ...]) -> EdgeoptError | None:

@@ -1,13 +1,13 @@
 """Compare what the board computed with what onnxruntime computed on the host."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.artifact import Fact, Parity
+from edgeopt.artifact import Arithmetic, Fact, Parity
 from edgeopt.errors import ConfigError, ParityBroken
 
 Array = NDArray[Any]
@@ -16,6 +16,14 @@ Score = Callable[[Sequence[Array]], float]
 
 #: float32 on both sides, relative to the largest value of the output.
 FLOAT32_TOLERANCE = 1e-4
+#: Where the host rounds each tensor to 11 bits, and a board may keep sums in float32. Where
+#: activations are codes, a rounding that falls the other way moves an output by a whole step of
+#: its scale, here and between two versions of onnxruntime.
+TOLERANCES: Mapping[Arithmetic, float] = {
+    "float32": FLOAT32_TOLERANCE,
+    "float16": 1e-2,
+    "integer": 0.1,
+}
 #: Values beyond stand for infinity (masked scores): they must not set an output's scale.
 _HUGE = 1e30
 
@@ -135,6 +143,7 @@ def make_parity(
     host_outputs: Sequence[Array],
     *,
     names: Sequence[str] = (),
+    arithmetic: Arithmetic = "float32",
     metric: str | None = None,
     score: Score | None = None,
 ) -> Parity:
@@ -145,8 +154,10 @@ def make_parity(
         samples=comparison.samples,
         max_abs=max(each.max_abs for each in comparison.differences),
         max_rel=comparison.worst.max_rel,
+        limit=TOLERANCES[arithmetic],
         agreement=comparison.agreement,
         worst=str(comparison.worst),
+        worst_sample=comparison.worst.sample,
         metric=metric if scored else None,
         metric_samples=comparison.samples if scored else 0,
         metric_board=_score(score, board_outputs),

@@ -27,7 +27,7 @@ ORDER = (
     ("example",),
     ("job",),
     ("trial",),
-    ("verdict",),
+    ("verdict", "divergence"),
     ("pipeline",),
     ("chart",),
     ("report",),

@@ -12,6 +12,7 @@ from edgeopt.report import format_verdict
 from edgeopt.store import Store
 from edgeopt.target import load_target
 from edgeopt.verdict import check_footprint, check_trial, failure_of, make_report
+from edgeopt.verify import TOLERANCES
 from tests.samples import FOOTPRINT, TRIED, bundle, check, measurement, parity
 
 
@@ -70,13 +71,12 @@ def test_a_drop_on_a_hundred_samples_of_the_board_decides(tmp_path: Path) -> Non
     assert verdicts(run, few, few)["accuracy drop"] is True
 
 
-def test_integer_plans_are_allowed_one_rounding_and_others_are_not(tmp_path: Path) -> None:
+def test_integer_models_are_allowed_one_rounding_and_others_are_not(tmp_path: Path) -> None:
     run = run_for(Budget(), tmp_path)
-    trial = Trial(measurement=measurement(), parity=parity(max_rel=1e-2))
-    static = TRIED.model_copy(update={"plan": "int8-static"})
-    assert verdicts(run, trial)["parity"] is False
-    found = check_trial(run, bundle=bundle(), trial=trial, tried=static, reference=None)
-    assert {each.name: each.met for each in found}["parity"] is True
+    far = parity(max_rel=1e-2)
+    rounded = far.model_copy(update={"limit": TOLERANCES["integer"]})
+    assert verdicts(run, Trial(measurement=measurement(), parity=far))["parity"] is False
+    assert verdicts(run, Trial(measurement=measurement(), parity=rounded))["parity"] is True
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,21 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+
+from edgeopt.artifact import Arithmetic
 
 #: How a weight is used. table: rows looked up by Gather. The others multiply activations.
 Role = Literal["table", "matmul", "gemm", "conv", "recurrent"]
 
 #: Operators that hand on the values of their first input, in another form.
 _SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+#: Operators that take a stored weight to what it stands for, exactly.
+_UNSTORING = {"Cast", "DequantizeLinear", "Gather"}
 #: Carriers of what depends on the exporter's machine and not on the model.
 _REMARKS = ("doc_string", "metadata_props")
 
@@ -126,6 +131,39 @@ def used_domains(model: onnx.ModelProto) -> set[str]:
             waiting.extend(each.g for each in node.attribute if each.HasField("g"))
             waiting.extend(sub for each in node.attribute for sub in each.graphs)
     return domains
+
+
+def arithmetic_of(graph: GraphProto) -> Arithmetic:
+    """Say what a graph computes with: codes where activations are quantized, else its floats.
+
+    Weights that are only stored in half or in codes do not count.
+    """
+    stored = initializers(graph)
+    halves = {name for name, each in stored.items() if each.data_type == TensorProto.FLOAT16}
+    halves |= {each.name for each in graph.input if _is_half(each.type.tensor_type.elem_type)}
+    for node in graph.node:
+        if _makes_codes(node):
+            return "integer"
+    for node in graph.node:
+        to_half = node.op_type == "Cast" and _is_half(attribute(node, "to", 0))
+        if to_half or (node.op_type not in _UNSTORING and halves.intersection(node.input)):
+            return "float16"
+    return "float32"
+
+
+def read_arithmetic(path: Path) -> Arithmetic:
+    """Say what a model file computes with."""
+    return arithmetic_of(onnx.load(path, load_external_data=False).graph)
+
+
+def _makes_codes(node: NodeProto) -> bool:
+    return "Quantize" in node.op_type.replace("Dequantize", "") or node.op_type.startswith(
+        ("QLinear", "QGemm", "ConvInteger", "MatMulInteger")
+    )
+
+
+def _is_half(kind: int) -> bool:
+    return kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def strip_remarks(message: Any) -> None:

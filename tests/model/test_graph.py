@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeopt.model.graph import Weight, lookup_limit, weights
+from edgeopt.model.graph import Weight, lookup_limit, read_arithmetic, weights
 from tests.graphs import image_model, normal, save_graph, text_model
 
 
@@ -53,3 +53,25 @@ def test_the_smallest_of_several_tables_limits_an_input(tmp_path: Path) -> None:
     stored = {"large": normal(0, 9, 2), "small": normal(1, 3, 2), "axes": np.array([1])}
     graph = onnx.load(save_graph(tmp_path / "m.onnx", text, stored)).graph
     assert lookup_limit(graph, "ids") == 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("w = Cast<to=1>(half)  y = Mul(x, w)", "float32"),
+        ("w = DequantizeLinear(codes, one)  y = Mul(x, w)", "float32"),
+        ("h = Cast<to=10>(x)  s = Mul(h, half)  y = Cast<to=1>(s)", "float16"),
+        ("q, s, z = DynamicQuantizeLinear(x)  y = DequantizeLinear(q, s, z)", "integer"),
+        ("h = Cast<to=10>(x)  q = QuantizeLinear(x, one)  y = DequantizeLinear(q, one)", "integer"),
+    ],
+)
+def test_the_arithmetic_is_that_of_the_activations(
+    tmp_path: Path, nodes: str, expected: str
+) -> None:
+    stored: dict[str, np.ndarray] = {
+        "half": np.ones(4, np.float16),
+        "codes": np.ones(4, np.int8),
+        "one": np.ones((), np.float32),
+    }
+    path = save_graph(tmp_path / "m.onnx", f"g (float[4] x) => (float[4] y) {{ {nodes} }}", stored)
+    assert read_arithmetic(path) == expected
