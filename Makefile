@@ -30,9 +30,11 @@ deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report
 test: check test-packages ## all tests, those on the emulated board included
 	$(BIN)/pytest
 
-bench: install ## the suite against onnxruntime on this machine, taking turns
+bench: install ## the suite against other runtimes on this machine, taking turns
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	for threads in 1 2; do \
-	  $(BIN)/python -m tests.bench.native --suite --threads $$threads --json build/bench/native.json || exit; \
+	  $(BIN)/python -m tests.bench.native --suite --peer openvino --peer ncnn \
+	    --threads $$threads --json build/bench/native.json || exit; \
 	done
 
 bench-boards: install board-packages ## instructions per inference on the emulated boards
