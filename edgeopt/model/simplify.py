@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import ModelError
+from edgeopt.model.branches import inline_branches
 from edgeopt.model.describe import check_values, facts, spec, tensors
 from edgeopt.model.graph import initializers, strip_remarks, used_domains
 from edgeopt.model.oracle import Array, draw_inputs, run_model
@@ -62,7 +63,7 @@ def normalize_file(
     _fix_shapes(model, shapes)
     _bind_values(model, values)
     names = [each.name for each in model.graph.input], [each.name for each in model.graph.output]
-    model = _slim(_fold(model, folder))
+    model = _slim(_fold(inline_branches(model), folder))
     if names != ([e.name for e in model.graph.input], [e.name for e in model.graph.output]):
         raise ModelError(
             "simplifying changed the names of inputs or outputs", fix="simplify the model yourself"

@@ -338,10 +338,15 @@ def test_a_speech_detector_loses_its_branches(tmp_path: Path) -> None:
     if spec is None or spec.origin is None:
         pytest.skip("silero-vad is absent; run: pip install --no-deps silero-vad==6.2.3")
     models = Path(spec.origin).parent / "data"
-    cases: list[tuple[str, dict[str, float]]] = [("op18_ifless", {"sr": 16000}), ("half", {})]
-    for name, values in cases:
+    rate = {"sr": 16000.0}
+    cases: dict[str, dict[str, float]] = {
+        "silero_vad": rate,
+        "silero_vad_op18_ifless": rate,
+        "silero_vad_half": {},
+    }
+    for name, values in cases.items():
         folder = tmp_path / name
-        loaded = load_model(f"silero_vad_{name}.onnx", directory=folder, search=models)
+        loaded = load_model(f"{name}.onnx", directory=folder, search=models)
         shapes = {"input": (1, 576), "state": (2, 1, 128)}
         made = normalize_model(loaded, shapes=shapes, values=values, directory=folder)
         operators = {node.op_type for node in onnx.load(made.path).graph.node}
