@@ -18,9 +18,10 @@ from edgeopt.compile.gate import check_scheduled, unscheduled_functions
 from edgeopt.compile.import_onnx import check_operators, import_model
 from edgeopt.compile.lift import Lifted, lift_constants
 from edgeopt.compile.lower import lower_module
-from edgeopt.compile.plan_memory import planned_storage, planned_workspace
+from edgeopt.compile.plan_memory import plan_arena, planned_arena
 from edgeopt.compile.tables import Table, touched_bytes
 from edgeopt.compile.weights import read_index, write_weights
+from edgeopt.compile.workspace import planned_workspace
 from edgeopt.runner import build_program, link_model, needed_glibc, runtime_bytes
 from edgeopt.target import Target
 
@@ -64,7 +65,7 @@ def compile_model(
     lifted = lift_constants(lowered.module)
     planned = plan_module(lifted.module, cpu)
     threads = threads or cpu.threads
-    arena = planned_storage(planned) + planned_workspace(planned, threads)
+    arena = planned_arena(planned) + planned_workspace(planned, threads)
     directory.mkdir(parents=True, exist_ok=True)
     # A library left by a bundle of the other linkage would be taken for part of this one.
     (directory / LIBRARY).unlink(missing_ok=True)
@@ -94,17 +95,16 @@ def compile_model(
 
 
 def plan_module(module: tvm.IRModule, cpu: Cpu) -> tvm.IRModule:
-    """Lower the graph to calls and a static plan of storages that are shared over time."""
+    """Lower the graph to calls and one arena that their tensors share over time."""
     passes = tvm.transform.Sequential(
         [
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
         ]
     )
     with cpu.target():
-        return passes(module)
+        return plan_arena(passes(module))
 
 
 def build_executable(
@@ -113,7 +113,6 @@ def build_executable(
     """Generate code for a planned module."""
     passes = tvm.transform.Sequential(
         [
-            relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),

@@ -81,6 +81,8 @@ class _Uses:
         self._sources[binding.var] = frozenset() if is_kernel else sources
         if isinstance(value, relax.Tuple):
             self._fields[binding.var] = [self.sources(field) for field in value.fields]
+        elif value in self._fields:
+            self._fields[binding.var] = self._fields[value]
 
     def use(self, sources: _Sources, step: int) -> None:
         """Count a use of tensors."""
