@@ -21,7 +21,7 @@ from edgeopt.compile.lower import lower_module
 from edgeopt.compile.plan_memory import plan_arena, planned_arena
 from edgeopt.compile.tables import Table, touched_bytes
 from edgeopt.compile.weights import read_index, write_weights
-from edgeopt.compile.workspace import planned_workspace
+from edgeopt.compile.workspace import lend_workspaces, planned_workspace
 from edgeopt.runner import build_program, link_model, needed_glibc, runtime_bytes
 from edgeopt.target import Target
 
@@ -63,8 +63,8 @@ def compile_model(
     if not allow_unscheduled:
         check_scheduled(unscheduled)
     lifted = lift_constants(lowered.module)
-    planned = plan_module(lifted.module, cpu)
     threads = threads or cpu.threads
+    planned = plan_module(lifted.module, cpu, threads)
     arena = planned_arena(planned) + planned_workspace(planned, threads)
     directory.mkdir(parents=True, exist_ok=True)
     # A library left by a bundle of the other linkage would be taken for part of this one.
@@ -94,8 +94,11 @@ def compile_model(
     )
 
 
-def plan_module(module: tvm.IRModule, cpu: Cpu) -> tvm.IRModule:
-    """Lower the graph to calls and one arena that their tensors share over time."""
+def plan_module(module: tvm.IRModule, cpu: Cpu, threads: int | None = None) -> tvm.IRModule:
+    """Lower the graph to calls and one arena that they share over time.
+
+    threads: how many will run; all cores when None.
+    """
     passes = tvm.transform.Sequential(
         [
             relax.transform.ToNonDataflow(),
@@ -104,7 +107,7 @@ def plan_module(module: tvm.IRModule, cpu: Cpu) -> tvm.IRModule:
         ]
     )
     with cpu.target():
-        return plan_arena(passes(module))
+        return plan_arena(lend_workspaces(passes(module), threads or cpu.threads))
 
 
 def build_executable(
