@@ -107,7 +107,7 @@ def plan_module(module: tvm.IRModule, cpu: Cpu, threads: int | None = None) -> t
         ]
     )
     with cpu.target():
-        return plan_arena(lend_workspaces(passes(module), threads or cpu.threads))
+        return plan_arena(lend_workspaces(passes(module), cpu, threads or cpu.threads))
 
 
 def build_executable(

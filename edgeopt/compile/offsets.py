@@ -88,9 +88,7 @@ def _orders(lifetimes: Sequence[Lifetime]) -> list[list[int]]:
     ]
 
 
-def _improve(
-    lifetimes: Sequence[Lifetime], order: list[int], *, bound: int, rounds: int
-) -> Arena:
+def _improve(lifetimes: Sequence[Lifetime], order: list[int], *, bound: int, rounds: int) -> Arena:
     """Place in an order; move what reaches the top to its front, and place again."""
     best = _place(lifetimes, order)
     arena = best

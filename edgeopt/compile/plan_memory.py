@@ -89,9 +89,9 @@ def _move_to_offset() -> tirx.PrimFunc:
     body = tirx.SeqStmt(
         [
             tirx.Evaluate(tirx.tvm_struct_set(tensor, 0, _DATA, moved)),
-            tirx.Evaluate(
-                tirx.tvm_struct_set(tensor, 0, _BYTE_OFFSET, tirx.const(0, "uint64"))
-            ),
+            tirx.Evaluate(tirx.tvm_struct_set(tensor, 0, _BYTE_OFFSET, tirx.const(0, "uint64"))),
         ]
     )
-    return tirx.PrimFunc([tensor], body).with_attr({"tirx.is_scheduled": True, "s_tir": True})
+    # Unless every function of a module says "noalias", LLVM is told it of none.
+    attributes = {"tirx.is_scheduled": True, "tirx.noalias": True, "s_tir": True}
+    return tirx.PrimFunc([tensor], body).with_attr(attributes)

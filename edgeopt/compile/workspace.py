@@ -7,6 +7,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
+from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels.rule import sorted_functions
 from edgeopt.compile.offsets import ALIGNMENT
 from edgeopt.compile.plan_memory import replace_bindings
@@ -34,16 +35,19 @@ class _Found:
     loops: list[tuple[tirx.For, list[tirx.Buffer]]] = field(default_factory=list)
 
 
-def lend_workspaces(module: tvm.IRModule, threads: int) -> tvm.IRModule:
+def lend_workspaces(module: tvm.IRModule, cpu: Cpu, threads: int) -> tvm.IRModule:
     """Make the kernels' buffers arguments, so that they share the arena with the activations.
+
+    Not those that registers can hold: LLVM keeps only a function's own buffers in them.
 
     What is allocated inside a parallel loop gets a part for each thread: the loop then runs over
     as many tasks as there are threads, each with a run of the iterations, as TVM divides them.
     """
+    least = max(_STACK_LIMIT, 4 * cpu.lanes * cpu.registers + 1)
     lent = {
         str(variable.name_hint): each
         for variable, function in sorted_functions(module)
-        if (each := _lend(function, threads)).buffers
+        if (each := _lend(function, threads, least)).buffers
     }
     if not lent:
         return module
@@ -82,10 +86,10 @@ def _allocate(buffer: tirx.Buffer) -> relax.Binding:
     return relax.VarBinding(variable, tensor)
 
 
-def _lend(function: tirx.PrimFunc, threads: int) -> _Lent:
-    """Turn a function's buffers into parameters."""
+def _lend(function: tirx.PrimFunc, threads: int, least: int) -> _Lent:
+    """Turn a function's buffers of at least so many bytes into parameters."""
     allocated = _allocate_where_used(function)
-    found = _find(allocated.body)
+    found = _find(allocated.body, least)
     body, buffers = allocated.body, list(found.shared)
     for loop, own in found.loops:
         body, parts = _divide(body, loop, own, threads)
@@ -111,10 +115,15 @@ def _allocate_where_used(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return passes(tvm.IRModule({"main": function}))["main"]
 
 
-def _find(body: tirx.Stmt) -> _Found:
+def _find(body: tirx.Stmt, least: int) -> _Found:
     """Find the buffers that can be lent: those that are accessed by index only."""
     found = _Found()
     pointers: set[tirx.Var] = set()
+
+    def is_lent(buffer: tirx.Buffer) -> bool:
+        is_plain = buffer.scope() == "global" and not buffer.strides and buffer not in pointers
+        return is_plain and _nbytes(buffer) >= least
+
     tvm_ffi.structural_walk(body, (tvm.ir.Call, lambda call: pointers.update(_variables(call))))
     inner: set[tirx.Buffer] = set()
 
@@ -122,12 +131,12 @@ def _find(body: tirx.Stmt) -> _Found:
         if loop.kind == tirx.ForKind.PARALLEL:
             buffers = [each for each in _buffers(loop.body) if each not in inner]
             inner.update(buffers)
-            found.loops.append((loop, [each for each in buffers if _is_lent(each, pointers)]))
+            found.loops.append((loop, [each for each in buffers if is_lent(each)]))
 
     tvm_ffi.structural_walk(body, (tirx.For, visit), order="post")
     found.loops = [each for each in found.loops if each[1]]
     outer = [each for each in _buffers(body) if each not in inner]
-    found.shared = [each for each in outer if _is_lent(each, pointers)]
+    found.shared = [each for each in outer if is_lent(each)]
     return found
 
 
@@ -142,12 +151,6 @@ def _buffers(statement: tirx.Stmt) -> list[tirx.Buffer]:
         statement, (s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)), order="post"
     )
     return buffers
-
-
-def _is_lent(buffer: tirx.Buffer, pointers: set[tirx.Var]) -> bool:
-    """Say whether a buffer is worth lending, and known by its indices alone."""
-    is_plain = buffer.scope() == "global" and not buffer.strides and buffer not in pointers
-    return is_plain and _nbytes(buffer) >= _STACK_LIMIT
 
 
 def _divide(
@@ -182,9 +185,7 @@ def _part(buffer: tirx.Buffer, tasks: int) -> tirx.Buffer:
     return tirx.decl_buffer([tasks, *shape], str(buffer.dtype), name=str(buffer.name))
 
 
-def _redirect(
-    body: tirx.Stmt, parts: dict[tirx.Buffer, tirx.Buffer], task: tirx.Var
-) -> tirx.Stmt:
+def _redirect(body: tirx.Stmt, parts: dict[tirx.Buffer, tirx.Buffer], task: tirx.Var) -> tirx.Stmt:
     """Access the task's part of a buffer instead of the buffer."""
 
     def load(each: tvm.ir.TensorLoad) -> tvm.ir.TensorLoad:
@@ -200,7 +201,11 @@ def _redirect(
         first = tvm.ir.Range.from_min_extent(task, 1)
         return each if part is None else tirx.BufferRegion(part, [first, *each.region])
 
-    callbacks = [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store), (tvm.ir.TensorRegion, region)]
+    callbacks = [
+        (tvm.ir.TensorLoad, load),
+        (tirx.BufferStore, store),
+        (tvm.ir.TensorRegion, region),
+    ]
     return tvm_ffi.structural_map(body, callbacks, order="post")
 
 

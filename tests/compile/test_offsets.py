@@ -34,10 +34,7 @@ def overlaps(lifetimes: Sequence[Lifetime], arena: Arena) -> list[tuple[Lifetime
     return [
         (one, two)
         for (one, a), (two, b) in combinations(spans, 2)
-        if one.first <= two.last
-        and two.first <= one.last
-        and a < b + two.size
-        and b < a + one.size
+        if one.first <= two.last and two.first <= one.last and a < b + two.size and b < a + one.size
     ]
 
 
@@ -89,9 +86,7 @@ def test_arenas_of_random_networks_are_within_a_tenth_of_what_must_be() -> None:
         ([(64, 0, 2), (64, 1, 4), (128, 3, 5)], 192),
     ],
 )
-def test_small_cases_take_the_least_there_is(
-    spans: list[tuple[int, int, int]], size: int
-) -> None:
+def test_small_cases_take_the_least_there_is(spans: list[tuple[int, int, int]], size: int) -> None:
     lifetimes = [Lifetime(*span) for span in spans]
     assert place_tensors(lifetimes).size == size == largest_live_set(lifetimes)
 
