@@ -65,7 +65,7 @@ def compile_model(
     lifted = lift_constants(lowered.module)
     threads = threads or cpu.threads
     planned = plan_module(lifted.module, cpu, threads)
-    arena = planned_arena(planned) + planned_workspace(planned, threads)
+    arena = planned_arena(planned) + planned_workspace(planned, threads) + _inputs(model)
     directory.mkdir(parents=True, exist_ok=True)
     # A library left by a bundle of the other linkage would be taken for part of this one.
     (directory / LIBRARY).unlink(missing_ok=True)
@@ -191,6 +191,12 @@ def _resident_weights(
         else:
             pages.update(range(record.offset // page, -(-(record.offset + record.size) // page)))
     return len(pages) * page + touched
+
+
+def _inputs(model: Model) -> int:
+    """Count the bytes of the inputs, which the program holds all the time."""
+    sizes = (np.prod(each.shape) * np.dtype(each.dtype).itemsize for each in model.inputs)
+    return int(sum(sizes))
 
 
 def _footprint(directory: Path, target: Target, *, resident: int, arena: int) -> Footprint:

@@ -92,7 +92,7 @@ class _Uses:
     def sources(self, expr: relax.Expr) -> _Sources:
         """Find the allocated tensors that an expression may contain."""
         if isinstance(expr, relax.TupleGetItem) and expr.tuple_value in self._fields:
-            return self._fields[expr.tuple_value][expr.index]
+            return self._fields[expr.tuple_value][int(expr.index)]
         found: set[int] = set()
 
         def visit(variable: relax.Var) -> None:

@@ -6,7 +6,8 @@ import tvm
 from tvm import relax, tirx
 
 from edgeopt.compile.lifetimes import bindings_of, is_allocation, read_allocations
-from edgeopt.compile.offsets import ALIGNMENT, place_tensors
+from edgeopt.compile.offsets import place_tensors
+from edgeopt.compile.weights import ALIGNMENT
 
 #: Fields of DLTensor as TVM numbers them (TVMStructFieldKind of tirx/builtin.h).
 _DATA, _BYTE_OFFSET = 1, 8

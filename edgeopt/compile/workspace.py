@@ -9,8 +9,8 @@ from tvm import relax, s_tir, tirx
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels.rule import sorted_functions
-from edgeopt.compile.offsets import ALIGNMENT
 from edgeopt.compile.plan_memory import replace_bindings
+from edgeopt.compile.weights import ALIGNMENT
 
 #: TVM puts constant-size buffers of scope "global" below this on the stack
 #: (runtime::kMaxStackAlloca); registers are made of those.
