@@ -83,7 +83,7 @@ class Footprint(Fact):
     weights: int
     #: Weights that are resident while running: embedding tables count their touched pages.
     weights_resident: int
-    #: Planned activations, workspace of kernels included (anonymous).
+    #: Planned activations, inputs, outputs and workspace of kernels included (anonymous).
     arena: int
     #: The device program, its libraries, stack and heap before any model (VmHWM).
     runtime: int

@@ -18,9 +18,10 @@ from edgeopt.compile.gate import check_scheduled, unscheduled_functions
 from edgeopt.compile.import_onnx import check_operators, import_model
 from edgeopt.compile.lift import Lifted, lift_constants
 from edgeopt.compile.lower import lower_module
-from edgeopt.compile.plan_memory import planned_storage, planned_workspace
+from edgeopt.compile.plan_memory import plan_arena, planned_arena
 from edgeopt.compile.tables import Table, touched_bytes
 from edgeopt.compile.weights import read_index, write_weights
+from edgeopt.compile.workspace import lend_workspaces, planned_workspace
 from edgeopt.runner import build_program, link_model, needed_glibc, runtime_bytes
 from edgeopt.target import Target
 
@@ -62,9 +63,9 @@ def compile_model(
     if not allow_unscheduled:
         check_scheduled(unscheduled)
     lifted = lift_constants(lowered.module)
-    planned = plan_module(lifted.module, cpu)
     threads = threads or cpu.threads
-    arena = planned_storage(planned) + planned_workspace(planned, threads)
+    planned = plan_module(lifted.module, cpu, threads)
+    arena = planned_arena(planned) + planned_workspace(planned, threads) + _inputs(model)
     directory.mkdir(parents=True, exist_ok=True)
     # A library left by a bundle of the other linkage would be taken for part of this one.
     (directory / LIBRARY).unlink(missing_ok=True)
@@ -93,18 +94,20 @@ def compile_model(
     )
 
 
-def plan_module(module: tvm.IRModule, cpu: Cpu) -> tvm.IRModule:
-    """Lower the graph to calls and a static plan of storages that are shared over time."""
+def plan_module(module: tvm.IRModule, cpu: Cpu, threads: int | None = None) -> tvm.IRModule:
+    """Lower the graph to calls and one arena that they share over time.
+
+    threads: how many will run; all cores when None.
+    """
     passes = tvm.transform.Sequential(
         [
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
         ]
     )
     with cpu.target():
-        return passes(module)
+        return plan_arena(lend_workspaces(passes(module), cpu, threads or cpu.threads))
 
 
 def build_executable(
@@ -113,7 +116,6 @@ def build_executable(
     """Generate code for a planned module."""
     passes = tvm.transform.Sequential(
         [
-            relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
@@ -189,6 +191,12 @@ def _resident_weights(
         else:
             pages.update(range(record.offset // page, -(-(record.offset + record.size) // page)))
     return len(pages) * page + touched
+
+
+def _inputs(model: Model) -> int:
+    """Count the bytes of the inputs, which the program holds all the time."""
+    sizes = (np.prod(each.shape) * np.dtype(each.dtype).itemsize for each in model.inputs)
+    return int(sum(sizes))
 
 
 def _footprint(directory: Path, target: Target, *, resident: int, arena: int) -> Footprint:

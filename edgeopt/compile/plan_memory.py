@@ -1,91 +1,98 @@
-"""How many bytes a compiled model allocates while it runs."""
+"""One arena for everything that a model computes on the way: who lies where in it, and when."""
+
+from collections.abc import Callable
 
 import tvm
-import tvm_ffi
-from tvm import relax, s_tir, tirx
-from tvm.relax.expr_functor import PyExprVisitor, visitor
+from tvm import relax, tirx
 
-from edgeopt.compile.kernels.rule import sorted_functions
+from edgeopt.compile.lifetimes import bindings_of, is_allocation, read_allocations
+from edgeopt.compile.offsets import place_tensors
+from edgeopt.compile.weights import ALIGNMENT
 
-#: TVM puts constant-size buffers of scope "global" below this on the stack
-#: (runtime::kMaxStackAlloca); registers are made of those.
-_STACK_LIMIT = 1024
-#: TVM's workspace pool rounds each allocation up to this.
-_WORKSPACE_PAGE = 4096
+#: Fields of DLTensor as TVM numbers them (TVMStructFieldKind of tirx/builtin.h).
+_DATA, _BYTE_OFFSET = 1, 8
 
 
-@visitor
-class _Storages(PyExprVisitor):  # type: ignore[misc]
-    """Add up the storages that the static plan allocates."""
+def plan_arena(module: tvm.IRModule) -> tvm.IRModule:
+    """Allocate what main allocates, its outputs included, at fixed offsets of one storage.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def visit_call_(self, call: relax.Call) -> None:
-        if isinstance(call.op, tvm.ir.Op) and call.op.name == "relax.memory.alloc_storage":
-            size = 1
-            for extent in call.args[0].values:
-                size *= int(extent)
-            self.total += size
-        super().visit_call_(call)
-
-
-def planned_storage(module: tvm.IRModule) -> int:
-    """Sum the storages of a module after StaticPlanBlockMemory, in bytes."""
-    storages = _Storages()
-    storages.visit_expr(module["main"])
-    return storages.total
-
-
-def planned_workspace(module: tvm.IRModule, threads: int) -> int:
-    """Find the most that the kernels' own buffers take at a time, in bytes.
-
-    What is allocated inside a parallel loop, each thread has; small buffers, which are on the
-    stack or in registers, are not counted.
+    Expects what CallTIRRewrite makes. The storage lives until the last of its tensors is let go:
+    outputs stay whole while they are held, and the next run then has a storage of its own.
     """
-    sizes = [_workspace(function, threads) for _, function in sorted_functions(module)]
-    return max(sizes, default=0)
+    main = module["main"]
+    allocations = read_allocations(main)
+    if not allocations:
+        return module
+    arena = place_tensors([each.lifetime for each in allocations])
+    offsets = {each.variable: at for each, at in zip(allocations, arena.offsets, strict=True)}
+    builder = relax.BlockBuilder(module)
+    move = builder.add_func(_move_to_offset(), "move_to_offset")
+    module = builder.get()
+    storage = relax.Var("arena", relax.AnyType())
+    size = relax.ShapeExpr([max(arena.size, ALIGNMENT)])
+    first = relax.VarBinding(storage, relax.op.memory.alloc_storage(size, 0, "global", "uint8"))
+
+    def place(binding: relax.Binding) -> list[relax.Binding]:
+        if not is_allocation(binding.value):
+            return [binding]
+        offset = offsets[binding.var]
+        shape, dtype = binding.value.args[:2]
+        tensor = relax.op.memory.alloc_tensor(storage, offset, shape, dtype)
+        made = relax.VarBinding(binding.var, tensor)
+        return [made, *([run(move, binding.var)] if offset else [])]
+
+    return replace_bindings(module, place, first=first)
 
 
-def _workspace(function: tirx.PrimFunc, threads: int) -> int:
-    module = tvm.IRModule({"main": function})
-    passes = tvm.transform.Sequential(
+def run(function: tvm.ir.GlobalVar, *arguments: relax.Expr) -> relax.Binding:
+    """Bind a call of a loop-level function, which returns nothing."""
+    return relax.VarBinding(relax.Var("_", relax.TupleType([])), relax.Call(function, arguments))
+
+
+def replace_bindings(
+    module: tvm.IRModule,
+    replace: Callable[[relax.Binding], list[relax.Binding]],
+    *,
+    first: relax.Binding | None = None,
+) -> tvm.IRModule:
+    """Replace each binding of main by others, which may follow one in front of all."""
+    main = module["main"]
+    bindings = [] if first is None else [first]
+    for binding in bindings_of(main):
+        bindings += replace(binding)
+    body = relax.SeqExpr([relax.BindingBlock(bindings)], main.body.body)
+    changed = tvm.IRModule(dict(module.functions), attrs=module.attrs)
+    function = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
+    changed.update_func(module.get_global_var("main"), function)
+    return relax.transform.Normalize()(changed)
+
+
+def planned_arena(module: tvm.IRModule) -> int:
+    """Return the bytes of the arena of a planned module."""
+    sizes = [
+        int(binding.value.args[0].values[0])
+        for binding in bindings_of(module["main"])
+        if isinstance(binding.value, relax.Call)
+        and binding.value.op == tvm.ir.Op.get("relax.memory.alloc_storage")
+    ]
+    return sum(sizes)
+
+
+def _move_to_offset() -> tirx.PrimFunc:
+    """Make the function that adds a tensor's byte_offset to its data pointer.
+
+    Kernels check that byte_offset is 0; the runtime's alloc_tensor leaves the pointer alone.
+    """
+    tensor = tirx.Var("tensor", "handle")
+    data = tirx.tvm_struct_get(tensor, 0, _DATA, "handle")
+    offset = tirx.tvm_struct_get(tensor, 0, _BYTE_OFFSET, "uint64")
+    moved = tirx.handle_add_byte_offset(data, tirx.Cast("int64", offset))
+    body = tirx.SeqStmt(
         [
-            s_tir.transform.LowerInitBlock(),
-            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-            s_tir.transform.ConvertBlocksToOpaque(),
-            s_tir.transform.CompactBufferAllocation(),
+            tirx.Evaluate(tirx.tvm_struct_set(tensor, 0, _DATA, moved)),
+            tirx.Evaluate(tirx.tvm_struct_set(tensor, 0, _BYTE_OFFSET, tirx.const(0, "uint64"))),
         ]
     )
-    body = passes(module)["main"].body
-    shared = _allocations(body)
-    inside = 0
-
-    def visit(loop: tirx.For) -> None:
-        nonlocal inside
-        if loop.kind == tirx.ForKind.PARALLEL:
-            inside += _allocations(loop.body)
-
-    tvm_ffi.structural_walk(body, (tirx.For, visit), order="post")
-    return shared + inside * (threads - 1)
-
-
-def _allocations(body: tirx.Stmt) -> int:
-    """Sum the buffers that a statement allocates, in bytes."""
-    total = 0
-
-    def visit(block: s_tir.SBlock) -> None:
-        nonlocal total
-        total += sum(_allocated(buffer) for buffer in block.alloc_buffers)
-
-    tvm_ffi.structural_walk(body, (s_tir.SBlock, visit), order="post")
-    return total
-
-
-def _allocated(buffer: tirx.Buffer) -> int:
-    size = tvm.DataType(str(buffer.dtype)).itemsize
-    for extent in buffer.shape:
-        size *= int(extent)
-    on_stack = buffer.scope() == "global" and size < _STACK_LIMIT
-    return 0 if on_stack else -(-size // _WORKSPACE_PAGE) * _WORKSPACE_PAGE
+    # Unless every function of a module says "noalias", LLVM is told it of none.
+    attributes = {"tirx.is_scheduled": True, "tirx.noalias": True, "s_tir": True}
+    return tirx.PrimFunc([tensor], body).with_attr(attributes)

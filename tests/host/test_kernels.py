@@ -13,8 +13,8 @@ from edgeopt.compile.cpu import describe_cpu
 from edgeopt.compile.kernels import columns, rows, tile
 from edgeopt.compile.kernels.rule import Refusal, schedule_function, sorted_functions
 from edgeopt.compile.kernels.scheduling import extent
-from edgeopt.compile.plan_memory import planned_workspace
 from edgeopt.compile.views import Reshape, matching_groups
+from edgeopt.compile.workspace import planned_workspace
 from edgeopt.model.oracle import run_model
 from tests.compile.kit import (
     Array,
