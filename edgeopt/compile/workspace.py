@@ -165,7 +165,10 @@ def _divide(
     inner = _redirect(loop.body, parts, task)
     start = task * run
     count = run if extent % run == 0 else tirx.min(run, extent - start)
-    inner = tirx.For(loop.loop_var, start, count, tirx.ForKind.SERIAL, inner)
+    serial = tirx.ForKind.SERIAL
+    # Annotations name the code that the loop calls.
+    notes = loop.annotations
+    inner = tirx.For(loop.loop_var, start, count, serial, inner, annotations=notes)
     outer = tirx.For(task, 0, tasks, tirx.ForKind.PARALLEL, inner)
 
     def replace(each: tirx.For) -> tirx.For:
