@@ -223,3 +223,10 @@ def place_widened(sch: Schedule, widened: Block, at: Loop, *, unroll: int) -> No
     depth, column = sch.get_loops(widened)[-2:]
     sch.unroll(sch.split(depth, [None, unroll])[1])
     sch.vectorize(column)
+
+
+def place_padded(sch: Schedule, cpu: Cpu, padded: Block) -> None:
+    """Surround a whole image by zeros before what reads it, rows in parallel."""
+    loops = sch.get_loops(padded)
+    vectorize_inner(sch, loops[-1], cpu.lanes)
+    sch.parallel(sch.fuse(loops[0], loops[1]))
