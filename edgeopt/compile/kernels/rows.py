@@ -107,7 +107,9 @@ def define_softmax(cpu: Cpu, shape: Sequence[int]) -> Callable[[te.Tensor], te.T
     def define(x: te.Tensor) -> te.Tensor:
         top = fold_rows(cpu, rows, length, x, MAXIMUM, name="top")
         power = te.compute(
-            [*shape], lambda *at: functions.exp(x(*at) - top(*at[:-1])), name="power"
+            [*shape],
+            lambda *at: functions.exp(x(*at) - top(*at[:-1]), highest=0.0),
+            name="power",
         )
         total = fold_rows(cpu, rows, length, power, SUM, name="total")
         inverse = te.compute(
