@@ -41,7 +41,8 @@ def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
         place: Loop | None = outer
     else:
         place, rows = _share_columns(sch, packed, [columns, *others, rows, row_in, column_in])
-    tile.finish_output(sch, row_in, column_in, cpu.lanes)
+    # Rows stay a loop: the sums are in memory, and LLVM would interleave all of them and spill.
+    vectorize_inner(sch, column_in, cpu.lanes)
     sch.compute_at(product, rows, preserve_unit_loops=True)
     _place_packed(sch, cpu, packed, place, sizes)
     for block in kept:
