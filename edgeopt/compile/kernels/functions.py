@@ -76,7 +76,7 @@ def erf(x: Value) -> Value:
 
 
 def tanh(x: Value) -> Value:
-    """Compute tanh within 4 ulp by a rational approximation, minimax for the relative error.
+    """Compute tanh within 4.1 ulp by a rational approximation, minimax for the relative error.
 
     The quotient of exponentials would lose all digits near zero.
     """

@@ -63,13 +63,74 @@ def write_tile(height: int, vectors: int) -> str:
         "4:",
         *_store_sums(sums),
     ]
+    return _write_function(name_tile(height, vectors), lines)
+
+
+def row_fits_registers(sums: int) -> bool:
+    """Tell whether the sums of one row fit beside a load of B and one of A."""
+    return sums + 2 * _MOST_LOADED <= _REGISTERS
+
+
+def name_row(sums: int) -> str:
+    """Name the function that adds one row times a matrix to vectors of sums."""
+    return f"edgeopt_row_{sums * _LANES}"
+
+
+@cache
+def write_row(sums: int) -> str:
+    """Write the LLVM module of one row: int row(A, B, C, K).
+
+    A is [K], B is [K, 4 * sums] and C, which is added to, is [4 * sums]; all are float32 and
+    contiguous. K may be zero.
+    """
+    assert row_fits_registers(sums)
+    lines = [
+        *(f"ldr q{i}, [$2, #{16 * i}]" for i in range(sums)),
+        f"lsr x9, $3, #{_UNROLL.bit_length() - 1}",
+        f"and x10, $3, #{_UNROLL - 1}",
+        "cbz x9, 2f",
+        "1:",
+        _load(list(range(sums, sums + _MOST_LOADED)), "$0"),
+        *_multiply_row(sums, _UNROLL),
+        "subs x9, x9, #1",
+        "b.ne 1b",
+        "2:",
+        "cbz x10, 4f",
+        "3:",
+        f"ldr s{sums}, [$0], #4",
+        *_multiply_row(sums, 1),
+        "subs x10, x10, #1",
+        "b.ne 3b",
+        "4:",
+        *_store_sums(sums),
+    ]
+    return _write_function(name_row(sums), lines)
+
+
+def _multiply_row(sums: int, steps: int) -> list[str]:
+    """Multiply rows of B by values of A, which lie in the registers after the sums."""
+    first = sums + _MOST_LOADED
+    lines = []
+    for place in range(sums * steps):
+        offset = place % _MOST_LOADED
+        if offset == 0:
+            count = min(_MOST_LOADED, sums * steps - place)
+            lines.append(_load(list(range(first, first + count)), "$1"))
+        k, column = divmod(place, sums)
+        left = f"v{sums + k // _LANES}.s[{k % _LANES}]"
+        lines.append(f"fmla v{column}.4s, v{first + offset}.4s, {left}")
+    return lines
+
+
+def _write_function(name: str, lines: list[str]) -> str:
+    """Write a module with one function of pointers A, B, C and a number K around assembly."""
     clobbers = ["x9", "x10", "memory", "cc", *(f"v{i}" for i in range(_REGISTERS))]
     constraints = ",".join(
         ["=&r", "=&r", "=&r", "r", "0", "1", "2", *(f"~{{{name}}}" for name in clobbers)]
     )
     text = "\\0A".join(lines)
     return (
-        f"define linkonce_odr hidden i32 @{name_tile(height, vectors)}"
+        f"define linkonce_odr hidden i32 @{name}"
         "(ptr %a, ptr %b, ptr %c, i64 %k) noinline nounwind {\n"
         f'  %done = call {{ptr, ptr, ptr}} asm sideeffect "{text}", "{constraints}"'
         "(i64 %k, ptr %a, ptr %b, ptr %c)\n"

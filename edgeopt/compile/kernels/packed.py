@@ -4,7 +4,7 @@ from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import microkernel, tile
 from edgeopt.compile.kernels.conv import UNFOLDED
 from edgeopt.compile.kernels.gemm import inline_around
-from edgeopt.compile.kernels.intrinsics import register_tile
+from edgeopt.compile.kernels.intrinsics import register_start, register_tile
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -110,8 +110,7 @@ def _call_tile(sch: Schedule, cpu: Cpu, product: Block, columns: Loop) -> None:
     height, width = extent(sch, row), extent(sch, column)
     depth = marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, row)
-    vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
-    sch.unroll(sch.get_loops(start)[-2])
+    sch.tensorize(sch.get_loops(start)[-2], register_start(height, width))
     vectors = width // cpu.lanes
     name = microkernel.name_tile(height, vectors)
     sch.tensorize(sch.get_loops(product)[-3], register_tile(name, height, width, depth))
