@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from edgeopt.compile.kernels.microkernel import fits_registers, write_tile
+from edgeopt.compile.kernels.microkernel import fits_registers, write_row, write_tile
 
 #: Steps of K in one turn of the loop.
 STEPS = 16
@@ -66,3 +66,15 @@ def test_a_tile_beyond_the_register_file_is_refused() -> None:
     assert not fits_registers(8, 4)
     with pytest.raises(AssertionError):
         write_tile(8, 4)
+
+
+def test_a_row_takes_a_load_for_four_multiplications() -> None:
+    lines = write_row(16).split("\\0A")
+    loop = lines[lines.index("1:") + 1 : lines.index("b.ne 1b")]
+    assert sum(line.startswith("fmla") for line in loop) == STEPS * 16
+    assert sum(line.startswith("ld") for line in loop) == STEPS * 16 // 4 + 1
+
+
+def test_a_row_beyond_the_register_file_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        write_row(25)

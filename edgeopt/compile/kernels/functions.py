@@ -98,9 +98,7 @@ def tanh(x: Value) -> Value:
     return _odd_quotient(x, numerator, denominator)
 
 
-def _odd_quotient(
-    x: Value, numerator: tuple[float, ...], denominator: tuple[float, ...]
-) -> Value:
+def _odd_quotient(x: Value, numerator: tuple[float, ...], denominator: tuple[float, ...]) -> Value:
     """Compute x P(x^2) / Q(x^2), the lowest power first, with the powers that both share.
 
     A multiply-add of ARM overwrites what it adds to: Horner's rule copies every coefficient.
