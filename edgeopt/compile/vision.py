@@ -16,6 +16,9 @@ from edgeopt.compile.views import constant_of, shape_of
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
 
+#: Outputs from which unfolding an image for the kernel of products is worth its time.
+_FEWEST_UNFOLDED = 24
+
 #: Filters [KH, KW, I, O]: constant with their scales, or computed by the model.
 Filters: TypeAlias = Stored | relax.Expr
 
@@ -222,6 +225,12 @@ def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -
     if tiles is not None and isinstance(filters, Stored) and filters.values.dtype == np.float32:
         spread = winograd.transform_filters(filters.values, tiles.width)
         return site.call(winograd.define_winograd(tiles), image, spread, name="winograd")
+    unfolded = gemm.plan_gemm(site.cpu, (window.shape[0], *window.output, window.depth), outputs)
+    if window.groups == 1 and outputs >= _FEWEST_UNFOLDED and gemm.is_packed(site.cpu, unfolded):
+        packed = _packed(site, filters, unfolded.width)
+        panels = _reshaped(site, packed, (-1, unfolded.depth, unfolded.width))
+        define = conv.define_unfolded(site.cpu, window, unfolded)
+        return site.call(define, image, panels, *scales, name="conv")
     tile = None if window.groups == window.shape[3] else conv.dense_tile(site.cpu, window, outputs)
     if tile is None:
         define = conv.define_channelwise(site.cpu, window, outputs)

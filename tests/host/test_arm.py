@@ -89,6 +89,62 @@ def save_convolutions(path: Path) -> Path:
     return _save(path, nodes, stored, (1, 24, 64))
 
 
+def save_unfolded(path: Path) -> Path:
+    """Write convolutions of many outputs: pads, a stride, a dilation, rows that no tile divides."""
+    random = np.random.default_rng(9)
+    stored = [
+        numpy_helper.from_array(random.standard_normal(shape).astype("float32"), name)
+        for name, shape in {
+            "text": (50, 24, 5),
+            "image": (37, 10, 3, 3),
+            "bias": (37,),
+            "stem": (24, 37, 2, 3),
+        }.items()
+    ]
+    stored.append(numpy_helper.from_array(np.array([1, 10, 5, 60], "int64"), "shape"))
+    stored.append(numpy_helper.from_array(np.array([-1], "int64"), "flat"))
+    nodes = [
+        helper.make_node("Conv", ["x", "text"], ["a"]),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),
+        helper.make_node("Conv", ["b", "image", "bias"], ["c"], pads=[1, 2, 0, 1], strides=[1, 2]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Conv", ["d", "stem"], ["e"], dilations=[2, 3]),
+        helper.make_node("Reshape", ["e", "flat"], ["y"]),
+    ]
+    return _save(path, nodes, stored, (1, 24, 64))
+
+
+def save_recurrent(path: Path) -> Path:
+    """Write layers of one row: every cell, both ways, units that no vector divides."""
+    random = np.random.default_rng(10)
+    nodes, stored, joined = [], [], []
+    flat = numpy_helper.from_array(np.array([-1], "int64"), "flat")
+    for cell, gates, hidden, options in (
+        ("LSTM", 4, 24, {}),
+        ("LSTM", 4, 37, {"direction": "bidirectional"}),
+        ("GRU", 3, 19, {}),
+        ("GRU", 3, 32, {"linear_before_reset": 1}),
+        ("RNN", 1, 50, {}),
+    ):
+        ways = 2 if options.get("direction") else 1
+        name = f"{cell}{hidden}"
+        for kind, shape in {
+            "w": (ways, gates * hidden, 16),
+            "r": (ways, gates * hidden, hidden),
+            "b": (ways, 2 * gates * hidden),
+        }.items():
+            values = random.standard_normal(shape).astype("float32") / 4
+            stored.append(numpy_helper.from_array(values, kind + name))
+        inputs = ["x", "w" + name, "r" + name, "b" + name]
+        nodes += [
+            helper.make_node(cell, inputs, ["h" + name], hidden_size=hidden, **options),
+            helper.make_node("Reshape", ["h" + name, "flat"], ["y" + name]),
+        ]
+        joined.append("y" + name)
+    nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
+    return _save(path, nodes, [*stored, flat], (6, 1, 16))
+
+
 def _save(
     path: Path,
     nodes: list[onnx.NodeProto],
@@ -128,7 +184,7 @@ def describe(path: Path) -> Model:
     )
 
 
-@pytest.mark.parametrize("save", [save_products, save_convolutions])
+@pytest.mark.parametrize("save", [save_products, save_convolutions, save_unfolded, save_recurrent])
 def test_kernels_agree_with_onnxruntime_at_odd_sizes(save: object, tmp_path: Path) -> None:
     assert callable(save)
     model = describe(save(tmp_path / "model.onnx"))

@@ -39,8 +39,6 @@ DEPTHWISE = ((96, 28, 1), (144, 56, 1), (144, 56, 2), (384, 14, 1), (576, 14, 2)
 KNOWN = {
     # Four rows whose last tile repeats a row.
     ("int8 products", "rpi4"): 12,
-    # The first convolution of three channels, nine taps unrolled.
-    ("convolutions", "rpi3"): 4,
     # LLVM unrolls loops twice for cores in program order; nine weights stay beside the sums.
     ("depthwise convolutions", "rpi3"): 10,
 }

@@ -11,11 +11,13 @@ import numpy as np
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import tile
+from edgeopt.compile.kernels import gemm, tile
 from edgeopt.compile.kernels.scheduling import mark
 
 DENSE = "conv"
 CHANNELWISE = "channelwise"
+#: The role of a block that sees an image as the rows of a product.
+UNFOLDED = "unfolded"
 
 #: How a pool joins the values of a window.
 MAXIMUM, SUM = "max", "sum"
@@ -63,6 +65,11 @@ class Window:
     def inputs(self) -> int:
         """Channels that each output sums over."""
         return self.shape[3] // self.groups
+
+    @property
+    def depth(self) -> int:
+        """Values that each output sums."""
+        return self.kernel[0] * self.kernel[1] * self.inputs
 
     def at(
         self, row: tirx.Expr, column: tirx.Expr, tap: tuple[tirx.Expr, tirx.Expr]
@@ -176,6 +183,35 @@ def define_dense(window: Window, outputs: int, shape: tuple[int, int]) -> Callab
             return value * scales[0](c) if scales else value
 
         return te.compute((window.shape[0], rows, columns, outputs), result, name="conv")
+
+    return define
+
+
+def unfold(window: Window, x: te.Tensor) -> te.Tensor:
+    """Define what each output of a convolution sums: [batch, height, width, taps x channels].
+
+    It is never stored: the kernel reads it once, packing the rows of a product.
+    """
+    padded = pad(window, x, tirx.const(0, x.dtype))
+    rows, columns = window.output
+
+    def element(b: tirx.Expr, row: tirx.Expr, column: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
+        place, channel = tirx.floordiv(k, window.inputs), tirx.floormod(k, window.inputs)
+        across = window.kernel[1]
+        tap = tirx.floordiv(place, across), tirx.floormod(place, across)
+        return padded(b, *window.at(row, column, tap), channel)
+
+    shape = (window.shape[0], rows, columns, window.depth)
+    marks = mark(role=UNFOLDED, inputs=window.inputs, across=window.kernel[1])
+    return te.compute(shape, element, name=UNFOLDED, attrs=marks)
+
+
+def define_unfolded(cpu: Cpu, window: Window, plan: gemm.Gemm) -> Callable[..., te.Tensor]:
+    """Make the TE definition: image, filters as panels of a product and, if any, scales."""
+    multiply = gemm.define_gemm(cpu, plan)
+
+    def define(x: te.Tensor, panels: te.Tensor, *scales: te.Tensor) -> te.Tensor:
+        return multiply(unfold(window, x), panels, *scales)
 
     return define
 

@@ -32,9 +32,7 @@ def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
     sch.reorder(batch, row, panels, tiles, column_in, channel_in)
     sch.parallel(sch.fuse(batch, row))
     for block in padded:
-        loops = sch.get_loops(block)
-        vectorize_inner(sch, loops[-1], cpu.lanes)
-        sch.parallel(sch.fuse(loops[0], loops[1]))
+        tile.place_padded(sch, cpu, block)
     tile.finish_output(sch, column_in, channel_in, cpu.lanes)
     unroll = marked_int(sch, product, "unroll")
     first, depth = tile.place_product(sch, cpu, product, at=tiles, reductions=3, unroll=unroll)

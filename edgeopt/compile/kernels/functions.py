@@ -25,75 +25,98 @@ def clamp(x: Value, low: float, high: float) -> Value:
     return tirx.max(tirx.min(x, number(high)), number(low))
 
 
-def exp(x: Value) -> Value:
-    """Compute e^x within 2 ulp: x = n ln 2 + f, a polynomial in f, and n added to the exponent.
+def exp(x: Value, *, highest: float = 88.0) -> Value:
+    """Compute e^x within 2 ulp: x = n ln 2 + f, and 2^n times a polynomial in f.
 
-    Constants are those of Cephes' expf. Arguments are limited to what float32 can hold.
+    Arguments are limited to what float32 can hold; above the highest they must not be. The sum
+    with 1.5 * 2^23 leaves no room for a fraction, and the exponent of 2^n in its lowest bits.
+    ln 2 is split as in Cephes' expf; the coefficients are minimax for the relative error.
     """
-    x = clamp(x, -87.0, 88.0)
-    n = tirx.floor(x * number(1.44269504) + number(0.5))
+    x = tirx.max(x, number(-87.0))
+    if highest > 0.0:
+        x = tirx.min(x, number(highest))
+    shift = number(1.5 * 2.0**23 + 127)
+    bits = tirx.reinterpret("int32", x * number(1.44269504) + shift)
+    # Read as bits, because TVM would simplify x + c - c.
+    n = tirx.reinterpret("float32", bits) - shift
     f = x - n * number(0.693359375)
     f = f - n * number(-2.12194440e-4)
     coefficients = (
-        1.9875691500e-4,
-        1.3981999507e-3,
-        8.3334519073e-3,
-        4.1665795894e-2,
-        1.6666665459e-1,
-        5.0000001201e-1,
+        1.3843420892953873e-3,
+        8.374308235943317e-3,
+        4.1668012738227844e-2,
+        1.6666430234909058e-1,
+        4.999999403953552e-1,
+        1.0,
     )
-    y = _polynomial(f, coefficients) * f * f + f + number(1.0)
-    exponent = tirx.Cast("int32", n) + tirx.const(127, "int32")
-    power = tirx.shift_left(exponent, tirx.const(23, "int32"))
-    return y * tirx.reinterpret("float32", power)
+    power = tirx.reinterpret("float32", tirx.shift_left(bits, tirx.const(23, "int32")))
+    return (f * power) * _polynomial(f, coefficients) + power
 
 
 def erf(x: Value) -> Value:
-    """Compute the error function within 2e-7 absolute, as Eigen's rational approximation does."""
+    """Compute the error function within 3e-7 absolute, as Eigen's rational approximation does."""
     x = clamp(x, -3.832506856900711, 3.832506856900711)
-    square = x * x
     numerator = (
-        0.00022905065861350646,
-        0.0034082910107109506,
-        0.050955695062380861,
-        0.18520832239976145,
         1.128379143519084,
+        0.18520832239976145,
+        0.050955695062380861,
+        0.0034082910107109506,
+        0.00022905065861350646,
     )
     denominator = (
-        -1.1791602954361697e-7,
-        0.000023547966471313185,
-        0.0010179625278914885,
-        0.014070470171167667,
-        0.11098505178285362,
-        0.49746925110067538,
         1.0,
+        0.49746925110067538,
+        0.11098505178285362,
+        0.014070470171167667,
+        0.0010179625278914885,
+        0.000023547966471313185,
+        -1.1791602954361697e-7,
     )
-    return x * _polynomial(square, numerator) / _polynomial(square, denominator)
+    return _odd_quotient(x, numerator, denominator)
 
 
 def tanh(x: Value) -> Value:
-    """Compute tanh within 4 ulp, as Eigen's rational approximation does.
+    """Compute tanh within 4.1 ulp by a rational approximation, minimax for the relative error.
 
     The quotient of exponentials would lose all digits near zero.
     """
-    x = clamp(x, -7.90531110763549805, 7.90531110763549805)
-    square = x * x
+    x = clamp(x, -7.9, 7.9)
     numerator = (
-        -2.76076847742355e-16,
-        2.00018790482477e-13,
-        -8.60467152213735e-11,
-        5.12229709037114e-08,
-        1.48572235717979e-05,
-        6.37261928875436e-04,
-        4.89352455891786e-03,
+        0.999999994361343,
+        0.13450641956105636,
+        0.003579017365911154,
+        2.202366093198156e-05,
+        1.5428549089172536e-08,
     )
     denominator = (
-        1.19825839466702e-06,
-        1.18534705686654e-04,
-        2.26843463243900e-03,
-        4.89352518554385e-03,
+        1.0,
+        0.4678396996639969,
+        0.026192334483786352,
+        0.00034236919277439375,
+        8.599015809979712e-07,
     )
-    return x * _polynomial(square, numerator) / _polynomial(square, denominator)
+    return _odd_quotient(x, numerator, denominator)
+
+
+def _odd_quotient(x: Value, numerator: tuple[float, ...], denominator: tuple[float, ...]) -> Value:
+    """Compute x P(x^2) / Q(x^2), the lowest power first, with the powers that both share.
+
+    A multiply-add of ARM overwrites what it adds to: Horner's rule copies every coefficient.
+    """
+    powers = [x * x]
+    while len(powers) < max(len(numerator), len(denominator)) - 1:
+        half = len(powers) // 2
+        powers.append(powers[half] * powers[len(powers) - 1 - half])
+    return x * _sum_powers(powers, numerator) / _sum_powers(powers, denominator)
+
+
+def _sum_powers(powers: list[Value], coefficients: tuple[float, ...]) -> Value:
+    """Add up a polynomial, the highest power first, whose terms are the smallest near zero."""
+    count = len(coefficients) - 1
+    result = powers[count - 1] * number(coefficients[count])
+    for place in range(count - 1, 0, -1):
+        result = powers[place - 1] * number(coefficients[place]) + result
+    return result + number(coefficients[0])
 
 
 def sigmoid(x: Value) -> Value:

@@ -193,7 +193,8 @@ def register_intrinsics() -> None:
 def register_tile(name: str, height: int, width: int, depth: int) -> str:
     """Make a function name(A, B, C, K) known to schedules: C[height, width] = A^T B.
 
-    A is [depth, height rounded up to 4] as [depth, vectors, 4]; C must hold zeros before.
+    A is [depth, height rounded up to 4] as [depth, vectors, 4]. C, whose start is register_start's,
+    is overwritten.
     Returns the name of the intrinsic.
     """
     vectors = -(-height // 4)
@@ -233,5 +234,38 @@ def register_tile(name: str, height: int, width: int, depth: int) -> str:
             )
 
     intrinsic = f"{name}_{depth}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic
+
+
+@cache
+def register_start(height: int, width: int) -> str:
+    """Make known the start of a tile, which takes no code: register_tile's overwrites C.
+
+    Returns the name of the intrinsic.
+    """
+
+    @T.prim_func(s_tir=True)
+    def meaning(pc: T.handle) -> None:
+        stride_c = T.int32()
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads()
+            T.writes(c[0:height, 0:width])
+            for i, j in T.grid(height, width):
+                with T.sblock("start"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    c[vi, vj] = T.float32(0.0)
+
+    @T.prim_func(s_tir=True)
+    def code(pc: T.handle) -> None:
+        stride_c = T.int32()
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads()
+            T.writes(c[0:height, 0:width])
+            T.evaluate(0)
+
+    intrinsic = f"edgeopt_start_{height}x{width}"
     TensorIntrin.register(intrinsic, meaning, code, override=True)
     return intrinsic

@@ -2,12 +2,14 @@
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import microkernel, tile
+from edgeopt.compile.kernels.conv import UNFOLDED
 from edgeopt.compile.kernels.gemm import inline_around
-from edgeopt.compile.kernels.intrinsics import register_tile
+from edgeopt.compile.kernels.intrinsics import register_start, register_tile
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
     Schedule,
+    blocks_of,
     extent,
     fuse,
     marked,
@@ -22,7 +24,8 @@ _MOST_PACKED = 512 * 1024
 def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule a product: pack rows, then compute tiles of them for each panel of columns."""
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
-    kept, last = inline_around(sch, product, keep=("packed", tile.WIDENED))
+    sizes = _unfolded_sizes(sch)
+    kept, last = inline_around(sch, product, keep=("packed", "padded", tile.WIDENED))
     packed = next(block for block in kept if marked(sch, block, "role") == "packed")
     widened = [block for block in kept if marked(sch, block, "role") == tile.WIDENED]
     loops = sch.get_loops(last)
@@ -38,9 +41,13 @@ def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
         place: Loop | None = outer
     else:
         place, rows = _share_columns(sch, packed, [columns, *others, rows, row_in, column_in])
-    tile.finish_output(sch, row_in, column_in, cpu.lanes)
+    # Rows stay a loop: the sums are in memory, and LLVM would interleave all of them and spill.
+    vectorize_inner(sch, column_in, cpu.lanes)
     sch.compute_at(product, rows, preserve_unit_loops=True)
-    _place_packed(sch, cpu, packed, place)
+    _place_packed(sch, cpu, packed, place, sizes)
+    for block in kept:
+        if marked(sch, block, "role") == "padded":
+            tile.place_padded(sch, cpu, block)
     unroll = marked_int(sch, product, "unroll")
     for block in widened:
         tile.place_widened(sch, block, columns, unroll=unroll)
@@ -66,12 +73,26 @@ def _share_columns(sch: Schedule, packed: Block, loops: list[Loop]) -> tuple[Loo
     return group, rows
 
 
-def _place_packed(sch: Schedule, cpu: Cpu, packed: Block, place: Loop | None) -> None:
+def _place_packed(
+    sch: Schedule, cpu: Cpu, packed: Block, place: Loop | None, sizes: list[int]
+) -> None:
     if place is None:
         sch.parallel(fuse(sch, sch.get_loops(packed)[:-3]))
     else:
         sch.compute_at(packed, place, preserve_unit_loops=True)
-    vectorize_inner(sch, sch.get_loops(packed)[-1], cpu.lanes)
+    depth, _, lane = sch.get_loops(packed)[-3:]
+    if sizes:
+        # Taps and channels get loops of their own, as finding them by K would cost divisions.
+        sch.split(depth, [None, *sizes])
+    vectorize_inner(sch, lane, cpu.lanes)
+
+
+def _unfolded_sizes(sch: Schedule) -> list[int]:
+    """Read what K of an unfolded image is made of, below rows of taps: columns and channels."""
+    for block in blocks_of(sch):
+        if marked(sch, block, "role") == UNFOLDED:
+            return [marked_int(sch, block, "across"), marked_int(sch, block, "inputs")]
+    return []
 
 
 def _count_groups(sch: Schedule, packed: Block, blocks: int) -> int:
@@ -89,8 +110,7 @@ def _call_tile(sch: Schedule, cpu: Cpu, product: Block, columns: Loop) -> None:
     height, width = extent(sch, row), extent(sch, column)
     depth = marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, row)
-    vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
-    sch.unroll(sch.get_loops(start)[-2])
+    sch.tensorize(sch.get_loops(start)[-2], register_start(height, width))
     vectors = width // cpu.lanes
     name = microkernel.name_tile(height, vectors)
     sch.tensorize(sch.get_loops(product)[-3], register_tile(name, height, width, depth))

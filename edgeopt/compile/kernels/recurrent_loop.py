@@ -9,6 +9,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder
 
 from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import microkernel
 from edgeopt.compile.kernels.functions import number
 from edgeopt.compile.kernels.recurrent import (
     KIND,
@@ -204,15 +205,24 @@ class _Loops:
                     value = self._initial(phase, gate, at, at.row + row, unit)
                     _store(self.accumulators, value, row, gate, unit)
         self._multiply(phase, at)
-        for row, vector in vectors:
-            self._scale(phase, at, row, vector)
-            place = self._place(phase, at, row, vector)
-            if self.layer.cell == "LSTM":
-                update_lstm(cell, place)
-            elif self.layer.cell == "GRU":
-                update_gru(cell, place, phase)
-            else:
-                update_rnn(cell, place)
+        if self._takes_row(phase):
+            # The sums are in memory; LLVM would interleave unrolled vectors and spill.
+            with builder.serial(0, tiling.vectors) as vector:
+                self._update(phase, at, cell, (0, vector))
+            return
+        for place in vectors:
+            self._update(phase, at, cell, place)
+
+    def _update(self, phase: int, at: _Spot, cell: Cell, place: tuple[int, Index | int]) -> None:
+        """Write what the gates do to one vector of units of one row."""
+        self._scale(phase, at, *place)
+        vector = self._place(phase, at, *place)
+        if self.layer.cell == "LSTM":
+            update_lstm(cell, vector)
+        elif self.layer.cell == "GRU":
+            update_gru(cell, vector, phase)
+        else:
+            update_rnn(cell, vector)
 
     def _initial(self, phase: int, place: int, at: _Spot, row: Index, unit: Index) -> Index:
         """Start an accumulator with what is added to the product anyway."""
@@ -226,7 +236,7 @@ class _Loops:
             return self.named["bias"][at.direction, at.panel, 0, unit]
         return self._projected(at, row, gate, unit)
 
-    def _scale(self, phase: int, at: _Spot, row: int, vector: int) -> None:
+    def _scale(self, phase: int, at: _Spot, row: int, vector: Index | int) -> None:
         """Apply the scales of an int8 weight to the finished sums."""
         if not self.layer.scaled:
             return
@@ -246,6 +256,9 @@ class _Loops:
         if not layer.initial_hidden:
             extent = tirx.min(at.step, 1) * blocks
         weight = self.named[f"weight{phase}"]
+        if self._takes_row(phase):
+            self._call_row(phase, at, weight, extent)
+            return
         with builder.serial(0, extent) as block:
             for row in range(tiling.rows):
                 with builder.vectorized(0, STEP) as k:
@@ -255,6 +268,28 @@ class _Loops:
                 for gate in range(len(layer.phases[phase])):
                     for vector in range(tiling.vectors):
                         self._accumulate(weight, at, block * STEP + k, (k, gate, vector))
+
+    def _takes_row(self, phase: int) -> bool:
+        """Tell whether a tile is one that the assembly for one row computes."""
+        tiling = self.tiling
+        plain = self.cpu.machine == "aarch64" and self.layer.dtype == "float32"
+        sums = len(self.layer.phases[phase]) * tiling.vectors
+        return plain and tiling.rows == 1 and microkernel.row_fits_registers(sums)
+
+    def _call_row(self, phase: int, at: _Spot, weight: tirx.Buffer, blocks: Index | int) -> None:
+        """Let assembly add the product to the accumulators."""
+        sums = len(self.layer.phases[phase]) * self.tiling.vectors
+        first = tirx.const(0, "int32")
+        call = tirx.call_extern(
+            "int32",
+            microkernel.name_row(sums),
+            tirx.address_of(self._source(phase, at, at.row, first)),
+            tirx.address_of(weight[at.direction, at.panel, 0, 0, 0]),
+            tirx.address_of(self.accumulators[0, 0, 0]),
+            tirx.Cast("int64", blocks * STEP),
+        )
+        with builder.attr(first, "pragma_import_llvm", microkernel.write_row(sums)):
+            builder.evaluate(call)
 
     def _accumulate(
         self, weight: tirx.Buffer, at: _Spot, depth: Index, place: tuple[int, int, int]
@@ -274,7 +309,7 @@ class _Loops:
             return self.kept[1][at.direction, row, k]
         return self.state[tirx.floormod(at.step, 2), at.direction, row, k]
 
-    def _place(self, phase: int, at: _Spot, row: int, vector: int) -> Place:
+    def _place(self, phase: int, at: _Spot, row: int, vector: Index | int) -> Place:
         """Give the cells their view of one vector of one row."""
         layer, lanes, current = self.layer, self.tiling.lanes, at.row + row
         # The loop that the next store opens: what is read before the store is read in it.

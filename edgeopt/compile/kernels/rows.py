@@ -27,6 +27,8 @@ from edgeopt.compile.kernels.scheduling import (
 KIND = "rows"
 #: Vectors of partial results; more than one hides the latency of the addition.
 _VECTORS = 4
+#: Vectors that one turn of an elementwise loop computes.
+_UNROLLED = 4
 _LOWEST = -3.4028234663852886e38
 
 Reader = Callable[..., tirx.Expr]
@@ -107,7 +109,9 @@ def define_softmax(cpu: Cpu, shape: Sequence[int]) -> Callable[[te.Tensor], te.T
     def define(x: te.Tensor) -> te.Tensor:
         top = fold_rows(cpu, rows, length, x, MAXIMUM, name="top")
         power = te.compute(
-            [*shape], lambda *at: functions.exp(x(*at) - top(*at[:-1])), name="power"
+            [*shape],
+            lambda *at: functions.exp(x(*at) - top(*at[:-1]), highest=0.0),
+            name="power",
         )
         total = fold_rows(cpu, rows, length, power, SUM, name="total")
         inverse = te.compute(
@@ -191,4 +195,8 @@ def _schedule_part(sch: Schedule, cpu: Cpu, block: Block) -> None:
         vectorize_inner(sch, lane, cpu.lanes)
         sch.decompose_reduction(block, step)
     elif extent(sch, loops[-1]) > 1:
-        vectorize_inner(sch, loops[-1], cpu.lanes, unroll=role == "half")
+        loop, unrolled = loops[-1], role == "half"
+        if not unrolled and extent(sch, loop) % (cpu.lanes * _UNROLLED) == 0:
+            # Constants are brought into registers once for several vectors.
+            loop, unrolled = sch.split(loop, [None, cpu.lanes * _UNROLLED])[1], True
+        vectorize_inner(sch, loop, cpu.lanes, unroll=unrolled)

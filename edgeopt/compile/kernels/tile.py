@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels.microkernel import fits_registers
+from edgeopt.compile.kernels.microkernel import count_instructions, fits_registers
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -56,16 +56,15 @@ def choose_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
 
 
 def choose_packed_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
-    """Choose the tile of a product whose A is packed: the least work, edges included.
+    """Choose the tile of a product whose A is packed: the fewest instructions, edges included.
 
-    Work of one k is a multiplication per vector of sums, and two loads. Tiles have at least the
-    rows of one vector.
+    Tiles have at least the rows of one vector.
     """
 
     def work(shape: tuple[int, int]) -> tuple[int, bool]:
         height, vectors = shape
         tiles = -(-rows // height) * -(-columns // (vectors * cpu.lanes))
-        return tiles * (height * vectors + 2), height % PACKED_LANES != 0
+        return tiles * count_instructions(height, vectors), height % PACKED_LANES != 0
 
     shapes = [
         (height, vectors)
@@ -224,3 +223,10 @@ def place_widened(sch: Schedule, widened: Block, at: Loop, *, unroll: int) -> No
     depth, column = sch.get_loops(widened)[-2:]
     sch.unroll(sch.split(depth, [None, unroll])[1])
     sch.vectorize(column)
+
+
+def place_padded(sch: Schedule, cpu: Cpu, padded: Block) -> None:
+    """Surround a whole image by zeros before what reads it, rows in parallel."""
+    loops = sch.get_loops(padded)
+    vectorize_inner(sch, loops[-1], cpu.lanes)
+    sch.parallel(sch.fuse(loops[0], loops[1]))
