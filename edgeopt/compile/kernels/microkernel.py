@@ -39,14 +39,25 @@ def write_tile(height: int, vectors: int) -> str:
     """
     assert fits_registers(height, vectors)
     sums = height * vectors
-    step = _multiply_step(height, vectors)
     lines = [
+        *walk_depth(_multiply_step(height, vectors), sums, unroll=_UNROLL),
+        *store_vectors(list(range(sums))),
+    ]
+    return write_function(name_tile(height, vectors), lines)
+
+
+def walk_depth(step: list[str], sums: int, *, unroll: int) -> list[str]:
+    """Repeat a step as often as $3 says, which must be unrolled by a power of two.
+
+    The first so many vector registers hold sums, which begin as zeros.
+    """
+    return [
         *(f"movi v{i}.4s, #0" for i in range(sums)),
-        f"lsr x9, $3, #{_UNROLL.bit_length() - 1}",
-        f"and x10, $3, #{_UNROLL - 1}",
+        f"lsr x9, $3, #{unroll.bit_length() - 1}",
+        f"and x10, $3, #{unroll - 1}",
         "cbz x9, 2f",
         "1:",
-        *step * _UNROLL,
+        *step * unroll,
         "subs x9, x9, #1",
         "b.ne 1b",
         "2:",
@@ -56,15 +67,21 @@ def write_tile(height: int, vectors: int) -> str:
         "subs x10, x10, #1",
         "b.ne 3b",
         "4:",
-        *_store_sums(sums),
     ]
+
+
+def write_function(name: str, lines: list[str]) -> str:
+    """Write the LLVM module of int name(A, B, C, K): $0, $1, $2 and $3 of the assembly.
+
+    All vector registers, x9 and x10 may be changed.
+    """
     clobbers = ["x9", "x10", "memory", "cc", *(f"v{i}" for i in range(_REGISTERS))]
     constraints = ",".join(
         ["=&r", "=&r", "=&r", "r", "0", "1", "2", *(f"~{{{name}}}" for name in clobbers)]
     )
     text = "\\0A".join(lines)
     return (
-        f"define linkonce_odr hidden i32 @{name_tile(height, vectors)}"
+        f"define linkonce_odr hidden i32 @{name}"
         "(ptr %a, ptr %b, ptr %c, i64 %k) noinline nounwind {\n"
         f'  %done = call {{ptr, ptr, ptr}} asm sideeffect "{text}", "{constraints}"'
         "(i64 %k, ptr %a, ptr %b, ptr %c)\n"
@@ -78,8 +95,8 @@ def _multiply_step(height: int, vectors: int) -> list[str]:
     right = list(range(sums, sums + vectors))
     left = list(range(sums + vectors, sums + vectors - (-height // _LANES)))
     return [
-        _load(right, "$1"),
-        _load(left, "$0"),
+        load_vectors(right, "$1"),
+        load_vectors(left, "$0"),
         *(
             f"fmla v{row * vectors + column}.4s, v{right[column]}.4s, "
             f"v{left[row // _LANES]}.s[{row % _LANES}]"
@@ -89,7 +106,9 @@ def _multiply_step(height: int, vectors: int) -> list[str]:
     ]
 
 
-def _load(registers: list[int], pointer: str) -> str:
+def load_vectors(registers: list[int], pointer: str) -> str:
+    """Load at most four neighbouring registers and move the pointer behind what was read."""
+    assert len(registers) <= _MOST_LOADED
     if len(registers) == 1:
         return f"ldr q{registers[0]}, [{pointer}], #16"
     if len(registers) == 2:
@@ -99,6 +118,8 @@ def _load(registers: list[int], pointer: str) -> str:
     return f"ld1 {{{listed}}}, [{pointer}], #{16 * len(registers)}"
 
 
-def _store_sums(sums: int) -> list[str]:
-    pairs = [f"stp q{i}, q{i + 1}, [$2], #32" for i in range(0, sums - 1, 2)]
-    return [*pairs, *([f"str q{sums - 1}, [$2], #16"] if sums % 2 else [])]
+def store_vectors(registers: list[int]) -> list[str]:
+    """Store registers one after another at $2."""
+    pairs = zip(registers[::2], registers[1::2], strict=False)
+    stores = [f"stp q{first}, q{second}, [$2], #32" for first, second in pairs]
+    return [*stores, *([f"str q{registers[-1]}, [$2], #16"] if len(registers) % 2 else [])]
