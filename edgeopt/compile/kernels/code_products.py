@@ -5,6 +5,7 @@ Rows of codes are packed as the tile reads them, and become int8 on the way.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from tvm import te, tirx
@@ -143,8 +144,7 @@ def schedule_product(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule a product of codes: pack rows, then compute tiles of them for each panel."""
     columns, _ = packed.place_tiles(sch, cpu, product)
     row, column, _ = sch.get_loops(product)[-3:]
-    method = marked(sch, product, "method")
-    assert method == "dot" or method == "pair" or method == "single"
+    method = cast("Method", marked(sch, product, "method"))
     chosen = CodeTile(method, extent(sch, row), extent(sch, column))
     depth = marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, row)
