@@ -116,7 +116,7 @@ def _is_view(bound: relax.Expr) -> bool:
 
 
 def _multiply(site: Site, codes: relax.Expr, values: np.ndarray, zero: relax.Expr) -> relax.Expr:
-    plan = integer.plan_integer(site.cpu, shape_of(codes), values.shape[1], codes.ty.dtype.dtype)
+    plan = integer.plan_integer(site.cpu, shape_of(codes), values, codes.ty.dtype.dtype)
     packed = integer.pack_codes(values, plan)
     sums = integer.column_sums(values)
     return site.call(integer.define_integer(plan), codes, packed, sums, zero, name="integer_gemm")

@@ -27,6 +27,7 @@ _ROUNDING = ("round", "floor", "ceil", "astype", "nn.relu", "nn.gelu", "nn.silu"
 _LOGIC = ("where", "less", "greater", "equal", "not_equal")
 _BOOLEAN = ("logical_not", "logical_and", "logical_or")
 _CODES = ("quantize", "dequantize")
+_QUANTIZERS = {"relax.quantize": relax.op.quantize, "relax.dequantize": relax.op.dequantize}
 #: Operators that act on each element alone.
 _ELEMENTWISE = frozenset(
     f"relax.{name}" for name in (*_ARITHMETIC, *_FUNCTIONS, *_ROUNDING, *_LOGIC, *_BOOLEAN, *_CODES)
@@ -63,7 +64,13 @@ def _rebuild(
 ) -> Sunk | None:
     if any(argument is None for argument in arguments):
         return None
-    rebuilt = relax.Call(call.op, arguments, call.attrs, call.ty_args)
+    if operator_of(call) in _QUANTIZERS and int(np.prod(shape_of(arguments[1]))) == 1:
+        # The axis says nothing of one scale, and would lie beyond the last one of fewer.
+        rebuilt = _QUANTIZERS[operator_of(call)](
+            *arguments, axis=-1, out_dtype=call.attrs.out_dtype
+        )
+    else:
+        rebuilt = relax.Call(call.op, arguments, call.attrs, call.ty_args)
     return Sunk(site.builder.normalize(rebuilt), restore)
 
 

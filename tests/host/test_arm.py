@@ -145,6 +145,63 @@ def save_recurrent(path: Path) -> Path:
     return _save(path, nodes, [*stored, flat], (6, 1, 16))
 
 
+#: Rows, depth and columns of products of codes, and the codes' type.
+CODE_PRODUCTS = (
+    (((1,), 64, 48), "int8"),
+    (((1,), 37, 7), "uint8"),
+    (((4,), 16, 4), "int8"),
+    (((7,), 33, 19), "uint8"),
+    (((37,), 67, 65), "int8"),
+    (((2, 3, 9), 20, 40), "uint8"),
+    (((16,), 384, 24), "int8"),
+    # More rows than are packed at a time.
+    (((600,), 900, 8), "uint8"),
+)
+
+
+def save_code_products(path: Path) -> Path:
+    """Write products of codes of which many are the smallest and the largest that there are.
+
+    One over a power of two is exact, so that the codes are onnxruntime's.
+    """
+    random = np.random.default_rng(9)
+    nodes, stored, joined = [], [], []
+
+    def constant(name: str, value: Array | np.generic) -> str:
+        stored.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    for place, ((rows, depth, columns), dtype) in enumerate(CODE_PRODUCTS):
+        size = int(np.prod(rows)) * depth
+        lowest = -128 if place % 2 else -127
+        codes = random.choice([lowest, lowest, 127, 3, -5], (depth, columns)).astype(np.int8)
+        # A column that overflows int16 in pairs, were it not for the method.
+        codes[:, 0] = lowest
+        limits = [
+            constant(f"scale{place}", np.float32(2.0**-5)),
+            constant(f"zero{place}", np.dtype(dtype).type(3)),
+        ]
+        scales = constant(f"scales{place}", random.uniform(1e-3, 3e-3, columns).astype("float32"))
+        zeros = constant(f"zeros{place}", np.zeros(columns, "int8"))
+        weight = [constant(f"w{place}", codes), scales, zeros]
+        first = constant(f"first{place}", np.array([0], "int64"))
+        end = constant(f"end{place}", np.array([size], "int64"))
+        shape = constant(f"shape{place}", np.array([*rows, depth], "int64"))
+        flat = constant(f"flat{place}", np.array([-1], "int64"))
+        nodes += [
+            helper.make_node("Slice", ["x", first, end], [f"part{place}"]),
+            helper.make_node("Reshape", [f"part{place}", shape], [f"a{place}"]),
+            helper.make_node("QuantizeLinear", [f"a{place}", *limits], [f"q{place}"]),
+            helper.make_node("DequantizeLinear", [f"q{place}", *limits], [f"d{place}"]),
+            helper.make_node("DequantizeLinear", weight, [f"v{place}"], axis=1),
+            helper.make_node("MatMul", [f"d{place}", f"v{place}"], [f"m{place}"]),
+            helper.make_node("Reshape", [f"m{place}", flat], [f"y{place}"]),
+        ]
+        joined.append(f"y{place}")
+    nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
+    return _save(path, nodes, stored, (600 * 900,))
+
+
 def _save(
     path: Path,
     nodes: list[onnx.NodeProto],
@@ -195,3 +252,18 @@ def test_kernels_agree_with_onnxruntime_at_odd_sizes(save: object, tmp_path: Pat
         feeds = {"x": random.standard_normal(model.inputs[0].shape).astype("float32")}
         found, _ = run_program(bundle, feeds, tmp_path)
         assert distance(found, run_model(model.path, feeds)[0]) < 2e-6
+
+
+@pytest.mark.parametrize("features", [(), ("asimddp",)], ids=["pairs", "dot"])
+def test_products_of_codes_are_exact_at_odd_sizes_and_extreme_codes(
+    features: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = describe(save_code_products(tmp_path / "model.onnx"))
+    target = make_target("aarch64", static=True, features=features)
+    bundle = compile_model(model, target, directory=tmp_path / "bundle", cache=cache_folder())
+    assert bundle.unscheduled == ()
+    random = np.random.default_rng(0)
+    # Half of the codes are limited: -128 and 127, or 0 and 255.
+    feeds = {"x": (4 * random.standard_normal(model.inputs[0].shape)).astype("float32")}
+    found, _ = run_program(bundle, feeds, tmp_path)
+    assert distance(found, run_model(model.path, feeds)[0]) < 2e-6

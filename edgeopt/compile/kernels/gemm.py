@@ -171,7 +171,7 @@ def pack_rows(plan: Gemm, x: te.Tensor) -> RowReader:
 
     vectors = -(-plan.height // lanes)
     shape = [*plan.outer_shape, plan.tiled_shape[-4], plan.depth, vectors, lanes]
-    packed = te.compute(shape, element, name="packed", attrs=mark(role="packed"))
+    packed = te.compute(shape, element, name="packed", attrs=mark(role="packed", item=4))
 
     def read(*at: tirx.Expr) -> tirx.Expr:
         *tiles, mi, k = at

@@ -15,6 +15,12 @@ from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import tile
+from edgeopt.compile.kernels.code_products import (
+    CodeProduct,
+    define_product,
+    pack_weight,
+    plan_product,
+)
 from edgeopt.compile.kernels.gemm import Gemm, RowReader, define_rows, result_of, schedule_tiles
 from edgeopt.compile.kernels.intrinsics import register_intrinsics
 from edgeopt.compile.kernels.scheduling import (
@@ -63,11 +69,8 @@ class Dot:
         return int(np.prod(self.groups))
 
 
-_SDOT = Dot(
-    intrinsic="edgeopt_sdot", lanes=4, depth=16, calls=1, code="int8", groups=(4,), a_cost=0.25
-)
 _PAIR = Dot(
-    intrinsic="edgeopt_pair",
+    intrinsic="edgeopt_pair_arm",
     lanes=4,
     depth=4,
     calls=4,
@@ -77,7 +80,8 @@ _PAIR = Dot(
     spare=5,
     row_vectors=4,
 )
-_PAIR_ARM = dataclasses.replace(_PAIR, intrinsic="edgeopt_pair_arm")
+#: For weights of -128, whose products do not fit int16 in pairs.
+_SINGLE = dataclasses.replace(_PAIR, intrinsic="edgeopt_single_arm")
 _MADD = Dot(
     intrinsic="edgeopt_madd", lanes=8, depth=2, calls=4, code="int16", groups=(2,), a_cost=0.5
 )
@@ -86,12 +90,11 @@ _VNNI = Dot(
 )
 
 
-def choose_dot(cpu: Cpu) -> Dot:
-    """Choose the widest instruction that the CPU has."""
-    if cpu.machine == "aarch64":
-        return _SDOT if cpu.dot_product else _PAIR
+def choose_dot(cpu: Cpu, *, extreme: bool) -> Dot:
+    """Choose the widest instruction that the CPU has; extreme tells of weights of -128."""
+    assert cpu.machine != "aarch64"
     if cpu.machine == "arm":
-        return _PAIR_ARM
+        return _SINGLE if extreme else _PAIR
     return _VNNI if cpu.vnni and cpu.lanes == 16 else _MADD
 
 
@@ -116,9 +119,15 @@ class IntegerGemm:
         return _SHIFT if self.codes == "int8" and self.dot.code == "uint8" else 0
 
 
-def plan_integer(cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str) -> IntegerGemm:
-    """Choose the instruction and the tile of a product of codes."""
-    dot = choose_dot(cpu)
+def plan_integer(
+    cpu: Cpu, shape: tuple[int, ...], weight: np.ndarray, codes: str
+) -> IntegerGemm | CodeProduct:
+    """Choose the instruction and the tile of a product of codes with an int8 matrix [K, N]."""
+    columns, extreme = weight.shape[1], bool((weight == -_SHIFT).any())
+    product = plan_product(cpu, shape, columns, codes, extreme=extreme)
+    if product is not None:
+        return product
+    dot = choose_dot(cpu, extreme=extreme)
     rows = Gemm(shape, columns, 1, 1).rows
     weighed = dataclasses.replace(cpu, a_cost=dot.a_cost)
     if cpu.vector_a:
@@ -131,12 +140,14 @@ def plan_integer(cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str) -> 
     return IntegerGemm(Gemm(shape, columns, height, width), dot, codes)
 
 
-def pack_codes(weight: np.ndarray, plan: IntegerGemm) -> np.ndarray:
-    """Lay out an int8 [K, N] matrix in the order in which the instruction reads it.
+def pack_codes(weight: np.ndarray, plan: IntegerGemm | CodeProduct) -> np.ndarray:
+    """Lay out an int8 [K, N] matrix in the order in which it is read.
 
     Axes: panel, call along K, vector of columns, then per vector of bytes its groups, with the
-    columns before the innermost group. Zeros beyond K and N.
+    columns before the innermost group. Zeros beyond K and N. With packed rows, see there.
     """
+    if isinstance(plan, CodeProduct):
+        return pack_weight(weight, plan)
     dot, width = plan.dot, plan.gemm.width
     panels = -(-weight.shape[1] // width)
     padded = np.zeros((plan.depth, panels * width), np.int8)
@@ -172,8 +183,25 @@ def _read_packed(plan: IntegerGemm, weight: te.Tensor) -> RowReader:
     return read
 
 
-def define_integer(plan: IntegerGemm) -> Callable[..., te.Tensor]:
+def define_integer(plan: IntegerGemm | CodeProduct) -> Callable[..., te.Tensor]:
     """Make the TE definition: codes, packed matrix, column sums and zero point give int32."""
+    gemm = plan.gemm
+    define_tiles = define_product(plan) if isinstance(plan, CodeProduct) else _define_tiles(plan)
+
+    def define(codes: te.Tensor, weight: te.Tensor, sums: te.Tensor, zero: te.Tensor) -> te.Tensor:
+        product = define_tiles(codes, weight)
+
+        def result(*at: tirx.Expr) -> tirx.Expr:
+            offset = tirx.Cast("int32", zero(*[0] * len(zero.shape))) + plan.moved
+            return result_of(gemm, product, at) - offset * sums(at[-1])
+
+        return te.compute(gemm.output_shape, result, name="integer_gemm")
+
+    return define
+
+
+def _define_tiles(plan: IntegerGemm) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
+    """Make the TE definition of the tiled sums."""
     register_intrinsics()
     gemm = plan.gemm
     marks = mark(
@@ -189,7 +217,7 @@ def define_integer(plan: IntegerGemm) -> Callable[..., te.Tensor]:
         lanes=plan.dot.lanes,
     )
 
-    def define(codes: te.Tensor, weight: te.Tensor, sums: te.Tensor, zero: te.Tensor) -> te.Tensor:
+    def define(codes: te.Tensor, weight: te.Tensor) -> te.Tensor:
         rows = define_rows(gemm, codes, lambda value: _convert(value, plan), depth=plan.depth)
         packed = _read_packed(plan, weight)
         k = te.reduce_axis((0, plan.depth), "k")
@@ -199,13 +227,7 @@ def define_integer(plan: IntegerGemm) -> Callable[..., te.Tensor]:
             left = tirx.Cast("int32", rows(*outer, mo, mi, k))
             return te.sum(left * tirx.Cast("int32", packed(no, k, ni)), axis=k)
 
-        product = te.compute(gemm.tiled_shape, multiply, name="product", attrs=marks)
-
-        def result(*at: tirx.Expr) -> tirx.Expr:
-            offset = tirx.Cast("int32", zero(*[0] * len(zero.shape))) + plan.moved
-            return result_of(gemm, product, at) - offset * sums(at[-1])
-
-        return te.compute(gemm.output_shape, result, name="integer_gemm")
+        return te.compute(gemm.tiled_shape, multiply, name="product", attrs=marks)
 
     return define
 

@@ -44,26 +44,30 @@ def write_tile(height: int, vectors: int) -> str:
     [height, 4 * vectors]; all are float32 and contiguous.
     """
     assert fits_registers(height, vectors)
-    sums = height * vectors
-    lines = [
-        *(f"movi v{i}.4s, #0" for i in range(sums)),
-        f"lsr x9, $3, #{_UNROLL.bit_length() - 1}",
-        f"and x10, $3, #{_UNROLL - 1}",
+    sums = list(range(height * vectors))
+    turn, step = _multiply_steps(height, vectors), _multiply_step(height, vectors)
+    lines = [*clear_vectors(sums), *walk_depth(turn, step, unroll=_UNROLL), *store_vectors(sums)]
+    return write_function(name_tile(height, vectors), lines)
+
+
+def walk_depth(turn: list[str], step: list[str], *, unroll: int) -> list[str]:
+    """Repeat a step as often as $3 says: a turn does as many as unroll says, a power of two."""
+    return [
+        f"lsr x9, $3, #{unroll.bit_length() - 1}",
+        f"and x10, $3, #{unroll - 1}",
         "cbz x9, 2f",
         "1:",
-        *_multiply_steps(height, vectors),
+        *turn,
         "subs x9, x9, #1",
         "b.ne 1b",
         "2:",
         "cbz x10, 4f",
         "3:",
-        *_multiply_step(height, vectors),
+        *step,
         "subs x10, x10, #1",
         "b.ne 3b",
         "4:",
-        *_store_sums(sums),
     ]
-    return _write_function(name_tile(height, vectors), lines)
 
 
 def row_fits_registers(sums: int) -> bool:
@@ -84,27 +88,17 @@ def write_row(sums: int) -> str:
     contiguous. K may be zero.
     """
     assert row_fits_registers(sums)
+    turn = [
+        load_vectors(list(range(sums, sums + _MOST_LOADED)), "$0"),
+        *_multiply_row(sums, _UNROLL),
+    ]
+    step = [f"ldr s{sums}, [$0], #4", *_multiply_row(sums, 1)]
     lines = [
         *(f"ldr q{i}, [$2, #{16 * i}]" for i in range(sums)),
-        f"lsr x9, $3, #{_UNROLL.bit_length() - 1}",
-        f"and x10, $3, #{_UNROLL - 1}",
-        "cbz x9, 2f",
-        "1:",
-        _load(list(range(sums, sums + _MOST_LOADED)), "$0"),
-        *_multiply_row(sums, _UNROLL),
-        "subs x9, x9, #1",
-        "b.ne 1b",
-        "2:",
-        "cbz x10, 4f",
-        "3:",
-        f"ldr s{sums}, [$0], #4",
-        *_multiply_row(sums, 1),
-        "subs x10, x10, #1",
-        "b.ne 3b",
-        "4:",
-        *_store_sums(sums),
+        *walk_depth(turn, step, unroll=_UNROLL),
+        *store_vectors(list(range(sums))),
     ]
-    return _write_function(name_row(sums), lines)
+    return write_function(name_row(sums), lines)
 
 
 def _multiply_row(sums: int, steps: int) -> list[str]:
@@ -115,15 +109,18 @@ def _multiply_row(sums: int, steps: int) -> list[str]:
         offset = place % _MOST_LOADED
         if offset == 0:
             count = min(_MOST_LOADED, sums * steps - place)
-            lines.append(_load(list(range(first, first + count)), "$1"))
+            lines.append(load_vectors(list(range(first, first + count)), "$1"))
         k, column = divmod(place, sums)
         left = f"v{sums + k // _LANES}.s[{k % _LANES}]"
         lines.append(f"fmla v{column}.4s, v{first + offset}.4s, {left}")
     return lines
 
 
-def _write_function(name: str, lines: list[str]) -> str:
-    """Write a module with one function of pointers A, B, C and a number K around assembly."""
+def write_function(name: str, lines: list[str]) -> str:
+    """Write the LLVM module of int name(A, B, C, K): $0, $1, $2 and $3 of the assembly.
+
+    All vector registers, x9 and x10 may be changed.
+    """
     clobbers = ["x9", "x10", "memory", "cc", *(f"v{i}" for i in range(_REGISTERS))]
     constraints = ",".join(
         ["=&r", "=&r", "=&r", "r", "0", "1", "2", *(f"~{{{name}}}" for name in clobbers)]
@@ -148,12 +145,12 @@ def _multiply_steps(height: int, vectors: int) -> list[str]:
     lines = []
     for k in range(_UNROLL):
         if k * of_k % for_left == 0:
-            lines.append(_load(left, "$0"))
+            lines.append(load_vectors(left, "$0"))
         values = left[k * of_k % for_left :][:of_k]
         for column in range(vectors):
             place = (k * vectors + column) % for_right
             if place == 0:
-                lines.append(_load(right, "$1"))
+                lines.append(load_vectors(right, "$1"))
             lines += _multiply_column(height, vectors, column, (values, right[place]))
     return lines
 
@@ -186,7 +183,7 @@ def _multiply_step(height: int, vectors: int) -> list[str]:
     sums = height * vectors
     right = list(range(sums, sums + vectors))
     left = list(range(sums + vectors, sums + vectors - (-height // _LANES)))
-    lines = [_load(right, "$1"), _load(left, "$0")]
+    lines = [load_vectors(right, "$1"), load_vectors(left, "$0")]
     for column in range(vectors):
         lines += _multiply_column(height, vectors, column, (left, right[column]))
     return lines
@@ -203,7 +200,14 @@ def _multiply_column(
     ]
 
 
-def _load(registers: list[int], pointer: str) -> str:
+def clear_vectors(registers: list[int]) -> list[str]:
+    """Make zeros of registers."""
+    return [f"movi v{register}.4s, #0" for register in registers]
+
+
+def load_vectors(registers: list[int], pointer: str) -> str:
+    """Load at most four neighbouring registers and move the pointer behind what was read."""
+    assert len(registers) <= _MOST_LOADED
     if len(registers) == 1:
         return f"ldr q{registers[0]}, [{pointer}], #16"
     if len(registers) == 2:
@@ -213,6 +217,8 @@ def _load(registers: list[int], pointer: str) -> str:
     return f"ld1 {{{listed}}}, [{pointer}], #{16 * len(registers)}"
 
 
-def _store_sums(sums: int) -> list[str]:
-    pairs = [f"stp q{i}, q{i + 1}, [$2], #32" for i in range(0, sums - 1, 2)]
-    return [*pairs, *([f"str q{sums - 1}, [$2], #16"] if sums % 2 else [])]
+def store_vectors(registers: list[int]) -> list[str]:
+    """Store registers one after another at $2."""
+    pairs = zip(registers[::2], registers[1::2], strict=False)
+    stores = [f"stp q{first}, q{second}, [$2], #32" for first, second in pairs]
+    return [*stores, *([f"str q{registers[-1]}, [$2], #16"] if len(registers) % 2 else [])]

@@ -23,6 +23,18 @@ _MOST_PACKED = 512 * 1024
 
 def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule a product: pack rows, then compute tiles of them for each panel of columns."""
+    columns, widened = place_tiles(sch, cpu, product)
+    unroll = marked_int(sch, product, "unroll")
+    for block in widened:
+        tile.place_widened(sch, block, columns, unroll=unroll)
+    _call_tile(sch, cpu, product, columns)
+
+
+def place_tiles(sch: Schedule, cpu: Cpu, product: Block) -> tuple[Loop, list[Block]]:
+    """Tile the output of a product whose rows are packed, and place both in its loops.
+
+    Returns the loop over panels of columns, and the blocks that widen them.
+    """
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
     sizes = _unfolded_sizes(sch)
     kept, last = inline_around(sch, product, keep=("packed", "padded", tile.WIDENED))
@@ -44,14 +56,11 @@ def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
     # Rows stay a loop: the sums are in memory, and LLVM would interleave all of them and spill.
     vectorize_inner(sch, column_in, cpu.lanes)
     sch.compute_at(product, rows, preserve_unit_loops=True)
-    _place_packed(sch, cpu, packed, place, sizes)
+    _place_packed(sch, packed, place, sizes)
     for block in kept:
         if marked(sch, block, "role") == "padded":
             tile.place_padded(sch, cpu, block)
-    unroll = marked_int(sch, product, "unroll")
-    for block in widened:
-        tile.place_widened(sch, block, columns, unroll=unroll)
-    _call_tile(sch, cpu, product, columns)
+    return columns, widened
 
 
 def _share_columns(sch: Schedule, packed: Block, loops: list[Loop]) -> tuple[Loop | None, Loop]:
@@ -73,10 +82,9 @@ def _share_columns(sch: Schedule, packed: Block, loops: list[Loop]) -> tuple[Loo
     return group, rows
 
 
-def _place_packed(
-    sch: Schedule, cpu: Cpu, packed: Block, place: Loop | None, sizes: list[int]
-) -> None:
+def _place_packed(sch: Schedule, packed: Block, place: Loop | None, sizes: list[int]) -> None:
     if place is None:
+        # Rows, steps of K and what lies together in one are the last loops.
         sch.parallel(fuse(sch, sch.get_loops(packed)[:-3]))
     else:
         sch.compute_at(packed, place, preserve_unit_loops=True)
@@ -84,7 +92,7 @@ def _place_packed(
     if sizes:
         # Taps and channels get loops of their own, as finding them by K would cost divisions.
         sch.split(depth, [None, *sizes])
-    vectorize_inner(sch, lane, cpu.lanes)
+    sch.vectorize(lane)
 
 
 def _unfolded_sizes(sch: Schedule) -> list[int]:
@@ -97,7 +105,7 @@ def _unfolded_sizes(sch: Schedule) -> list[int]:
 
 def _count_groups(sch: Schedule, packed: Block, blocks: int) -> int:
     """Count the groups of equally many blocks of rows that are packed one after another."""
-    size = 4
+    size = marked_int(sch, packed, "item")
     for loop in sch.get_loops(packed):
         size *= extent(sch, loop)
     counts = (count for count in range(1, blocks + 1) if blocks % count == 0)

@@ -8,6 +8,7 @@ from tvm import s_tir, tirx
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import (
     attention,
+    code_products,
     columns,
     conv,
     conv_schedule,
@@ -33,6 +34,7 @@ _RULES = {
     gemm.KIND: gemm.schedule_gemm,
     gemm.PACKED: packed.schedule_packed,
     integer.KIND: integer.schedule_integer,
+    code_products.KIND: code_products.schedule_product,
     attention.KIND: attention.schedule_attention,
     rows.KIND: rows.schedule_rows,
     columns.KIND: columns.schedule_columns,

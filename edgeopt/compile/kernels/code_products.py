@@ -1,0 +1,157 @@
+"""Products of codes on 64-bit ARM: both operands packed, around a tile that is written in assembly.
+
+Rows of codes are packed as the tile reads them, and become int8 on the way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from tvm import te, tirx
+
+from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import packed, tile
+from edgeopt.compile.kernels.code_tile import STEP, CodeTile, Method, write_code_tile
+from edgeopt.compile.kernels.gemm import Gemm, RowReader
+from edgeopt.compile.kernels.intrinsics import register_code_tile
+from edgeopt.compile.kernels.scheduling import (
+    Block,
+    Schedule,
+    extent,
+    mark,
+    marked,
+    marked_int,
+    vectorize_inner,
+)
+
+KIND = "packed_integer"
+#: Heights and widths of tiles that are tried.
+_HEIGHTS = range(1, 11)
+_WIDTHS = (4, 8, 12, 16, 24, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class CodeProduct:
+    """A product of codes: its shape, its tile and the codes' type."""
+
+    gemm: Gemm
+    tile: CodeTile
+    codes: str
+
+    @property
+    def depth(self) -> int:
+        """Length of the sum, rounded up to whole steps."""
+        return tile.round_up(self.gemm.depth, STEP)
+
+    @property
+    def moved(self) -> int:
+        """What the conversion to int8 adds to each code, and the zero point must gain."""
+        return -128 if self.codes == "uint8" else 0
+
+
+def plan_product(
+    cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str, *, extreme: bool
+) -> CodeProduct | None:
+    """Choose the tile of least work, edges included; None where the CPU is no 64-bit ARM.
+
+    Extreme tells that a weight may be -128, whose products cannot be added in pairs.
+    """
+    if cpu.machine != "aarch64":
+        return None
+    rows = Gemm(shape, columns, 1, 1).rows
+    method: Method = "dot" if cpu.dot_product else "single" if extreme else "pair"
+    tried = (CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS)
+
+    def work(each: CodeTile) -> float:
+        return -(-rows // each.height) * -(-columns // each.width) * each.work
+
+    chosen = min((each for each in tried if each.fits and each.height <= rows), key=work)
+    return CodeProduct(Gemm(shape, columns, chosen.height, chosen.width), chosen, codes)
+
+
+def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
+    """Lay out an int8 [K, N] matrix as panels [N / width, K / group, width, group].
+
+    Beyond K and N are zeros.
+    """
+    group, width = plan.tile.group, plan.tile.width
+    panels = -(-weight.shape[1] // width)
+    padded = np.zeros((plan.depth, panels * width), np.int8)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    split = padded.reshape(plan.depth // group, group, panels, width)
+    return np.ascontiguousarray(split.transpose(2, 0, 3, 1))
+
+
+def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
+    """Make the TE definition of the tiled sums: codes and packed matrix give int32."""
+    gemm, group = plan.gemm, plan.tile.group
+    marks = mark(
+        kind=KIND,
+        pattern="epilogue",
+        rows=gemm.height,
+        columns=gemm.width,
+        axis=gemm.row_axis,
+        bytes=gemm.depth * gemm.columns,
+        method=plan.tile.method,
+        depth=plan.depth,
+    )
+
+    def define(codes: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        rows = _pack_rows(plan, codes)
+        k = te.reduce_axis((0, plan.depth), "k")
+
+        def multiply(*at: tirx.Expr) -> tirx.Expr:
+            *outer, mo, no, mi, ni = at
+            right = weight(no, tirx.floordiv(k, group), ni, tirx.floormod(k, group))
+            left = tirx.Cast("int32", rows(*outer, mo, mi, k))
+            return te.sum(left * tirx.Cast("int32", right), axis=k)
+
+        return te.compute(gemm.tiled_shape, multiply, name="product", attrs=marks)
+
+    return define
+
+
+def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
+    """Pack A by tiles of rows, [*outer, MO, K / 16, row in it, code of 16].
+
+    Codes beyond K repeat the last one, which the matrix multiplies by zero.
+    """
+    gemm = plan.gemm
+
+    def element(*at: tirx.Expr) -> tirx.Expr:
+        *outer, mo, ko, mi, ki = at
+        row, k = mo * gemm.height + mi, ko * STEP + ki
+        row = row if gemm.rows % gemm.height == 0 else tirx.min(row, gemm.rows - 1)
+        k = k if plan.depth == gemm.depth else tirx.min(k, gemm.depth - 1)
+        code = codes(*gemm.index(outer, row), k)
+        if plan.moved == 0:
+            return code
+        # Flipping the top bit moves a code by 128.
+        return tirx.reinterpret("int8", tirx.bitwise_xor(code, tirx.const(128, "uint8")))
+
+    shape = [*gemm.outer_shape, gemm.tiled_shape[-4], plan.depth // STEP, gemm.height, STEP]
+    buffer = te.compute(shape, element, name="packed", attrs=mark(role="packed", item=1))
+
+    def read(*at: tirx.Expr) -> tirx.Expr:
+        *tiles, mi, k = at
+        return buffer(*tiles, tirx.floordiv(k, STEP), mi, tirx.floormod(k, STEP))
+
+    return read
+
+
+def schedule_product(sch: Schedule, cpu: Cpu, product: Block) -> None:
+    """Schedule a product of codes: pack rows, then compute tiles of them for each panel."""
+    columns, _ = packed.place_tiles(sch, cpu, product)
+    row, column, _ = sch.get_loops(product)[-3:]
+    method = cast("Method", marked(sch, product, "method"))
+    chosen = CodeTile(method, extent(sch, row), extent(sch, column))
+    depth = marked_int(sch, product, "depth")
+    start = sch.decompose_reduction(product, row)
+    vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
+    sch.unroll(sch.get_loops(start)[-2])
+    intrinsic = register_code_tile(
+        chosen.name, (chosen.height, chosen.width, depth), STEP, chosen.group
+    )
+    sch.tensorize(sch.get_loops(product)[-2 if chosen.height == 1 else -3], intrinsic)
+    sch.annotate(columns, "pragma_import_llvm", write_code_tile(chosen))

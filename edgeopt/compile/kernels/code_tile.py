@@ -1,0 +1,174 @@
+"""The inner loop of a product of int8 codes on 64-bit ARM, as assembly.
+
+Sums of a tile live in registers while K is walked, 16 codes of each row at a time: one register per
+row. With dot products four columns share a register, which is multiplied by four codes of a row at
+once, by element. Without, 16 codes of a column fill one: each row and column keep four partial
+sums, and these are added up at the end.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from edgeopt.compile.kernels.microkernel import (
+    clear_vectors,
+    load_vectors,
+    store_vectors,
+    walk_depth,
+    write_function,
+)
+
+#: How codes are multiplied: with dot products; in pairs that are added in int16, which weights of
+#: -128 overflow; or each by itself.
+Method = Literal["dot", "pair", "single"]
+
+#: Codes of a row that are read at a time.
+STEP = 16
+#: Vector registers, and int32 lanes of each.
+_REGISTERS = 32
+_LANES = 4
+#: Registers that one load fills at most.
+_MOST_LOADED = 4
+#: Steps of K for each branch.
+_UNROLL = 4
+#: Sums of rows and columns that share no register: with more, no room is left for products.
+_MOST_SUMS = 16
+#: Products that are computed side by side, and dot products that hide their latency.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CodeTile:
+    """A tile of rows and columns, the latter a multiple of four, and how it is computed."""
+
+    method: Method
+    height: int
+    width: int
+
+    @property
+    def group(self) -> int:
+        """Codes of a column that lie together in B."""
+        return 4 if self.method == "dot" else STEP
+
+    @property
+    def sums(self) -> int:
+        """Registers that hold sums."""
+        return self.height * self.width // (_LANES if self.method == "dot" else 1)
+
+    @property
+    def loaded(self) -> int:
+        """Registers of B that one load fills."""
+        if self.method != "dot":
+            return _LANES
+        return min(_MOST_LOADED, self.width, _REGISTERS - self.sums - self.height)
+
+    @property
+    def name(self) -> str:
+        """Name the function that computes the tile."""
+        return f"edgeopt_{self.method}_{self.height}x{self.width}"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the registers suffice."""
+        if self.method == "dot":
+            return self.loaded >= 2
+        return self.height <= _LANES and self.sums <= _MOST_SUMS
+
+    @property
+    def work(self) -> float:
+        """Instructions for one step of K, and more where each would wait for the one before.
+
+        Loading a register counts half, as cores load two at a time or beside a multiplication.
+        """
+        loads = 0.5 * (self.height + self.width)
+        if self.method == "dot":
+            return (4 * self.sums + loads) * max(1.0, _AT_ONCE / self.sums)
+        return (3 if self.method == "pair" else 4) * self.sums + loads
+
+
+@cache
+def write_code_tile(tile: CodeTile) -> str:
+    """Write the LLVM module of one tile: int name(A, B, C, steps of K).
+
+    A is [K / step, height, step] and B is [K / group, width, group], both int8; C, which is
+    overwritten, is int32 [height, width]. All are contiguous.
+    """
+    assert tile.fits
+    dot = tile.method == "dot"
+    step = _dot_step(tile) if dot else _long_step(tile)
+    lines = [
+        # The assembler need not know of a core that has them.
+        *([".arch_extension dotprod"] if dot else []),
+        *clear_vectors(list(range(tile.sums))),
+        *walk_depth(step * _UNROLL, step, unroll=_UNROLL),
+        *(store_vectors(list(range(tile.sums))) if dot else _add_up(tile.sums)),
+    ]
+    return write_function(tile.name, lines)
+
+
+def _load_rows(tile: CodeTile) -> tuple[list[int], list[str]]:
+    """Load a step of each row; return the registers, which follow the sums, and the loads."""
+    left = list(range(tile.sums, tile.sums + tile.height))
+    parts = [left[i : i + _MOST_LOADED] for i in range(0, len(left), _MOST_LOADED)]
+    return left, [load_vectors(part, "$0") for part in parts]
+
+
+def _dot_step(tile: CodeTile) -> list[str]:
+    """Multiply each row by each column, four codes at once."""
+    left, lines = _load_rows(tile)
+    vectors, loaded = tile.width // _LANES, tile.loaded
+    free = list(range(left[-1] + 1, _REGISTERS))
+    reads = [(four, column) for four in range(STEP // 4) for column in range(vectors)]
+    for start in range(0, len(reads), loaded):
+        # Loading into other registers than before lets cores in program order run ahead.
+        first = loaded if start // loaded % 2 and len(free) >= 2 * loaded else 0
+        part = reads[start : start + loaded]
+        right = free[first : first + len(part)]
+        lines.append(load_vectors(right, "$1"))
+        lines += [
+            f"sdot v{row * vectors + column}.4s, v{register}.16b, v{left[row]}.4b[{four}]"
+            for register, (four, column) in zip(right, part, strict=True)
+            for row in range(tile.height)
+        ]
+    return lines
+
+
+def _long_step(tile: CodeTile) -> list[str]:
+    """Multiply 16 codes of each row by those of each column, four columns at a time."""
+    left, lines = _load_rows(tile)
+    right = list(range(left[-1] + 1, left[-1] + 1 + _LANES))
+    free = list(range(right[-1] + 1, _REGISTERS))[:_AT_ONCE]
+    for first in range(0, tile.width, _LANES):
+        lines.append(load_vectors(right, "$1"))
+        pairs = [
+            (row * tile.width + first + column, left[row], right[column])
+            for column in range(_LANES)
+            for row in range(tile.height)
+        ]
+        for start in range(0, len(pairs), len(free)):
+            lines += _multiply(tile.method, pairs[start : start + len(free)], free)
+    return lines
+
+
+def _multiply(method: Method, pairs: list[tuple[int, int, int]], free: list[int]) -> list[str]:
+    """Multiply vectors of 16 codes, each (sum, row, column), by way of free registers."""
+    low, high, add = [], [], []
+    for (total, row, column), product in zip(pairs, free, strict=False):
+        low.append(f"smull v{product}.8h, v{row}.8b, v{column}.8b")
+        high.append(f"v{product}.8h, v{row}.16b, v{column}.16b")
+        add.append(f"sadalp v{total}.4s, v{product}.8h")
+    if method == "pair":
+        return [*low, *(f"smlal2 {each}" for each in high), *add]
+    return [*low, *add, *(f"smull2 {each}" for each in high), *add]
+
+
+def _add_up(sums: int) -> list[str]:
+    """Add up the four partial sums of each element and store the elements."""
+    lines = []
+    for first in range(0, sums, 4):
+        lines += [
+            f"addp v{first}.4s, v{first}.4s, v{first + 1}.4s",
+            f"addp v{first + 2}.4s, v{first + 2}.4s, v{first + 3}.4s",
+            f"addp v{first}.4s, v{first}.4s, v{first + 2}.4s",
+        ]
+    return [*lines, *store_vectors(list(range(0, sums, 4)))]
