@@ -4,6 +4,13 @@ import numpy as np
 import tvm
 from tvm import relax, tirx, topi
 
+from edgeopt.compile.blocked import (
+    DECODE,
+    lower_decode,
+    matrix_of,
+    multiply_blocked,
+    take_blocked,
+)
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.import_vision import AVERAGE_POOL, CONV_TRANSPOSE, MAX_POOL, RESIZE
 from edgeopt.compile.importer import DYNAMIC_QUANTIZE, MATMUL_INTEGER
@@ -46,7 +53,11 @@ def lower_matmul(site: Site, call: relax.Call) -> relax.Expr | None:
     if left.ty.dtype.dtype != "float32":
         return None
     if len(shape_of(right)) == 2:
-        return multiply_stored(site, left, right, shape_of(call))
+        weight = matrix_of(site, right)
+        if weight is not None:
+            return multiply_blocked(site, left, weight, shape_of(call))
+        stored = multiply_stored(site, left, right, shape_of(call))
+        return _multiply_computed(site, left, right, shape_of(call)) if stored is None else stored
     return multiply_batched(site, left, right, shape_of(call))
 
 
@@ -93,6 +104,18 @@ def multiply_batched(
     )
     arguments = (from_left.root,) if shared else (from_left.root, from_right.root)
     return _emit_batched(site, plan, arguments)
+
+
+def _multiply_computed(
+    site: Site, left: relax.Expr, right: relax.Expr, shape: tuple[int, ...]
+) -> relax.Expr | None:
+    """Emit x @ y of matrices of which neither is stored, as a batch of one."""
+    depth, columns = shape_of(right)
+    rows = int(np.prod(shape_of(left)[:-1]))
+    first = site.reshape(left, (1, rows, depth))
+    second = site.reshape(right, (1, depth, columns))
+    product = multiply_batched(site, first, second, (1, rows, columns))
+    return None if product is None else site.reshape(product, shape)
 
 
 def _reader(view: View) -> Reader:
@@ -195,6 +218,9 @@ def lower_take(site: Site, call: relax.Call) -> relax.Expr | None:
         return None
     rank = len(shape_of(data))
     axis = int(call.attrs.axis) % rank
+    decoded = take_blocked(site, data, indices) if axis == 0 and rank > 1 else None
+    if decoded is not None:
+        return decoded
     stored = stored_of(site, data)
     if stored is not None and stored.values.dtype == np.float16 and stored.scales is None:
         data = relax.const(stored.values)
@@ -249,6 +275,7 @@ LOWERINGS: dict[str, Lowering] = {
     AVERAGE_POOL: lower_average_pool,
     RESIZE: lower_resize,
     "relax.quantize": lower_quantize,
+    DECODE: lower_decode,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
     RECURRENT: lower_recurrent(multiply_stored),

@@ -8,6 +8,7 @@ from tvm import s_tir, tirx
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import (
     attention,
+    blocked,
     columns,
     conv,
     conv_schedule,
@@ -32,6 +33,7 @@ RULE = "edgeopt.rule"
 _RULES = {
     gemm.KIND: gemm.schedule_gemm,
     gemm.PACKED: packed.schedule_packed,
+    blocked.KIND: blocked.schedule_blocked,
     integer.KIND: integer.schedule_integer,
     attention.KIND: attention.schedule_attention,
     rows.KIND: rows.schedule_rows,
