@@ -275,11 +275,13 @@ LOWERINGS: dict[str, Lowering] = {
     AVERAGE_POOL: lower_average_pool,
     RESIZE: lower_resize,
     "relax.quantize": lower_quantize,
-    DECODE: lower_decode,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
     RECURRENT: lower_recurrent(multiply_stored),
 }
+
+#: Operators that only lower where no kernel took them into itself.
+REMAINING: dict[str, Lowering] = {DECODE: lower_decode}
 
 
 def _legalize_unary(name: str, function: elementwise.Function) -> elementwise.Legalize:
