@@ -10,7 +10,7 @@ from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
 from edgeopt.compile.operators import CONVERTERS, Node, Result, Unsupported
-from edgeopt.compile.operators import codes, linear, quantized
+from edgeopt.compile.operators import codes, linear, lstm, quantized
 from edgeopt.compile.operators.fallback import TRUSTED, convert_by_tvm
 from edgeopt.compile.operators.fold import LARGE, fold_node
 from edgeopt.compile.operators.half import in_single
@@ -133,7 +133,11 @@ _CONVERTERS: dict[str, Converter] = {
 }
 
 #: Operators on codes, of the standard and of onnxruntime.
-_QUANTIZED = quantized.CONVERTERS | codes.CONVERTERS
+_QUANTIZED = {
+    **quantized.CONVERTERS,
+    **codes.CONVERTERS,
+    "DynamicQuantizeLSTM": lstm.dynamic_lstm,
+}
 _LINEAR = {"DequantizeLinear": linear.dequantize, "QuantizeLinear": linear.quantize}
 #: Operators of onnxruntime's own domain that can be imported.
 KNOWN_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)

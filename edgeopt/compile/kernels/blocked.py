@@ -18,7 +18,6 @@ from edgeopt.compile.kernels.gemm import Gemm
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Schedule,
-    inline_all,
     mark,
     marked,
     marked_int,
@@ -198,7 +197,9 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
         b = te.reduce_axis((0, blocks), "b")
 
         def over(no: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
-            value = partial(no, b, ni) - _zero_of(weight, zeros, no, b, ni) * totals(b)
+            value = partial(no, b, ni)
+            if weight.has_zeros or weight.zeros.any():
+                value = value - _zero_of(weight, zeros, no, b, ni) * totals(b)
             return te.sum(value * tirx.Cast("float32", scales(no, b, ni)), axis=b)
 
         product = te.compute((panels, plan.width), over, name="product", attrs=marks)
@@ -215,11 +216,7 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
 def schedule_blocked(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule one row: a panel of columns at a time, all its sums in registers."""
     kept, last = gemm.inline_around(sch, product, keep=("row", "totals", "partial"))
-    row, totals, partial = (
-        next(block for block in kept if marked(sch, block, "role") == role)
-        for role in ("row", "totals", "partial")
-    )
-    inline_all(sch, [block for block in kept if block not in (row, totals, partial)])
+    roles = {marked(sch, block, "role"): block for block in kept}
     columns, inner = sch.split(
         sch.get_loops(last)[-1], [None, marked_int(sch, product, "columns")]
     )
@@ -231,16 +228,16 @@ def schedule_blocked(sch: Schedule, cpu: Cpu, product: Block) -> None:
     sch.reorder(block, vectors, vector)
     sch.unroll(vectors)
     sch.vectorize(vector)
-    sch.compute_at(partial, block, preserve_unit_loops=True)
-    column, word, place = sch.get_loops(partial)[-3:]
+    sch.compute_at(roles["partial"], block, preserve_unit_loops=True)
+    column, word, place = sch.get_loops(roles["partial"])[-3:]
     vectors, vector = sch.split(column, [None, cpu.lanes])
     sch.reorder(word, place, vectors, vector)
     sch.unroll(place)
     sch.unroll(vectors)
     sch.vectorize(vector)
-    sch.decompose_reduction(partial, word)
+    sch.decompose_reduction(roles["partial"], word)
     sch.decompose_reduction(product, block)
-    vectorize_inner(sch, sch.get_loops(row)[-1], cpu.lanes)
+    vectorize_inner(sch, sch.get_loops(roles["row"])[-1], cpu.lanes)
 
 
 def define_decoded(

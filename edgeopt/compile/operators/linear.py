@@ -31,12 +31,11 @@ def quantize(node: Node) -> relax.Expr | None:
     scale = _single(node, _spread(node, 1, axis))
     source = _single(node, node.input(0))
     if name.startswith("float"):
-        return narrow(
-            node,
-            node.compute(node.shape(0), _divided(axis, block), source, scale),
-            name,
-            saturate=bool(node.integer("saturate", 1)),
-        )
+        real: relax.Expr = node.compute(node.shape(0), _divided(axis, block), source, scale)
+        if node.has(2):
+            # Also of zero, which turns a negative zero into the positive one.
+            real = node.emit(relax.op.add(real, widen(node, _spread(node, 2, axis), name)))
+        return narrow(node, real, name, saturate=bool(node.integer("saturate", 1)))
     zero = _spread(node, 2, axis) if node.has(2) else _none(node, carrier_of(name))
     low, high = limits(name) if name in CARRIERS else _limits_of(name)
     divide = _divided(axis, block)

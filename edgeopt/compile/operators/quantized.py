@@ -242,7 +242,6 @@ CONVERTERS: dict[str, QuantizedConverter] = {
     "QLinearLeakyRelu": _unary("LeakyRelu"),
     "QLinearMatMul": _matmul,
     "QLinearMul": _binary("Mul"),
-    "QLinearReduceMean": _unary("ReduceMean"),
     "QLinearSigmoid": _unary("Sigmoid"),
     "QLinearSoftmax": _softmax,
     "QLinearWhere": _where,
