@@ -11,6 +11,7 @@ from tvm import relax, te, tirx
 from edgeopt.compile.kernels import blocked
 from edgeopt.compile.kernels.blocked import Blocked
 from edgeopt.compile.site import Site
+from edgeopt.compile.table_reads import note_table
 from edgeopt.compile.views import (
     constant_of,
     inside_permute,
@@ -45,56 +46,57 @@ class _Constant:
 
     def transposed(self, axes: tuple[int, ...]) -> "_Constant":
         """Permute the axes."""
-        parts = (each.transpose(axes) for each in (self.codes, self.scales, self.zeros))
-        return _Constant(*parts, axis=axes.index(self.axis), block=self.block)
+        codes, scales, zeros = (
+            each.transpose(axes) for each in (self.codes, self.scales, self.zeros)
+        )
+        return _Constant(codes, scales, zeros, axes.index(self.axis), self.block)
 
 
 def _read(call: relax.Call) -> _Constant | None:
     """Read constant operands, moved so that the least code is 0."""
-    _, options, codes, scales, zeros = call.args
-    values = [constant_of(each) for each in (codes, scales, zeros)]
-    if any(value is None for value in values):
+    _, options, *operands = call.args
+    codes, scales, zeros = (constant_of(each) for each in operands)
+    if codes is None or scales is None or zeros is None:
         return None
-    stored, factors, middles = values
-    assert stored is not None and factors is not None and middles is not None
     facts = json.loads(str(options.value))
-    least = int(stored.min())
-    moved = (stored.astype(np.int32) - least).astype(np.uint8)
-    if np.issubdtype(middles.dtype, np.integer):
-        middles = middles.astype(np.int32) - least
-        if middles.size and np.all(middles == middles.reshape(-1)[0]):
-            middles = np.full([1] * stored.ndim, middles.reshape(-1)[0], np.float32)
-        elif middles.min() >= 0 and middles.max() < 256:
-            middles = middles.astype(np.uint8)
-        else:
-            middles = middles.astype(np.int16)
-    else:
-        middles = middles - np.asarray(least, middles.dtype)
-    return _Constant(moved, factors, middles, facts["axis"], facts["block"])
+    least = int(codes.min())
+    moved = (codes.astype(np.int32) - least).astype(np.uint8)
+    return _Constant(moved, scales, _move_zeros(zeros, least), facts["axis"], facts["block"])
+
+
+def _move_zeros(zeros: np.ndarray, least: int) -> np.ndarray:
+    """Move zero points with their codes; one value for all is kept once, as a float."""
+    if not np.issubdtype(zeros.dtype, np.integer):
+        return (zeros.astype(np.float32) - np.float32(least)).astype(zeros.dtype)
+    moved = zeros.astype(np.int32) - least
+    first = moved.reshape(-1)[0]
+    if np.all(moved == first):
+        return np.full([1] * moved.ndim, first, np.float32)
+    small = moved.min() >= 0 and moved.max() < 256
+    return moved.astype(np.uint8 if small else np.int16)
 
 
 def matrix_of(site: Site, expr: relax.Expr) -> Blocked | None:
-    """Follow transposes to a constant matrix [K, N] whose blocks lie along K."""
+    """Follow a transpose to a constant matrix [K, N] whose blocks lie along K."""
     bound = site.bound(expr)
     inner = inside_permute(bound)
-    axes = (0, 1)
+    axes: tuple[int, ...] = (0, 1)
     if inner is not None:
         axes = permutation_of(bound)
         bound = site.bound(inner)
     if operator_of(bound) != DECODE or len(shape_of(bound)) != 2:
         return None
     stored = _read(bound)
-    if stored is None:
-        return None
-    stored = stored.transposed(axes)
+    return None if stored is None else _as_columns(stored.transposed(axes))
+
+
+def _as_columns(stored: _Constant) -> Blocked | None:
+    """Arrange scales by block of K and column; None where rows of K differ within a word."""
     depth, columns = stored.codes.shape
-    block = depth
-    if stored.axis == 0:
-        block = stored.block
-    elif stored.scales.shape[0] != 1 or stored.zeros.shape[0] != 1:
-        return None
     bits = blocked.bits_of(stored.codes)
-    if block < depth and block % (32 // bits):
+    block = stored.block if stored.axis == 0 else depth
+    by_row = stored.axis == 1 and (stored.scales.shape[0] > 1 or stored.zeros.shape[0] > 1)
+    if by_row or (block < depth and block % (32 // bits)):
         return None
     count = -(-depth // block)
 
@@ -127,9 +129,8 @@ def take_blocked(site: Site, data: relax.Expr, indices: relax.Expr) -> relax.Exp
         return None
     bits = blocked.bits_of(stored.codes)
     table = blocked.pack_rows(stored.codes, bits)
-    define = blocked.define_decoded(
-        stored.codes.shape, _finder(stored.axis, stored.block), bits
-    )
+    define = blocked.define_decoded(stored.codes.shape, _finder(stored.axis, stored.block), bits)
+    note_table(site, table, indices)
     return site.call(define, table, stored.scales, stored.zeros, indices, name="gather")
 
 

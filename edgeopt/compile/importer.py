@@ -9,8 +9,16 @@ from onnx import helper, numpy_helper
 from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
-from edgeopt.compile.operators import CONVERTERS, Node, Result, Unsupported
-from edgeopt.compile.operators import codes, linear, lstm, quantized
+from edgeopt.compile.operators import (
+    CONVERTERS,
+    Node,
+    Result,
+    Unsupported,
+    codes,
+    linear,
+    lstm,
+    quantized,
+)
 from edgeopt.compile.operators.fallback import TRUSTED, convert_by_tvm
 from edgeopt.compile.operators.fold import LARGE, fold_node
 from edgeopt.compile.operators.half import in_single
@@ -274,9 +282,7 @@ class _Importer:
         attributes = {each.name: _attribute(each) for each in node.attribute}
         narrow_types = tuple(self.narrow.get(name, "") for name in node.input)
         count = len(node.output)
-        return Node(
-            node.op_type, inputs, attributes, count, self.opset, self.builder, narrow_types
-        )
+        return Node(node.op_type, inputs, attributes, count, self.opset, self.builder, narrow_types)
 
     def _convert_narrow(self, node: onnx.NodeProto) -> relax.Expr:
         """Convert a node that reads numbers of a narrow type, which can be copied or widened."""

@@ -23,12 +23,11 @@ from edgeopt.compile.integer import (
 )
 from edgeopt.compile.kernels import attention, columns, elementwise, functions, gemm, rows
 from edgeopt.compile.kernels.attention import Batched, Reader
-from edgeopt.compile.lift import digest_array
 from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
-from edgeopt.compile.tables import LARGE_TABLE, Table
+from edgeopt.compile.table_reads import note_table
 from edgeopt.compile.views import (
     RESHAPES,
     View,
@@ -224,35 +223,15 @@ def lower_take(site: Site, call: relax.Call) -> relax.Expr | None:
     stored = stored_of(site, data)
     if stored is not None and stored.values.dtype == np.float16 and stored.scales is None:
         data = relax.const(stored.values)
-    _note_table(site, data, indices, axis)
+    table = constant_of(data)
+    if table is not None and axis == 0:
+        note_table(site, table, indices)
     define = elementwise.define_gather(shape_of(data)[axis], rank, axis)
     taken = site.call(define, data, indices, name="gather")
     wanted = call.ty.dtype.dtype
     if taken.ty.dtype.dtype != wanted:
         return site.emit(relax.op.astype(taken, wanted))
     return taken
-
-
-def _note_table(site: Site, data: relax.Expr, indices: relax.Expr, axis: int) -> None:
-    """Remember a large constant table that is read by rows."""
-    values = constant_of(data)
-    if values is None or axis != 0 or values.nbytes < LARGE_TABLE:
-        return
-    root = look_through(indices, site.lookup, scales=False).root
-    while operator_of(site.bound(root)) == "relax.astype":
-        root = look_through(site.bound(root).args[0], site.lookup, scales=False).root
-    constant = constant_of(root)
-    parameter = isinstance(root, relax.Var) and site.lookup(root) is None
-    site.tables.append(
-        Table(
-            digest=digest_array(values),
-            rows=values.shape[0],
-            row_bytes=values.nbytes // values.shape[0],
-            source=str(root.name) if parameter else "",
-            constant=() if constant is None else tuple(int(i) for i in constant.reshape(-1)),
-            reads=int(np.prod(shape_of(indices), dtype=np.int64)),
-        )
-    )
 
 
 #: Operators that become kernels before anything is fused.

@@ -18,9 +18,7 @@ from edgeopt.compile.views import operator_of
 class _Structure(PyExprMutator):  # type: ignore[misc]
     """Visit calls in program order: views sink towards the outputs, then kernels are chosen."""
 
-    def __init__(
-        self, module: tvm.IRModule, cpu: Cpu, lowerings: Mapping[str, Lowering]
-    ) -> None:
+    def __init__(self, module: tvm.IRModule, cpu: Cpu, lowerings: Mapping[str, Lowering]) -> None:
         super().__init__(module)
         self.lowerings = lowerings
         self.site = Site(self.builder_, self._bound, cpu)

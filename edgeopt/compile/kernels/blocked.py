@@ -146,9 +146,7 @@ def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Ten
     unroll = weight.per_word if plan.depth % weight.per_word == 0 else 0
     marks = plan.marks(cpu, weight.bits, unroll=min(unroll, _MOST_UNROLLED))
 
-    def define(
-        x: te.Tensor, words: te.Tensor, scales: te.Tensor, *zeros: te.Tensor
-    ) -> te.Tensor:
+    def define(x: te.Tensor, words: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
         def decode(no: tirx.Expr, k: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
             block = tirx.floordiv(k, weight.block) if weight.blocks > 1 else tirx.const(0, "int32")
             word = words(no, tirx.floordiv(k, weight.per_word), ni)
@@ -171,9 +169,7 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
     blocks, words, per_word = weight.blocks, weight.words, weight.per_word
     marks = mark(kind=KIND, pattern="epilogue", columns=plan.width)
 
-    def define(
-        x: te.Tensor, packed: te.Tensor, scales: te.Tensor, *zeros: te.Tensor
-    ) -> te.Tensor:
+    def define(x: te.Tensor, packed: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
         def staged(b: tirx.Expr, j: tirx.Expr) -> tirx.Expr:
             k = b * weight.block + j
             value = x(*[0] * (len(plan.shape) - 1), tirx.min(k, plan.depth - 1))
@@ -217,9 +213,7 @@ def schedule_blocked(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule one row: a panel of columns at a time, all its sums in registers."""
     kept, last = gemm.inline_around(sch, product, keep=("row", "totals", "partial"))
     roles = {marked(sch, block, "role"): block for block in kept}
-    columns, inner = sch.split(
-        sch.get_loops(last)[-1], [None, marked_int(sch, product, "columns")]
-    )
+    columns, inner = sch.split(sch.get_loops(last)[-1], [None, marked_int(sch, product, "columns")])
     sch.parallel(columns)
     vectorize_inner(sch, inner, cpu.lanes)
     sch.compute_at(product, columns, preserve_unit_loops=True)
@@ -240,9 +234,7 @@ def schedule_blocked(sch: Schedule, cpu: Cpu, product: Block) -> None:
     vectorize_inner(sch, sch.get_loops(roles["row"])[-1], cpu.lanes)
 
 
-def define_decoded(
-    shape: tuple[int, ...], find: Finder, bits: int
-) -> Callable[..., te.Tensor]:
+def define_decoded(shape: tuple[int, ...], find: Finder, bits: int) -> Callable[..., te.Tensor]:
     """Make the TE definition of rows taken from a packed table: only what is read is decoded.
 
     find: tells where the scale or zero point of an element of the table is.

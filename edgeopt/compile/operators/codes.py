@@ -1,7 +1,4 @@
-"""Exact sums of codes, and codes in blocks: MatMulInteger, ConvInteger, MatMulNBits and the like."""
-
-from collections.abc import Callable
-from dataclasses import replace
+"""Exact sums of codes, and codes in blocks: MatMulInteger, ConvInteger, MatMulNBits, rows."""
 
 import numpy as np
 from tvm import relax

@@ -61,7 +61,9 @@ def dequantize(node: Node) -> relax.Expr | None:
     else:
         zero = _spread(node, 2, axis) if node.has(2) else _none(node, node.dtype(0))
         along, length = _along(node, axis, block)
-        result = call_decode(node.input(0), _single(node, scale, halves=True), zero, axis=along, block=length)
+        result = call_decode(
+            node.input(0), _single(node, scale, halves=True), zero, axis=along, block=length
+        )
     kind = node.integer("output_dtype", 0)
     wanted = str(helper.tensor_dtype_to_np_dtype(kind).name) if kind else dtype_of(scale)
     result = node.emit(result)
@@ -117,9 +119,7 @@ def _single(node: Node, value: relax.Expr, *, halves: bool = False) -> relax.Exp
     return node.emit(relax.op.astype(value, "float32"))
 
 
-def _place(
-    values: te.Tensor, at: tuple[tirx.Expr, ...], axis: int, block: int
-) -> list[tirx.Expr]:
+def _place(values: te.Tensor, at: tuple[tirx.Expr, ...], axis: int, block: int) -> list[tirx.Expr]:
     """Find the scale of an element."""
     moved = list(at)
     if block:
@@ -134,9 +134,7 @@ def _divided(axis: int, block: int) -> Callable[..., tirx.Expr]:
     return element
 
 
-def _decoded_floats(
-    node: Node, name: str, scale: relax.Expr, axis: int, block: int
-) -> relax.Expr:
+def _decoded_floats(node: Node, name: str, scale: relax.Expr, axis: int, block: int) -> relax.Expr:
     wide = widen(node, node.input(0), name)
 
     def element(tensors: list[te.Tensor], *at: tirx.Expr) -> tirx.Expr:

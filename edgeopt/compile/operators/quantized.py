@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from tvm import relax
 
-from edgeopt.compile.operators.node import Node, Result, Unsupported, dtype_of
+from edgeopt.compile.operators.node import Node, Result, dtype_of
 from edgeopt.compile.views import constant_of, shape_of
 
 #: The domain of onnxruntime's own operators.
@@ -193,7 +193,9 @@ def _conv(node: Node, further: Convert) -> Result:
     inputs: list[relax.Expr | None] = [decode(node, (0, 1, 2)), decode(node, (3, 4, 5))]
     if node.has(8):
         # The bias counts in units of both scales.
-        inputs.append(_folded(node, "multiply", _constant_real(node, node.input(8)), _unit(node, 1, 4)))
+        inputs.append(
+            _folded(node, "multiply", _constant_real(node, node.input(8)), _unit(node, 1, 4))
+        )
     result = apply(node, further, "Conv", inputs, _plain(node))
     return encode(node, result, (6, 7), node.dtype(0))
 
