@@ -395,7 +395,7 @@ def test_numbers_are_encoded_to_four_bits_and_decoded_as_onnxruntime_does(
     feeds = {"x": 0.08 * draw(random, 5, 24)}
     groups = (5, 3) if block else (24,)
     named = {"s": scales(random, *groups), "z": draw_codes(random, kind, *groups)}
-    options = {"axis": 1, "block_size": block}
+    options: dict[str, Any] = {"axis": 1, "block_size": block}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **options),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], **options),
@@ -450,7 +450,7 @@ def test_an_lstm_with_stored_codes_is_the_one_that_they_mean(
     feeds = {"x": draw(random, 7, 2, 12), "h": 0.1 * draw(random, directions, 2, hidden)}
     feeds["c"] = 0.1 * draw(random, directions, 2, hidden)
     direction = "bidirectional" if directions == 2 else "forward"
-    options = {"hidden_size": hidden, "direction": direction}
+    options: dict[str, Any] = {"hidden_size": hidden, "direction": direction}
     results = dict.fromkeys(("y", "yh", "yc"), TensorProto.FLOAT)
     node = helper.make_node(
         "DynamicQuantizeLSTM", names, list(results), domain=MICROSOFT, **options
