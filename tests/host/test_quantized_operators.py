@@ -28,7 +28,7 @@ def save(
     path: Path,
     nodes: Sequence[onnx.NodeProto],
     feeds: Mapping[str, Array],
-    stored: Mapping[str, Array],
+    stored: Mapping[str, Any],
     outputs: Mapping[str, int],
     *,
     opset: int = 21,
@@ -84,7 +84,7 @@ def compare_codes(path: Path, feeds: Mapping[str, Array], *, share: float = 0.0)
         assert np.count_nonzero(apart) <= share * apart.size
 
 
-def parameters(kind: Any) -> dict[str, Array]:
+def parameters(kind: Any) -> dict[str, Any]:
     """Name scales and zero points of two operands and a result."""
     first, second, result = (120, 5, 131) if kind is np.uint8 else (-3, 5, 9)
     zeros = {"az": first, "bz": second, "yz": result}
@@ -239,7 +239,7 @@ def test_integer_convolutions_are_exact(channels: int, groups: int, tmp_path: Pa
     random = np.random.default_rng(6)
     feeds = {"a": draw_codes(random, np.uint8, 1, channels, 9, 8)}
     filters = draw_codes(random, np.uint8, 12, channels // groups, 3, 3)
-    named = {"b": filters, "az": np.uint8(120), "bz": np.uint8(3)}
+    named: dict[str, Any] = {"b": filters, "az": np.uint8(120), "bz": np.uint8(3)}
     node = helper.make_node(
         "ConvInteger", ["a", "b", "az", "bz"], ["y"], pads=[1] * 4, group=groups
     )
@@ -273,7 +273,7 @@ def test_products_of_codes_with_a_float_result_are_onnxruntimes(
     operator: str, weights: Any, tmp_path: Path
 ) -> None:
     random = np.random.default_rng(8)
-    named = {
+    named: dict[str, Any] = {
         "b": draw_codes(random, weights, 37, 19),
         "bs": scales(random, 19),
         "bz": draw_codes(random, weights, 19),
