@@ -5,7 +5,8 @@ from pathlib import Path
 import onnx
 import tvm
 
-from edgeopt.compile.importer import KNOWN, import_graph
+from edgeopt.compile.importer import KNOWN, KNOWN_MICROSOFT, import_graph
+from edgeopt.compile.operators.quantized import MICROSOFT
 from edgeopt.compile.operators.standard import (
     STANDARD,
     infer_types,
@@ -28,7 +29,8 @@ def _check_nodes(model: onnx.ModelProto, name: str) -> None:
     unknown: dict[str, list[str]] = {}
     for node in model.graph.node:
         standard = node.domain in STANDARD
-        if not standard or node.op_type not in KNOWN:
+        known = KNOWN if standard else KNOWN_MICROSOFT if node.domain == MICROSOFT else ()
+        if node.op_type not in known:
             operator = node.op_type if standard else f"{node.domain}.{node.op_type}"
             unknown.setdefault(operator, []).append(node.name or node.output[0])
     if unknown:

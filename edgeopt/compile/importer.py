@@ -9,7 +9,16 @@ from onnx import helper, numpy_helper
 from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
-from edgeopt.compile.operators import CONVERTERS, Node, Result, Unsupported
+from edgeopt.compile.operators import (
+    CONVERTERS,
+    Node,
+    Result,
+    Unsupported,
+    codes,
+    linear,
+    lstm,
+    quantized,
+)
 from edgeopt.compile.operators.fallback import TRUSTED, convert_by_tvm
 from edgeopt.compile.operators.fold import LARGE, fold_node
 from edgeopt.compile.operators.half import in_single
@@ -131,8 +140,30 @@ _CONVERTERS: dict[str, Converter] = {
     **import_vision.CONVERTERS,
 }
 
+#: Operators on codes, of the standard and of onnxruntime.
+_QUANTIZED = {
+    **quantized.CONVERTERS,
+    **codes.CONVERTERS,
+    "DynamicQuantizeLSTM": lstm.dynamic_lstm,
+}
+_LINEAR = {"DequantizeLinear": linear.dequantize, "QuantizeLinear": linear.quantize}
+#: Operators of onnxruntime's own domain that can be imported.
+KNOWN_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)
+
 #: Every operator that can be imported, other than those that the standard defines by others.
-KNOWN = frozenset(CONVERTERS) | TRUSTED | frozenset(_CONVERTERS) | {"Constant", "Shape", "Size"}
+KNOWN = (
+    frozenset(CONVERTERS)
+    | TRUSTED
+    | frozenset(_CONVERTERS)
+    | frozenset(_QUANTIZED)
+    | {"Constant", "Shape", "Size"}
+)
+#: Operators that only move elements, of whatever type.
+_MOVING = frozenset(
+    {"Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+#: Operators that read codes of narrow types.
+_READING = frozenset({"DequantizeLinear", "GatherBlockQuantized", "QuantizeLinear"})
 
 #: What TVM and numpy raise for a node that they cannot take.
 _FAILURES = (
@@ -222,7 +253,7 @@ class _Importer:
         return relax.const(value, value.dtype.name)
 
     def _convert_node(self, node: onnx.NodeProto) -> list[relax.Expr]:
-        if any(name in self.narrow for name in node.input):
+        if any(name in self.narrow for name in node.input) and node.op_type not in _READING:
             return [self._convert_narrow(node)]
         folded = fold_node(node, self.values, self.opset)
         if folded is not None:
@@ -234,6 +265,8 @@ class _Importer:
             self.narrow[node.output[0]] = _target(node)
             saturate = bool(given.integer("saturate", 1))
             return [narrow(given, given.input(0), _target(node), saturate=saturate)]
+        if node.op_type == "QuantizeLinear" and linear.encoded_type(given) in CARRIERS:
+            self.narrow[node.output[0]] = linear.encoded_type(given)
         converted = self._apply(given)
         if not isinstance(converted, relax.Expr):
             return [self.builder.normalize(each) for each in converted]
@@ -247,17 +280,22 @@ class _Importer:
 
     def _node(self, node: onnx.NodeProto, inputs: tuple[relax.Expr | None, ...]) -> Node:
         attributes = {each.name: _attribute(each) for each in node.attribute}
-        return Node(node.op_type, inputs, attributes, len(node.output), self.opset, self.builder)
+        narrow_types = tuple(self.narrow.get(name, "") for name in node.input)
+        count = len(node.output)
+        return Node(node.op_type, inputs, attributes, count, self.opset, self.builder, narrow_types)
 
     def _convert_narrow(self, node: onnx.NodeProto) -> relax.Expr:
         """Convert a node that reads numbers of a narrow type, which can be copied or widened."""
         name = self.narrow.get(node.input[0])
-        if name is None or len(node.input) != 1 or node.op_type not in ("Cast", "Identity"):
+        if name is None or node.op_type not in (*_MOVING, "Cast"):
             raise Unsupported(f"it computes with {name or 'a narrow type'}")
         source = self.values[node.input[0]]
-        if node.op_type == "Identity":
+        if node.op_type in _MOVING:
             self.narrow[node.output[0]] = name
-            return source
+            inputs = tuple(self.values[each] if each else None for each in node.input)
+            moved = source if node.op_type == "Identity" else self._apply(self._node(node, inputs))
+            assert isinstance(moved, relax.Expr)
+            return self.builder.normalize(moved)
         wanted = _target(node)
         wide = widen(self._node(node, (source,)), source, name)
         if wanted in CARRIERS:
@@ -275,6 +313,11 @@ class _Importer:
             converted = special(self.builder, [*node.inputs, *[None] * 8], node.attributes)
             if converted is not None:
                 return converted
+        if node.operator in _LINEAR:
+            coded = _LINEAR[node.operator](node)
+            return convert_by_tvm(node) if coded is None else coded
+        if node.operator in _QUANTIZED:
+            return _QUANTIZED[node.operator](node, self._apply)
         own = CONVERTERS.get(node.operator)
         return convert_by_tvm(node) if own is None else own(node)
 

@@ -4,6 +4,13 @@ import numpy as np
 import tvm
 from tvm import relax, tirx, topi
 
+from edgeopt.compile.blocked import (
+    DECODE,
+    lower_decode,
+    matrix_of,
+    multiply_blocked,
+    take_blocked,
+)
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.import_vision import AVERAGE_POOL, CONV_TRANSPOSE, MAX_POOL, RESIZE
 from edgeopt.compile.importer import DYNAMIC_QUANTIZE, MATMUL_INTEGER
@@ -16,12 +23,11 @@ from edgeopt.compile.integer import (
 )
 from edgeopt.compile.kernels import attention, columns, elementwise, functions, gemm, rows
 from edgeopt.compile.kernels.attention import Batched, Reader
-from edgeopt.compile.lift import digest_array
 from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
-from edgeopt.compile.tables import LARGE_TABLE, Table
+from edgeopt.compile.table_reads import note_table
 from edgeopt.compile.views import (
     RESHAPES,
     View,
@@ -46,7 +52,11 @@ def lower_matmul(site: Site, call: relax.Call) -> relax.Expr | None:
     if left.ty.dtype.dtype != "float32":
         return None
     if len(shape_of(right)) == 2:
-        return multiply_stored(site, left, right, shape_of(call))
+        weight = matrix_of(site, right)
+        if weight is not None:
+            return multiply_blocked(site, left, weight, shape_of(call))
+        stored = multiply_stored(site, left, right, shape_of(call))
+        return _multiply_computed(site, left, right, shape_of(call)) if stored is None else stored
     return multiply_batched(site, left, right, shape_of(call))
 
 
@@ -93,6 +103,18 @@ def multiply_batched(
     )
     arguments = (from_left.root,) if shared else (from_left.root, from_right.root)
     return _emit_batched(site, plan, arguments)
+
+
+def _multiply_computed(
+    site: Site, left: relax.Expr, right: relax.Expr, shape: tuple[int, ...]
+) -> relax.Expr | None:
+    """Emit x @ y of matrices of which neither is stored, as a batch of one."""
+    depth, columns = shape_of(right)
+    rows = int(np.prod(shape_of(left)[:-1]))
+    first = site.reshape(left, (1, rows, depth))
+    second = site.reshape(right, (1, depth, columns))
+    product = multiply_batched(site, first, second, (1, rows, columns))
+    return None if product is None else site.reshape(product, shape)
 
 
 def _reader(view: View) -> Reader:
@@ -195,38 +217,21 @@ def lower_take(site: Site, call: relax.Call) -> relax.Expr | None:
         return None
     rank = len(shape_of(data))
     axis = int(call.attrs.axis) % rank
+    decoded = take_blocked(site, data, indices) if axis == 0 and rank > 1 else None
+    if decoded is not None:
+        return decoded
     stored = stored_of(site, data)
     if stored is not None and stored.values.dtype == np.float16 and stored.scales is None:
         data = relax.const(stored.values)
-    _note_table(site, data, indices, axis)
+    table = constant_of(data)
+    if table is not None and axis == 0:
+        note_table(site, table, indices)
     define = elementwise.define_gather(shape_of(data)[axis], rank, axis)
     taken = site.call(define, data, indices, name="gather")
     wanted = call.ty.dtype.dtype
     if taken.ty.dtype.dtype != wanted:
         return site.emit(relax.op.astype(taken, wanted))
     return taken
-
-
-def _note_table(site: Site, data: relax.Expr, indices: relax.Expr, axis: int) -> None:
-    """Remember a large constant table that is read by rows."""
-    values = constant_of(data)
-    if values is None or axis != 0 or values.nbytes < LARGE_TABLE:
-        return
-    root = look_through(indices, site.lookup, scales=False).root
-    while operator_of(site.bound(root)) == "relax.astype":
-        root = look_through(site.bound(root).args[0], site.lookup, scales=False).root
-    constant = constant_of(root)
-    parameter = isinstance(root, relax.Var) and site.lookup(root) is None
-    site.tables.append(
-        Table(
-            digest=digest_array(values),
-            rows=values.shape[0],
-            row_bytes=values.nbytes // values.shape[0],
-            source=str(root.name) if parameter else "",
-            constant=() if constant is None else tuple(int(i) for i in constant.reshape(-1)),
-            reads=int(np.prod(shape_of(indices), dtype=np.int64)),
-        )
-    )
 
 
 #: Operators that become kernels before anything is fused.
@@ -253,6 +258,9 @@ LOWERINGS: dict[str, Lowering] = {
     MATMUL_INTEGER: lower_matmul_integer,
     RECURRENT: lower_recurrent(multiply_stored),
 }
+
+#: Operators that only lower where no kernel took them into itself.
+REMAINING: dict[str, Lowering] = {DECODE: lower_decode}
 
 
 def _legalize_unary(name: str, function: elementwise.Function) -> elementwise.Legalize:

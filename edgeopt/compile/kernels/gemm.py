@@ -99,17 +99,20 @@ class Gemm:
         """Shape of the product as it is stored."""
         return [*self.shape[:-1], self.columns]
 
-    def marks(self, item: int, *, kind: str = KIND) -> dict[str, int | str]:
-        """Annotate the product's block for its schedule; item is the size of a stored weight."""
+    def marks(self, cpu: Cpu, bits: int, *, unroll: int = 0) -> dict[str, int | str]:
+        """Annotate the product's block for its schedule; bits are those of a stored weight.
+
+        unroll: steps of K that are unrolled; 0 for as many as are usual.
+        """
         return mark(
-            kind=kind,
+            kind=PACKED if is_packed(cpu, self) else KIND,
             pattern="epilogue",
             rows=self.height,
             columns=self.width,
             axis=self.row_axis,
             depth=self.depth,
-            unroll=tile.unroll_of(self.depth),
-            bytes=self.depth * self.columns * item,
+            unroll=unroll or tile.unroll_of(self.depth),
+            bytes=self.depth * self.columns * bits // 8,
             read=int(np.prod(self.shape)) * 4,
         )
 
@@ -195,18 +198,8 @@ def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
     """Make the TE definition: x, packed weight and, if any, scales of columns give the product."""
 
     def define(x: te.Tensor, weight: te.Tensor, *scales: te.Tensor) -> te.Tensor:
-        packs = is_packed(cpu, plan)
-        rows = pack_rows(plan, x) if packs else _stage_rows(cpu, plan, x)
-        panels = tile.widen_panels(weight)
-        k = te.reduce_axis((0, plan.depth), "k")
-
-        def multiply(*at: tirx.Expr) -> tirx.Expr:
-            *outer, mo, no, mi, ni = at
-            return te.sum(rows(*outer, mo, mi, k) * panels(no, k, ni), axis=k)
-
-        item = np.dtype(str(weight.dtype)).itemsize
-        marks = plan.marks(item, kind=PACKED if packs else KIND)
-        product = te.compute(plan.tiled_shape, multiply, name="product", attrs=marks)
+        marks = plan.marks(cpu, 8 * np.dtype(str(weight.dtype)).itemsize)
+        product = define_product(cpu, plan, x, tile.widen_panels(weight), marks)
 
         def result(*at: tirx.Expr) -> tirx.Expr:
             value = result_of(plan, product, at)
@@ -215,6 +208,20 @@ def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
         return te.compute(plan.output_shape, result, name="gemm")
 
     return define
+
+
+def define_product(
+    cpu: Cpu, plan: Gemm, x: te.Tensor, panels: te.Tensor, marks: dict[str, int | str]
+) -> te.Tensor:
+    """Define the tiles of x times panels [panel, K, column] of float32."""
+    rows = pack_rows(plan, x) if is_packed(cpu, plan) else _stage_rows(cpu, plan, x)
+    k = te.reduce_axis((0, plan.depth), "k")
+
+    def multiply(*at: tirx.Expr) -> tirx.Expr:
+        *outer, mo, no, mi, ni = at
+        return te.sum(rows(*outer, mo, mi, k) * panels(no, k, ni), axis=k)
+
+    return te.compute(plan.tiled_shape, multiply, name="product", attrs=marks)
 
 
 def schedule_gemm(sch: Schedule, cpu: Cpu, product: Block) -> None:

@@ -8,6 +8,7 @@ from tvm import s_tir, tirx
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import (
     attention,
+    blocked,
     code_products,
     columns,
     conv,
@@ -33,6 +34,7 @@ RULE = "edgeopt.rule"
 _RULES = {
     gemm.KIND: gemm.schedule_gemm,
     gemm.PACKED: packed.schedule_packed,
+    blocked.KIND: blocked.schedule_blocked,
     integer.KIND: integer.schedule_integer,
     code_products.KIND: code_products.schedule_product,
     attention.KIND: attention.schedule_attention,

@@ -31,6 +31,12 @@ class Node:
     #: Version of the standard's operator set.
     opset: int
     builder: relax.BlockBuilder
+    #: For each input the narrow type whose numbers travel as bytes, or "".
+    narrow: tuple[str, ...] = ()
+
+    def narrow_type(self, place: int) -> str:
+        """Name the narrow type of an input; "" for others."""
+        return self.narrow[place] if place < len(self.narrow) else ""
 
     def has(self, place: int) -> bool:
         """Tell whether an optional input is given."""

@@ -1,0 +1,160 @@
+"""Codes with a scale per block: what the importer calls them, and their lowering to kernels."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+
+from edgeopt.compile.kernels import blocked
+from edgeopt.compile.kernels.blocked import Blocked
+from edgeopt.compile.site import Site
+from edgeopt.compile.table_reads import note_table
+from edgeopt.compile.views import (
+    constant_of,
+    inside_permute,
+    operator_of,
+    permutation_of,
+    shape_of,
+)
+
+#: (options, codes, scales, zero points): the codes' float32 numbers. Scales have the codes' rank:
+#: along one axis one per block, along the others one for each or one for all; zero points too.
+DECODE = "edgeopt.decode_blocks"
+
+
+def call_decode(
+    codes: relax.Expr, scales: relax.Expr, zeros: relax.Expr, *, axis: int, block: int
+) -> relax.Call:
+    """Call what decodes blocks of so many elements along an axis."""
+    options = tvm.ir.StringImm(json.dumps({"axis": axis, "block": block}))
+    result = relax.TensorType(shape_of(codes), "float32")
+    return relax.op.call_pure_packed(DECODE, options, codes, scales, zeros, ty_args=[result])
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """Constant codes from 0 on, with scales and zero points of their rank."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray
+    axis: int
+    block: int
+
+    def transposed(self, axes: tuple[int, ...]) -> "_Constant":
+        """Permute the axes."""
+        codes, scales, zeros = (
+            each.transpose(axes) for each in (self.codes, self.scales, self.zeros)
+        )
+        return _Constant(codes, scales, zeros, axes.index(self.axis), self.block)
+
+
+def _read(call: relax.Call) -> _Constant | None:
+    """Read constant operands, moved so that the least code is 0."""
+    _, options, *operands = call.args
+    codes, scales, zeros = (constant_of(each) for each in operands)
+    if codes is None or scales is None or zeros is None:
+        return None
+    facts = json.loads(str(options.value))
+    least = int(codes.min())
+    moved = (codes.astype(np.int32) - least).astype(np.uint8)
+    return _Constant(moved, scales, _move_zeros(zeros, least), facts["axis"], facts["block"])
+
+
+def _move_zeros(zeros: np.ndarray, least: int) -> np.ndarray:
+    """Move zero points with their codes; one value for all is kept once, as a float."""
+    if not np.issubdtype(zeros.dtype, np.integer):
+        return (zeros.astype(np.float32) - np.float32(least)).astype(zeros.dtype)
+    moved = zeros.astype(np.int32) - least
+    first = moved.reshape(-1)[0]
+    if np.all(moved == first):
+        return np.full([1] * moved.ndim, first, np.float32)
+    small = moved.min() >= 0 and moved.max() < 256
+    return moved.astype(np.uint8 if small else np.int16)
+
+
+def matrix_of(site: Site, expr: relax.Expr) -> Blocked | None:
+    """Follow a transpose to a constant matrix [K, N] whose blocks lie along K."""
+    bound = site.bound(expr)
+    inner = inside_permute(bound)
+    axes: tuple[int, ...] = (0, 1)
+    if inner is not None:
+        axes = permutation_of(bound)
+        bound = site.bound(inner)
+    if operator_of(bound) != DECODE or len(shape_of(bound)) != 2:
+        return None
+    stored = _read(bound)
+    return None if stored is None else _as_columns(stored.transposed(axes))
+
+
+def _as_columns(stored: _Constant) -> Blocked | None:
+    """Arrange scales by block of K and column; None where rows of K differ within a word."""
+    depth, columns = stored.codes.shape
+    bits = blocked.bits_of(stored.codes)
+    block = stored.block if stored.axis == 0 else depth
+    by_row = stored.axis == 1 and (stored.scales.shape[0] > 1 or stored.zeros.shape[0] > 1)
+    if by_row or (block < depth and block % (32 // bits)):
+        return None
+    count = -(-depth // block)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        if stored.axis == 1 and values.shape[1] > 1:
+            values = np.repeat(values, stored.block, axis=1)[:, :columns]
+        return np.ascontiguousarray(np.broadcast_to(values, (count, columns)))
+
+    zeros = stored.zeros if stored.zeros.size == 1 else spread(stored.zeros)
+    return Blocked(stored.codes, spread(stored.scales), zeros, block, bits)
+
+
+def multiply_blocked(
+    site: Site, left: relax.Expr, weight: Blocked, shape: tuple[int, ...]
+) -> relax.Expr:
+    """Emit x @ W with W packed in words."""
+    if len(shape_of(left)) == 1:
+        left = site.reshape(left, (1, *shape_of(left)))
+    plan = blocked.plan_blocked(site.cpu, shape_of(left), shape[-1])
+    arguments = blocked.arguments_of(weight, plan.width)
+    define = blocked.define_blocked(site.cpu, plan, weight)
+    return site.reshape(site.call(define, left, *arguments, name="blocked"), shape)
+
+
+def take_blocked(site: Site, data: relax.Expr, indices: relax.Expr) -> relax.Expr | None:
+    """Emit rows of a packed table; None where the data are something else."""
+    bound = site.bound(data)
+    stored = _read(bound) if operator_of(bound) == DECODE else None
+    if stored is None:
+        return None
+    bits = blocked.bits_of(stored.codes)
+    table = blocked.pack_rows(stored.codes, bits)
+    define = blocked.define_decoded(stored.codes.shape, _finder(stored.axis, stored.block), bits)
+    note_table(site, table, indices)
+    return site.call(define, table, stored.scales, stored.zeros, indices, name="gather")
+
+
+def _finder(axis: int, block: int) -> blocked.Finder:
+    def find(values: te.Tensor, at: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        moved = [tirx.floordiv(i, block) if place == axis else i for place, i in enumerate(at)]
+        sizes = [int(size) for size in values.shape]
+        return [0 if size == 1 else i for size, i in zip(sizes, moved, strict=True)]
+
+    return find
+
+
+def lower_decode(site: Site, call: relax.Call) -> relax.Expr:
+    """Decode elements one by one: what no kernel took as a weight."""
+    _, options, codes, scales, zeros = call.args
+    facts = json.loads(str(options.value))
+    find = _finder(facts["axis"], facts["block"])
+
+    def define(codes: te.Tensor, scales: te.Tensor, zeros: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            zero, scale = zeros(*find(zeros, at)), scales(*find(scales, at))
+            steps = tirx.Cast("float32", codes(*at)) - tirx.Cast("float32", zero)
+            return steps * tirx.Cast("float32", scale)
+
+        return te.compute(codes.shape, element, name="decode")
+
+    return site.call(define, codes, scales, zeros, name="decode")
