@@ -11,13 +11,13 @@ from edgeopt.compile.integer import (
     inverse_of,
     lower_dynamic_quantize,
     lower_matmul_integer,
-    lower_quantize,
     lower_static,
 )
 from edgeopt.compile.kernels import attention, columns, elementwise, functions, gemm, rows
 from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.lift import digest_array
 from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
+from edgeopt.compile.quantized import lower_dequantize, lower_quantize
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
@@ -249,6 +249,7 @@ LOWERINGS: dict[str, Lowering] = {
     AVERAGE_POOL: lower_average_pool,
     RESIZE: lower_resize,
     "relax.quantize": lower_quantize,
+    "relax.dequantize": lower_dequantize,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
     RECURRENT: lower_recurrent(multiply_stored),

@@ -17,6 +17,9 @@ from edgeopt.compile.kernels.scheduling import mark
 DENSE = "conv"
 CHANNELWISE = "channelwise"
 
+#: Makes the stored value of a sum from it and its channel.
+Finish = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
+
 #: How a pool joins the values of a window.
 MAXIMUM, SUM = "max", "sum"
 #: Columns of a channelwise tile where no vector divides the channels.
@@ -208,7 +211,7 @@ def define_channelwise(cpu: Cpu, window: Window, outputs: int) -> Callable[..., 
             return te.sum(read(source) * weight, axis=[*tap, rc])
 
         padded = pad(window, x, tirx.const(0, x.dtype))
-        return _walk(cpu, window, outputs, padded, term, scales)
+        return walk(cpu, window, outputs, padded, term, _scale(scales))
 
     return define
 
@@ -224,18 +227,22 @@ def define_pool(cpu: Cpu, window: Window, kind: str) -> Callable[[te.Tensor], te
             return fold(read(channel), axis=list(tap))
 
         padded = pad(window, x, neutral)
-        return _walk(cpu, window, window.shape[3], padded, term, ())
+        return walk(cpu, window, window.shape[3], padded, term, _scale(()))
 
     return define
 
 
-def _walk(
+def _scale(scales: tuple[te.Tensor, ...]) -> Finish:
+    return lambda value, channel: value * scales[0](channel) if scales else value
+
+
+def walk(
     cpu: Cpu,
     window: Window,
     outputs: int,
     padded: te.Tensor,
     term: Callable[..., tirx.Expr],
-    scales: tuple[te.Tensor, ...],
+    finish: Finish,
 ) -> te.Tensor:
     """Join the terms of each window by tiles of a few columns and channels."""
     shape = channel_tile(cpu, window, outputs)
@@ -258,7 +265,6 @@ def _walk(
     )
 
     def result(b: tirx.Expr, row: tirx.Expr, z: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
-        value = tile.untile(product, (b, row), (z, c), shape)
-        return value * scales[0](c) if scales else value
+        return finish(tile.untile(product, (b, row), (z, c), shape), c)
 
     return te.compute((window.shape[0], rows, columns, outputs), result, name="channelwise")

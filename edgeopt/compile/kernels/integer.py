@@ -7,7 +7,7 @@ the matrix is packed in the order in which that instruction reads it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,8 @@ class Dot:
     spare: int = 2
     #: Vectors of sums of a single row at most.
     row_vectors: int = 8
+    #: Whether codes are broadcast from memory; otherwise they are loaded as vectors before.
+    broadcast: bool = False
 
     @property
     def step(self) -> int:
@@ -79,10 +81,24 @@ _PAIR = Dot(
 )
 _PAIR_ARM = dataclasses.replace(_PAIR, intrinsic="edgeopt_pair_arm")
 _MADD = Dot(
-    intrinsic="edgeopt_madd", lanes=8, depth=2, calls=4, code="int16", groups=(2,), a_cost=0.5
+    intrinsic="edgeopt_madd",
+    lanes=8,
+    depth=2,
+    calls=4,
+    code="int16",
+    groups=(2,),
+    a_cost=0.5,
+    broadcast=True,
 )
 _VNNI = Dot(
-    intrinsic="edgeopt_vnni", lanes=16, depth=4, calls=2, code="uint8", groups=(4,), a_cost=0.25
+    intrinsic="edgeopt_vnni",
+    lanes=16,
+    depth=4,
+    calls=2,
+    code="uint8",
+    groups=(4,),
+    a_cost=0.25,
+    broadcast=True,
 )
 
 
@@ -115,11 +131,22 @@ class IntegerGemm:
             return -_SHIFT
         return _SHIFT if self.codes == "int8" and self.dot.code == "uint8" else 0
 
+    @property
+    def direct(self) -> bool:
+        """Whether codes are multiplied from where they are, broadcast, instead of from a buffer."""
+        whole = self.depth == self.gemm.depth
+        return whole and self.dot.broadcast and self.dot.code == self.codes
+
 
 def plan_integer(cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str) -> IntegerGemm:
     """Choose the instruction and the tile of a product of codes."""
     dot = choose_dot(cpu)
-    rows = Gemm(shape, columns, 1, 1).rows
+    height, width = choose_tile(cpu, dot, Gemm(shape, columns, 1, 1).rows, columns)
+    return IntegerGemm(Gemm(shape, columns, height, width), dot, codes)
+
+
+def choose_tile(cpu: Cpu, dot: Dot, rows: int, columns: int) -> tuple[int, int]:
+    """Choose the rows and columns of a tile of sums."""
     weighed = dataclasses.replace(cpu, a_cost=dot.a_cost)
     if cpu.vector_a:
         # For a core in program order LLVM begins the next call before the last one ends.
@@ -128,7 +155,7 @@ def plan_integer(cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str) -> 
     height, width = tile.choose_tile(weighed, rows, columns)
     if height == 1:
         width = min(width, dot.row_vectors * cpu.lanes)
-    return IntegerGemm(Gemm(shape, columns, height, width), dot, codes)
+    return height, width
 
 
 def pack_codes(weight: np.ndarray, plan: IntegerGemm) -> np.ndarray:
@@ -155,7 +182,7 @@ def column_sums(weight: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _read_packed(plan: IntegerGemm, weight: te.Tensor) -> RowReader:
+def read_packed(plan: IntegerGemm, weight: te.Tensor) -> RowReader:
     """Read element (panel, k, column in it) of a packed matrix."""
     dot = plan.dot
 
@@ -173,7 +200,10 @@ def _read_packed(plan: IntegerGemm, weight: te.Tensor) -> RowReader:
 
 
 def define_integer(plan: IntegerGemm) -> Callable[..., te.Tensor]:
-    """Make the TE definition: codes, packed matrix, column sums and zero point give int32."""
+    """Make the TE definition: codes, packed matrix, column sums and zero point give int32.
+
+    Without a zero point the sums are what is added to the columns.
+    """
     register_intrinsics()
     gemm = plan.gemm
     marks = mark(
@@ -189,9 +219,12 @@ def define_integer(plan: IntegerGemm) -> Callable[..., te.Tensor]:
         lanes=plan.dot.lanes,
     )
 
-    def define(codes: te.Tensor, weight: te.Tensor, sums: te.Tensor, zero: te.Tensor) -> te.Tensor:
-        rows = define_rows(gemm, codes, lambda value: _convert(value, plan), depth=plan.depth)
-        packed = _read_packed(plan, weight)
+    def define(codes: te.Tensor, weight: te.Tensor, sums: te.Tensor, *zero: te.Tensor) -> te.Tensor:
+        def converted(value: tirx.Expr) -> tirx.Expr:
+            return convert(value, plan)
+
+        rows = define_rows(gemm, codes, converted, depth=0 if plan.direct else plan.depth)
+        packed = read_packed(plan, weight)
         k = te.reduce_axis((0, plan.depth), "k")
 
         def multiply(*at: tirx.Expr) -> tirx.Expr:
@@ -202,7 +235,9 @@ def define_integer(plan: IntegerGemm) -> Callable[..., te.Tensor]:
         product = te.compute(gemm.tiled_shape, multiply, name="product", attrs=marks)
 
         def result(*at: tirx.Expr) -> tirx.Expr:
-            offset = tirx.Cast("int32", zero(*[0] * len(zero.shape))) + plan.moved
+            if not zero:
+                return result_of(gemm, product, at) + sums(at[-1])
+            offset = tirx.Cast("int32", zero[0](*[0] * len(zero[0].shape))) + plan.moved
             return result_of(gemm, product, at) - offset * sums(at[-1])
 
         return te.compute(gemm.output_shape, result, name="integer_gemm")
@@ -210,7 +245,7 @@ def define_integer(plan: IntegerGemm) -> Callable[..., te.Tensor]:
     return define
 
 
-def _convert(value: tirx.Expr, plan: IntegerGemm) -> tirx.Expr:
+def convert(value: tirx.Expr, plan: IntegerGemm) -> tirx.Expr:
     """Convert a code to what the instruction takes; flipping the top bit moves it by 128."""
     if plan.dot.code == "int16":
         return tirx.Cast("int16", value) + tirx.const(plan.moved, "int16")
@@ -225,21 +260,31 @@ def schedule_integer(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule a product of codes around one instruction."""
     tiles = schedule_tiles(sch, cpu, product)
     sch.compute_at(product, tiles.inner, preserve_unit_loops=True)
-    row, column, depth = sch.get_loops(product)[-3:]
+    if not cpu.vector_a:
+        for block in tiles.staged:
+            _convert_codes(sch, block)
+    tensorize_product(sch, product, tiles.staged if cpu.vector_a else (), reductions=1)
+
+
+def tensorize_product(
+    sch: Schedule, product: Block, loaded: Sequence[Block], *, reductions: int
+) -> None:
+    """Compute a tile of sums by one instruction; blocks of loaded codes go into its inner loop.
+
+    All reduction axes but the last stay outside.
+    """
+    row, column, *outer, depth = sch.get_loops(product)[-2 - reductions :]
     calls = marked_int(sch, product, "calls")
     depth, call, step = sch.split(depth, [None, calls, marked_int(sch, product, "depth")])
     vectors, vector = sch.split(column, [None, marked_int(sch, product, "lanes")])
     intrinsic = marked(sch, product, "intrinsic")
     # All rows use a vector of B before the next is loaded, or there would be too few registers.
-    sch.reorder(depth, call, row, vectors, vector, step)
+    sch.reorder(*outer, depth, call, row, vectors, vector, step)
     for loop in (call, row, vectors):
         sch.unroll(loop)
-    for block in tiles.staged:
-        if cpu.vector_a:
-            _load_codes(sch, block, depth)
-        else:
-            _convert_codes(sch, block)
-    start = sch.decompose_reduction(product, depth)
+    for block in loaded:
+        _load_codes(sch, block, depth)
+    start = sch.decompose_reduction(product, outer[0] if outer else depth)
     sch.vectorize(sch.get_loops(start)[-1])
     sch.tensorize(vector, intrinsic)
 
