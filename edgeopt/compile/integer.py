@@ -3,8 +3,9 @@
 import numpy as np
 from tvm import relax
 
+from edgeopt.compile.encoding import Decoded, decoded_of
 from edgeopt.compile.kernels import elementwise, integer, rows
-from edgeopt.compile.quantized import Decoded, decoded_of, note_sum
+from edgeopt.compile.requantize import note_sum
 from edgeopt.compile.site import IntegerSum, Site
 from edgeopt.compile.stored import Stored
 from edgeopt.compile.views import (

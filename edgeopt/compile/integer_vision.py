@@ -3,10 +3,11 @@
 import numpy as np
 from tvm import relax
 
+from edgeopt.compile.encoding import Decoded, decoded_of
 from edgeopt.compile.integer import multiply_codes
 from edgeopt.compile.kernels import integer, integer_conv
 from edgeopt.compile.kernels.conv import Window
-from edgeopt.compile.quantized import Decoded, decoded_of, note_sum
+from edgeopt.compile.requantize import note_sum
 from edgeopt.compile.site import IntegerSum, Site
 from edgeopt.compile.stored import Stored
 

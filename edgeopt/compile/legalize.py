@@ -18,6 +18,7 @@ from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.lift import digest_array
 from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
 from edgeopt.compile.quantized import lower_dequantize, lower_quantize
+from edgeopt.compile.recode import average_rows
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
@@ -170,6 +171,11 @@ def lower_reduction(site: Site, call: relax.Call) -> relax.Expr | None:
     outer = int(np.prod(shape[: axes[0]]))
     reduced = int(np.prod([shape[axis] for axis in axes]))
     inner = int(np.prod(shape[axes[-1] + 1 :]))
+    coded = None
+    if operator_of(call) == "relax.mean" and inner > 1:
+        coded = average_rows(site, source, (outer, reduced, inner))
+    if coded is not None:
+        return site.reshape(coded, shape_of(call))
     fold, scale = _fold_of(operator_of(call), reduced)
     if inner == 1:
         flat = site.reshape(source, (outer, reduced))

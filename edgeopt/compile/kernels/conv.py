@@ -232,6 +232,25 @@ def define_pool(cpu: Cpu, window: Window, kind: str) -> Callable[[te.Tensor], te
     return define
 
 
+def define_code_sum(cpu: Cpu, window: Window, zero: int) -> Callable[..., te.Tensor]:
+    """Make the TE definition of int32 sums over the window: codes, what each channel starts from.
+
+    The image is surrounded by the zero point's code.
+    """
+
+    def define(x: te.Tensor, start: te.Tensor) -> te.Tensor:
+        def term(read: Callable[..., tirx.Expr], channel: tirx.Expr, *tap: tirx.Expr) -> tirx.Expr:
+            return te.sum(tirx.Cast("int32", read(channel)), axis=list(tap))
+
+        def finish(value: tirx.Expr, channel: tirx.Expr) -> tirx.Expr:
+            return value + start(channel)
+
+        padded = pad(window, x, tirx.const(zero, x.dtype))
+        return walk(cpu, window, window.shape[3], padded, term, finish)
+
+    return define
+
+
 def _scale(scales: tuple[te.Tensor, ...]) -> Finish:
     return lambda value, channel: value * scales[0](channel) if scales else value
 

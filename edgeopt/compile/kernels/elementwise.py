@@ -145,6 +145,25 @@ def define_requantize(dtype: str, limits: tuple[int, int, int]) -> Callable[...,
     return define
 
 
+def define_combination(dtype: str, limits: tuple[int, int]) -> Callable[..., te.Tensor]:
+    """Make the TE definition of codes from sums of codes.
+
+    Operands are a factor for each tensor of codes and a constant as one array, then those tensors.
+    """
+
+    def define(numbers: te.Tensor, *terms: te.Tensor) -> te.Tensor:
+        def code(*at: tirx.Expr) -> tirx.Expr:
+            value = numbers(len(terms))
+            for place, term in reversed(list(enumerate(terms))):
+                value = tirx.Cast("float32", tirx.Cast("int32", term(*at))) * numbers(place) + value
+            value = functions.clamp(value, *(float(limit) for limit in limits))
+            return tirx.Cast(dtype, functions.round_to_int(value))
+
+        return te.compute(terms[0].shape, code, name="add_codes")
+
+    return define
+
+
 def define_dequantize() -> Callable[..., te.Tensor]:
     """Make the TE definition of DequantizeLinear to float32 with one scale and zero point.
 
