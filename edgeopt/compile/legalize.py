@@ -18,7 +18,7 @@ from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.lift import digest_array
 from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
 from edgeopt.compile.quantized import lower_dequantize, lower_quantize
-from edgeopt.compile.recode import average_rows
+from edgeopt.compile.recode import average_rows, lower_slice, lower_split
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
@@ -254,6 +254,8 @@ LOWERINGS: dict[str, Lowering] = {
     MAX_POOL: lower_max_pool,
     AVERAGE_POOL: lower_average_pool,
     RESIZE: lower_resize,
+    "relax.strided_slice": lower_slice,
+    "relax.split": lower_split,
     "relax.quantize": lower_quantize,
     "relax.dequantize": lower_dequantize,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,

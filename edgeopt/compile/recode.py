@@ -1,7 +1,9 @@
 """Operators between DequantizeLinear and QuantizeLinear, on the codes."""
 
+from collections.abc import Callable
+
 import numpy as np
-from tvm import relax
+from tvm import relax, te
 
 from edgeopt.compile.encoding import Decoded, Encoding, decoded_of
 from edgeopt.compile.kernels import conv, elementwise
@@ -97,3 +99,35 @@ def average_rows(site: Site, image: relax.Expr, shape: tuple[int, int, int]) -> 
         shape=(outer, 1, reduced, inner), kernel=(1, reduced), strides=(1, 1), pads=(0, 0, 0, 0)
     )
     return pool_sum(site, site.reshape(image, window.shape), window, 1.0 / reduced)
+
+
+def lower_slice(site: Site, call: relax.Call) -> relax.Expr | None:
+    """Slice decoded codes as they are."""
+    decoded = decoded_of(site, call.args[0])
+    if decoded is None:
+        return None
+    moved = relax.Call(call.op, [decoded.codes, *call.args[1:]], call.attrs, call.ty_args)
+    return decoded.encoding.decode(site, site.emit(moved))
+
+
+def lower_split(site: Site, call: relax.Call) -> relax.Expr | None:
+    """Split decoded codes as they are."""
+    decoded = decoded_of(site, call.args[0])
+    if decoded is None:
+        return None
+    moved = relax.Call(call.op, [decoded.codes], call.attrs, call.ty_args)
+    parts = site.emit(moved)
+    count = len(call.ty.fields)
+    codes = [site.emit(relax.TupleGetItem(parts, place)) for place in range(count)]
+    return relax.Tuple([decoded.encoding.decode(site, each) for each in codes])
+
+
+def pick_codes(
+    site: Site, image: relax.Expr, define: Callable[..., te.Tensor], tables: list[np.ndarray]
+) -> relax.Expr | None:
+    """Resize decoded codes by tables that choose one element each."""
+    decoded = decoded_of(site, image)
+    if decoded is None or any(table.shape[1] > 1 for table in tables):
+        return None
+    codes = site.call(define, decoded.codes, *tables, name="resize_codes")
+    return decoded.encoding.decode(site, codes)
