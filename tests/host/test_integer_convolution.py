@@ -270,7 +270,7 @@ def test_arm_stores_onnxruntimes_codes(
     path, shape = save_chain(tmp_path / "codes.onnx", kind)
     model = onnx.load(path)
     zero, _ = KINDS[kind]
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.02), "step"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.02, np.float32), "step"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(zero), "zero"))
     last = model.graph.output[0]
     node = onnx.helper.make_node("DequantizeLinear", [last.name, "step", "zero"], ["y"])
