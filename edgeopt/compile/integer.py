@@ -3,19 +3,16 @@
 import numpy as np
 from tvm import relax
 
+from edgeopt.compile.encoding import Decoded, decoded_of
 from edgeopt.compile.kernels import elementwise, integer, rows
-from edgeopt.compile.site import Site
+from edgeopt.compile.requantize import note_sum
+from edgeopt.compile.site import IntegerSum, Site
 from edgeopt.compile.stored import Stored
 from edgeopt.compile.views import (
     constant_of,
-    inside_permute,
     inside_reshape,
-    operator_of,
-    permutation_of,
     shape_of,
 )
-
-_CODES = ("int8", "uint8")
 
 
 def lower_dynamic_quantize(site: Site, call: relax.Call) -> relax.Expr:
@@ -46,21 +43,6 @@ def lower_matmul_integer(site: Site, call: relax.Call) -> relax.Expr:
     return site.reshape(_multiply(site, codes, values, zero), shape_of(call))
 
 
-def lower_quantize(site: Site, call: relax.Call) -> relax.Expr | None:
-    """Take codes as they are where they were only decoded to be encoded in the same way.
-
-    Quantizers put such a pair after every reshape and transpose.
-    """
-    decoded = _decoded(site, call.args[0])
-    if decoded is None or decoded.args[0].ty.dtype != call.ty.dtype:
-        return None
-    for before, after in zip(decoded.args[1:], call.args[1:], strict=True):
-        first, second = constant_of(before), constant_of(after)
-        if first is None or second is None or second.size != 1 or not np.array_equal(first, second):
-            return None
-    return _view_again(site, call.args[0], decoded.args[0])
-
-
 def inverse_of(scale: relax.Expr) -> relax.Expr | None:
     """Invert a constant scale: dividing costs a dozen times more than multiplying."""
     value = constant_of(scale)
@@ -76,43 +58,29 @@ def lower_static(site: Site, left: relax.Expr, weight: Stored) -> relax.Expr | N
 
     Returns None when the activation is not quantized or its parameters are not constant.
     """
-    decoded = _decoded(site, left)
-    if decoded is None or weight.values.dtype != np.int8:
-        return None
-    scale, zero = constant_of(decoded.args[1]), constant_of(decoded.args[2])
-    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
-        return None
     columns = weight.column_scales
-    if decoded.args[0].ty.dtype.dtype not in _CODES or columns is None:
+    if weight.values.dtype != np.int8 or columns is None:
         return None
-    codes = _view_again(site, left, decoded.args[0])
-    total = _multiply(site, codes, weight.values, relax.const(zero.reshape(())))
-    factor = (columns * np.float32(scale.reshape(()))).astype("float32")
-    real = site.emit(relax.op.astype(total, "float32"))
-    return site.emit(relax.op.multiply(real, relax.const(factor)))
+    decoded = decoded_of(site, left)
+    return None if decoded is None else multiply_codes(site, decoded, weight.values, columns)
 
 
-def _decoded(site: Site, expr: relax.Expr) -> relax.Call | None:
-    """Find the DequantizeLinear under reshapes and transposes."""
-    bound = site.bound(expr)
-    while _is_view(bound):
-        bound = site.bound(bound.args[0])
-    return bound if operator_of(bound) == "relax.dequantize" else None
+def multiply_codes(
+    site: Site, decoded: Decoded, values: np.ndarray, scales: np.ndarray
+) -> relax.Expr:
+    """Emit codes [..., K] times an int8 matrix, with the zero point's share taken out."""
+    codes, encoding = decoded.codes, decoded.encoding
+    plan = integer.plan_integer(site.cpu, shape_of(codes), values, encoding.dtype)
+    packed = integer.pack_codes(values, plan)
 
+    def emit(start: np.ndarray) -> relax.Var:
+        define = integer.define_integer(plan)
+        return site.call(define, codes, packed, start, name="integer_gemm")
 
-def _view_again(site: Site, expr: relax.Expr, codes: relax.Expr) -> relax.Expr:
-    """Apply to codes the reshapes and transposes of what was decoded from them."""
-    bound = site.bound(expr)
-    if not _is_view(bound):
-        return codes
-    inner = _view_again(site, bound.args[0], codes)
-    if inside_reshape(bound) is not None:
-        return site.reshape(inner, shape_of(bound))
-    return site.permute(inner, permutation_of(bound))
-
-
-def _is_view(bound: relax.Expr) -> bool:
-    return inside_reshape(bound) is not None or inside_permute(bound) is not None
+    start = -(encoding.zero + plan.moved) * integer.column_sums(values)
+    # In onnxruntime's order, since products of float32 are rounded.
+    factor = (encoding.scale * scales).astype(np.float32)
+    return note_sum(site, IntegerSum(start, factor, emit))
 
 
 def _multiply(site: Site, codes: relax.Expr, values: np.ndarray, zero: relax.Expr) -> relax.Expr:

@@ -18,12 +18,13 @@ from edgeopt.compile.integer import (
     inverse_of,
     lower_dynamic_quantize,
     lower_matmul_integer,
-    lower_quantize,
     lower_static,
 )
 from edgeopt.compile.kernels import attention, columns, elementwise, functions, gemm, rows
 from edgeopt.compile.kernels.attention import Batched, Reader
 from edgeopt.compile.pooling import lower_average_pool, lower_max_pool, lower_resize
+from edgeopt.compile.quantized import lower_dequantize, lower_quantize
+from edgeopt.compile.recode import average_rows, lower_slice, lower_split
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
 from edgeopt.compile.stored import stored_of
@@ -192,6 +193,11 @@ def lower_reduction(site: Site, call: relax.Call) -> relax.Expr | None:
     outer = int(np.prod(shape[: axes[0]]))
     reduced = int(np.prod([shape[axis] for axis in axes]))
     inner = int(np.prod(shape[axes[-1] + 1 :]))
+    coded = None
+    if operator_of(call) == "relax.mean" and inner > 1:
+        coded = average_rows(site, source, (outer, reduced, inner))
+    if coded is not None:
+        return site.reshape(coded, shape_of(call))
     fold, scale = _fold_of(operator_of(call), reduced)
     if inner == 1:
         flat = site.reshape(source, (outer, reduced))
@@ -253,7 +259,10 @@ LOWERINGS: dict[str, Lowering] = {
     MAX_POOL: lower_max_pool,
     AVERAGE_POOL: lower_average_pool,
     RESIZE: lower_resize,
+    "relax.strided_slice": lower_slice,
+    "relax.split": lower_split,
     "relax.quantize": lower_quantize,
+    "relax.dequantize": lower_dequantize,
     DYNAMIC_QUANTIZE: lower_dynamic_quantize,
     MATMUL_INTEGER: lower_matmul_integer,
     RECURRENT: lower_recurrent(multiply_stored),

@@ -6,6 +6,7 @@ from tvm import relax
 from edgeopt.compile.import_vision import Axis, read_axes
 from edgeopt.compile.kernels import conv, resize
 from edgeopt.compile.kernels.conv import Window
+from edgeopt.compile.recode import pick_codes, pool_maximum, pool_sum
 from edgeopt.compile.site import Site
 from edgeopt.compile.views import constant_of, shape_of
 
@@ -85,7 +86,7 @@ def _join(
     axes: tuple[Axis, Axis],
     outputs: tuple[int, int],
     kind: str,
-) -> relax.Var:
+) -> relax.Expr:
     shape = shape_of(image)
     # Rounding up lets the last windows reach beyond the padding.
     after = [
@@ -100,6 +101,9 @@ def _join(
         dilation=(axes[0].dilation, axes[1].dilation),
         size=outputs,
     )
+    coded = (pool_maximum if kind == conv.MAXIMUM else pool_sum)(site, image, window)
+    if coded is not None:
+        return coded
     define = conv.define_pool(site.cpu, window, kind)
     return site.call(define, image, name=f"{kind}_pool")
 
@@ -112,4 +116,7 @@ def lower_resize(site: Site, call: relax.Call) -> relax.Expr:
     rank = len(shape_of(image)) - 2
     last = site.permute(image, (0, *range(2, rank + 2), 1))
     define = resize.define_resize(tables)
+    picked = pick_codes(site, last, define, tables)
+    if picked is not None:
+        return _channels_first(site, picked)
     return _channels_first(site, site.call(define, last, *tables, name="resize"))

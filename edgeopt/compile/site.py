@@ -28,6 +28,26 @@ class Emitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Relabelled:
+    """A call that gives codes in the type that the model asks for, and those it was made of."""
+
+    call: relax.Expr
+    codes: relax.Expr
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerSum:
+    """A product or convolution of codes [..., columns] that can be emitted again."""
+
+    #: int32 that each column starts from: the zero point's share, taken out.
+    start: np.ndarray
+    #: What one step of the sum is worth, per column.
+    factor: np.ndarray
+    #: Emits the int32 sums from what they start from.
+    emit: Callable[[np.ndarray], relax.Var]
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """The builder, the bindings emitted so far, and the CPU that the code is for."""
 
@@ -38,6 +58,10 @@ class Site:
     products: list[Emitted] = field(default_factory=list)
     #: Gathers from constant tables emitted so far.
     tables: list[Table] = field(default_factory=list)
+    #: Codes whose type is not the one that they are stored in.
+    relabelled: list[Relabelled] = field(default_factory=list)
+    #: Integer sums emitted so far, by the call that made float32 of them.
+    sums: list[tuple[relax.Expr, IntegerSum]] = field(default_factory=list)
 
     def bound(self, expr: relax.Expr) -> relax.Expr:
         """Find what a variable is bound to; anything else is itself."""

@@ -7,6 +7,7 @@ import numpy as np
 from tvm import relax
 
 from edgeopt.compile.import_vision import Axis, read_axes
+from edgeopt.compile.integer_vision import convolve_codes
 from edgeopt.compile.kernels import conv, gemm, winograd
 from edgeopt.compile.kernels.conv import Window
 from edgeopt.compile.site import Site
@@ -211,8 +212,12 @@ def _filters_of(
     return stored.permuted((2, 3, 1, 0))
 
 
-def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -> relax.Var:
+def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -> relax.Expr:
     """Emit a convolution of [N, H, W, C]."""
+    if isinstance(filters, Stored):
+        coded = convolve_codes(site, image, filters, window)
+        if coded is not None:
+            return coded
     outputs = _shape_of_filters(filters)[3]
     scales = _output_scales(filters, outputs)
     if window.pointwise:

@@ -14,7 +14,6 @@ from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import packed, tile
 from edgeopt.compile.kernels.code_tile import STEP, CodeTile, Method, write_code_tile
 from edgeopt.compile.kernels.gemm import Gemm, RowReader
-from edgeopt.compile.kernels.intrinsics import register_code_tile
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Schedule,
@@ -24,6 +23,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
+from edgeopt.compile.kernels.tile_intrinsics import register_code_tile
 
 KIND = "packed_integer"
 #: Heights and widths of tiles that are tried.

@@ -19,6 +19,9 @@ CHANNELWISE = "channelwise"
 #: The role of a block that sees an image as the rows of a product.
 UNFOLDED = "unfolded"
 
+#: Makes the stored value of a sum from it and its channel.
+Finish = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
+
 #: How a pool joins the values of a window.
 MAXIMUM, SUM = "max", "sum"
 #: Columns of a channelwise tile where no vector divides the channels.
@@ -244,7 +247,7 @@ def define_channelwise(cpu: Cpu, window: Window, outputs: int) -> Callable[..., 
             return te.sum(read(source) * weight, axis=[*tap, rc])
 
         padded = pad(window, x, tirx.const(0, x.dtype))
-        return _walk(cpu, window, outputs, padded, term, scales)
+        return walk(cpu, window, outputs, padded, term, _scale(scales))
 
     return define
 
@@ -260,18 +263,41 @@ def define_pool(cpu: Cpu, window: Window, kind: str) -> Callable[[te.Tensor], te
             return fold(read(channel), axis=list(tap))
 
         padded = pad(window, x, neutral)
-        return _walk(cpu, window, window.shape[3], padded, term, ())
+        return walk(cpu, window, window.shape[3], padded, term, _scale(()))
 
     return define
 
 
-def _walk(
+def define_code_sum(cpu: Cpu, window: Window, zero: int) -> Callable[..., te.Tensor]:
+    """Make the TE definition of int32 sums over the window: codes, what each channel starts from.
+
+    The image is surrounded by the zero point's code.
+    """
+
+    def define(x: te.Tensor, start: te.Tensor) -> te.Tensor:
+        def term(read: Callable[..., tirx.Expr], channel: tirx.Expr, *tap: tirx.Expr) -> tirx.Expr:
+            return te.sum(tirx.Cast("int32", read(channel)), axis=list(tap))
+
+        def finish(value: tirx.Expr, channel: tirx.Expr) -> tirx.Expr:
+            return value + start(channel)
+
+        padded = pad(window, x, tirx.const(zero, x.dtype))
+        return walk(cpu, window, window.shape[3], padded, term, finish)
+
+    return define
+
+
+def _scale(scales: tuple[te.Tensor, ...]) -> Finish:
+    return lambda value, channel: value * scales[0](channel) if scales else value
+
+
+def walk(
     cpu: Cpu,
     window: Window,
     outputs: int,
     padded: te.Tensor,
     term: Callable[..., tirx.Expr],
-    scales: tuple[te.Tensor, ...],
+    finish: Finish,
 ) -> te.Tensor:
     """Join the terms of each window by tiles of a few columns and channels."""
     shape = channel_tile(cpu, window, outputs)
@@ -294,7 +320,6 @@ def _walk(
     )
 
     def result(b: tirx.Expr, row: tirx.Expr, z: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
-        value = tile.untile(product, (b, row), (z, c), shape)
-        return value * scales[0](c) if scales else value
+        return finish(tile.untile(product, (b, row), (z, c), shape), c)
 
     return te.compute((window.shape[0], rows, columns, outputs), result, name="channelwise")

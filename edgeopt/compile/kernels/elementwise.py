@@ -116,6 +116,54 @@ def define_quantize(dtype: str, *, inverse: bool = False) -> Callable[..., te.Te
     return define
 
 
+def define_flip(dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """Make the TE definition that moves codes by 128 from one 8-bit type to the other."""
+
+    def code(x: tirx.Expr) -> tirx.Expr:
+        moved = tirx.bitwise_xor(tirx.reinterpret("uint8", x), tirx.const(128, "uint8"))
+        return tirx.reinterpret(dtype, moved)
+
+    return define_unary(code, "flip")
+
+
+def define_requantize(dtype: str, limits: tuple[int, int, int]) -> Callable[..., te.Tensor]:
+    """Make the TE definition of int32 sums times factors of columns, plus a bias if any, to codes.
+
+    limits: the lowest and the highest code, and the zero point.
+    """
+    low, high, zero = limits
+
+    def define(sums: te.Tensor, factor: te.Tensor, *bias: te.Tensor) -> te.Tensor:
+        def code(*at: tirx.Expr) -> tirx.Expr:
+            value = tirx.Cast("float32", sums(*at)) * factor(at[-1])
+            value = value + bias[0](at[-1]) if bias else value
+            value = functions.clamp(value, float(low - zero), float(high - zero))
+            return tirx.Cast(dtype, functions.round_to_int(value) + tirx.const(zero, "int32"))
+
+        return te.compute(sums.shape, code, name="requantize")
+
+    return define
+
+
+def define_combination(dtype: str, limits: tuple[int, int]) -> Callable[..., te.Tensor]:
+    """Make the TE definition of codes from sums of codes.
+
+    Operands are a factor for each tensor of codes and a constant as one array, then those tensors.
+    """
+
+    def define(numbers: te.Tensor, *terms: te.Tensor) -> te.Tensor:
+        def code(*at: tirx.Expr) -> tirx.Expr:
+            value = numbers(len(terms))
+            for place, term in reversed(list(enumerate(terms))):
+                value = tirx.Cast("float32", tirx.Cast("int32", term(*at))) * numbers(place) + value
+            value = functions.clamp(value, *(float(limit) for limit in limits))
+            return tirx.Cast(dtype, functions.round_to_int(value))
+
+        return te.compute(terms[0].shape, code, name="add_codes")
+
+    return define
+
+
 def define_dequantize() -> Callable[..., te.Tensor]:
     """Make the TE definition of DequantizeLinear to float32 with one scale and zero point.
 

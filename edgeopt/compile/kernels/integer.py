@@ -7,7 +7,7 @@ the matrix is packed in the order in which that instruction reads it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,8 @@ class Dot:
     spare: int = 2
     #: Vectors of sums of a single row at most.
     row_vectors: int = 8
+    #: Whether codes are broadcast from memory; otherwise they are loaded as vectors before.
+    broadcast: bool = False
 
     @property
     def step(self) -> int:
@@ -69,8 +71,12 @@ class Dot:
         return int(np.prod(self.groups))
 
 
+#: Of convolutions; products of matrices have a tile in assembly.
+_SDOT = Dot(
+    intrinsic="edgeopt_sdot", lanes=4, depth=16, calls=1, code="int8", groups=(4,), a_cost=0.25
+)
 _PAIR = Dot(
-    intrinsic="edgeopt_pair_arm",
+    intrinsic="edgeopt_pair",
     lanes=4,
     depth=4,
     calls=4,
@@ -80,21 +86,36 @@ _PAIR = Dot(
     spare=5,
     row_vectors=4,
 )
-#: For weights of -128, whose products do not fit int16 in pairs.
-_SINGLE = dataclasses.replace(_PAIR, intrinsic="edgeopt_single_arm")
 _MADD = Dot(
-    intrinsic="edgeopt_madd", lanes=8, depth=2, calls=4, code="int16", groups=(2,), a_cost=0.5
+    intrinsic="edgeopt_madd",
+    lanes=8,
+    depth=2,
+    calls=4,
+    code="int16",
+    groups=(2,),
+    a_cost=0.5,
+    broadcast=True,
 )
 _VNNI = Dot(
-    intrinsic="edgeopt_vnni", lanes=16, depth=4, calls=2, code="uint8", groups=(4,), a_cost=0.25
+    intrinsic="edgeopt_vnni",
+    lanes=16,
+    depth=4,
+    calls=2,
+    code="uint8",
+    groups=(4,),
+    a_cost=0.25,
+    broadcast=True,
 )
 
 
-def choose_dot(cpu: Cpu, *, extreme: bool) -> Dot:
+def choose_dot(cpu: Cpu, *, extreme: bool = False) -> Dot:
     """Choose the widest instruction that the CPU has; extreme tells of weights of -128."""
-    assert cpu.machine != "aarch64"
-    if cpu.machine == "arm":
-        return _SINGLE if extreme else _PAIR
+    if cpu.machine in ("aarch64", "arm"):
+        if cpu.dot_product:
+            return _SDOT
+        suffix = "" if cpu.machine == "aarch64" else "_arm"
+        name = f"edgeopt_{'single' if extreme else 'pair'}{suffix}"
+        return dataclasses.replace(_PAIR, intrinsic=name)
     return _VNNI if cpu.vnni and cpu.lanes == 16 else _MADD
 
 
@@ -118,17 +139,33 @@ class IntegerGemm:
             return -_SHIFT
         return _SHIFT if self.codes == "int8" and self.dot.code == "uint8" else 0
 
+    @property
+    def direct(self) -> bool:
+        """Whether codes are multiplied from where they are, broadcast, instead of from a buffer."""
+        whole = self.depth == self.gemm.depth
+        return whole and self.dot.broadcast and self.dot.code == self.codes
+
 
 def plan_integer(
     cpu: Cpu, shape: tuple[int, ...], weight: np.ndarray, codes: str
 ) -> IntegerGemm | CodeProduct:
     """Choose the instruction and the tile of a product of codes with an int8 matrix [K, N]."""
-    columns, extreme = weight.shape[1], bool((weight == -_SHIFT).any())
+    columns, extreme = weight.shape[1], is_extreme(weight)
     product = plan_product(cpu, shape, columns, codes, extreme=extreme)
     if product is not None:
         return product
     dot = choose_dot(cpu, extreme=extreme)
-    rows = Gemm(shape, columns, 1, 1).rows
+    height, width = choose_tile(cpu, dot, Gemm(shape, columns, 1, 1).rows, columns)
+    return IntegerGemm(Gemm(shape, columns, height, width), dot, codes)
+
+
+def is_extreme(weight: np.ndarray) -> bool:
+    """Tell whether a weight is -128, whose products cannot be added in pairs as int16."""
+    return bool((weight == -_SHIFT).any())
+
+
+def choose_tile(cpu: Cpu, dot: Dot, rows: int, columns: int) -> tuple[int, int]:
+    """Choose the rows and columns of a tile of sums."""
     weighed = dataclasses.replace(cpu, a_cost=dot.a_cost)
     if cpu.vector_a:
         # For a core in program order LLVM begins the next call before the last one ends.
@@ -137,7 +174,7 @@ def plan_integer(
     height, width = tile.choose_tile(weighed, rows, columns)
     if height == 1:
         width = min(width, dot.row_vectors * cpu.lanes)
-    return IntegerGemm(Gemm(shape, columns, height, width), dot, codes)
+    return height, width
 
 
 def pack_codes(weight: np.ndarray, plan: IntegerGemm | CodeProduct) -> np.ndarray:
@@ -166,7 +203,7 @@ def column_sums(weight: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _read_packed(plan: IntegerGemm, weight: te.Tensor) -> RowReader:
+def read_packed(plan: IntegerGemm, weight: te.Tensor) -> RowReader:
     """Read element (panel, k, column in it) of a packed matrix."""
     dot = plan.dot
 
@@ -184,15 +221,20 @@ def _read_packed(plan: IntegerGemm, weight: te.Tensor) -> RowReader:
 
 
 def define_integer(plan: IntegerGemm | CodeProduct) -> Callable[..., te.Tensor]:
-    """Make the TE definition: codes, packed matrix, column sums and zero point give int32."""
+    """Make the TE definition: codes, packed matrix, column sums and zero point give int32.
+
+    Without a zero point the sums are what is added to the columns.
+    """
     gemm = plan.gemm
     define_tiles = define_product(plan) if isinstance(plan, CodeProduct) else _define_tiles(plan)
 
-    def define(codes: te.Tensor, weight: te.Tensor, sums: te.Tensor, zero: te.Tensor) -> te.Tensor:
+    def define(codes: te.Tensor, weight: te.Tensor, sums: te.Tensor, *zero: te.Tensor) -> te.Tensor:
         product = define_tiles(codes, weight)
 
         def result(*at: tirx.Expr) -> tirx.Expr:
-            offset = tirx.Cast("int32", zero(*[0] * len(zero.shape))) + plan.moved
+            if not zero:
+                return result_of(gemm, product, at) + sums(at[-1])
+            offset = tirx.Cast("int32", zero[0](*[0] * len(zero[0].shape))) + plan.moved
             return result_of(gemm, product, at) - offset * sums(at[-1])
 
         return te.compute(gemm.output_shape, result, name="integer_gemm")
@@ -218,8 +260,11 @@ def _define_tiles(plan: IntegerGemm) -> Callable[[te.Tensor, te.Tensor], te.Tens
     )
 
     def define(codes: te.Tensor, weight: te.Tensor) -> te.Tensor:
-        rows = define_rows(gemm, codes, lambda value: _convert(value, plan), depth=plan.depth)
-        packed = _read_packed(plan, weight)
+        def converted(value: tirx.Expr) -> tirx.Expr:
+            return convert(value, plan)
+
+        rows = define_rows(gemm, codes, converted, depth=0 if plan.direct else plan.depth)
+        packed = read_packed(plan, weight)
         k = te.reduce_axis((0, plan.depth), "k")
 
         def multiply(*at: tirx.Expr) -> tirx.Expr:
@@ -232,7 +277,7 @@ def _define_tiles(plan: IntegerGemm) -> Callable[[te.Tensor, te.Tensor], te.Tens
     return define
 
 
-def _convert(value: tirx.Expr, plan: IntegerGemm) -> tirx.Expr:
+def convert(value: tirx.Expr, plan: IntegerGemm) -> tirx.Expr:
     """Convert a code to what the instruction takes; flipping the top bit moves it by 128."""
     if plan.dot.code == "int16":
         return tirx.Cast("int16", value) + tirx.const(plan.moved, "int16")
@@ -247,21 +292,31 @@ def schedule_integer(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule a product of codes around one instruction."""
     tiles = schedule_tiles(sch, cpu, product)
     sch.compute_at(product, tiles.inner, preserve_unit_loops=True)
-    row, column, depth = sch.get_loops(product)[-3:]
+    if not cpu.vector_a:
+        for block in tiles.staged:
+            _convert_codes(sch, block)
+    tensorize_product(sch, product, tiles.staged if cpu.vector_a else (), reductions=1)
+
+
+def tensorize_product(
+    sch: Schedule, product: Block, loaded: Sequence[Block], *, reductions: int
+) -> None:
+    """Compute a tile of sums by one instruction; blocks of loaded codes go into its inner loop.
+
+    All reduction axes but the last stay outside.
+    """
+    row, column, *outer, depth = sch.get_loops(product)[-2 - reductions :]
     calls = marked_int(sch, product, "calls")
     depth, call, step = sch.split(depth, [None, calls, marked_int(sch, product, "depth")])
     vectors, vector = sch.split(column, [None, marked_int(sch, product, "lanes")])
     intrinsic = marked(sch, product, "intrinsic")
     # All rows use a vector of B before the next is loaded, or there would be too few registers.
-    sch.reorder(depth, call, row, vectors, vector, step)
+    sch.reorder(*outer, depth, call, row, vectors, vector, step)
     for loop in (call, row, vectors):
         sch.unroll(loop)
-    for block in tiles.staged:
-        if cpu.vector_a:
-            _load_codes(sch, block, depth)
-        else:
-            _convert_codes(sch, block)
-    start = sch.decompose_reduction(product, depth)
+    for block in loaded:
+        _load_codes(sch, block, depth)
+    start = sch.decompose_reduction(product, outer[0] if outer else depth)
     sch.vectorize(sch.get_loops(start)[-1])
     sch.tensorize(vector, intrinsic)
 

@@ -4,7 +4,6 @@ from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import microkernel, tile
 from edgeopt.compile.kernels.conv import UNFOLDED
 from edgeopt.compile.kernels.gemm import inline_around
-from edgeopt.compile.kernels.intrinsics import register_start, register_tile
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -16,6 +15,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
+from edgeopt.compile.kernels.tile_intrinsics import register_start, register_tile
 
 #: Bytes of packed A that are made at a time; with it, a panel of B is read once.
 _MOST_PACKED = 512 * 1024

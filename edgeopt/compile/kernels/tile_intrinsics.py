@@ -1,0 +1,161 @@
+# mypy: ignore-errors
+"""Functions in assembly as instructions of a schedule: each computes one tile of a product."""
+
+from functools import cache
+
+from tvm.s_tir import TensorIntrin
+from tvm.script import tirx as T  # noqa: N812
+
+
+@cache
+def register_tile(name: str, height: int, width: int, depth: int) -> str:
+    """Make a function name(A, B, C, K) known to schedules: C[height, width] = A^T B.
+
+    A is [depth, height rounded up to 4] as [depth, vectors, 4]. C, whose start is register_start's,
+    is overwritten.
+    Returns the name of the intrinsic.
+    """
+    vectors = -(-height // 4)
+
+    @T.prim_func(s_tir=True)
+    def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (depth, vectors, 4), "float32", offset_factor=1)
+        b = T.match_buffer(pb, (depth, width), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(c[0:height, 0:width], a[0:depth, 0:vectors, 0:4], b[0:depth, 0:width])
+            T.writes(c[0:height, 0:width])
+            for i, j, k in T.grid(height, width, depth):
+                with T.sblock("update"):
+                    vi, vj, vk = T.axis.remap("SSR", [i, j, k])
+                    c[vi, vj] = c[vi, vj] + a[vk, vi // 4, vi % 4] * b[vk, vj]
+
+    @T.prim_func(s_tir=True)
+    def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (depth, vectors, 4), "float32", offset_factor=1)
+        b = T.match_buffer(pb, (depth, width), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(c[0:height, 0:width], a[0:depth, 0:vectors, 0:4], b[0:depth, 0:width])
+            T.writes(c[0:height, 0:width])
+            T.evaluate(
+                T.call_extern(
+                    "int32",
+                    name,
+                    a.access_ptr("r"),
+                    b.access_ptr("r"),
+                    c.access_ptr("w"),
+                    T.int64(depth),
+                )
+            )
+
+    intrinsic = f"{name}_{depth}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic
+
+
+@cache
+def register_start(height: int, width: int) -> str:
+    """Make known the start of a tile, which takes no code: register_tile's overwrites C.
+
+    Returns the name of the intrinsic.
+    """
+
+    @T.prim_func(s_tir=True)
+    def meaning(pc: T.handle) -> None:
+        stride_c = T.int32()
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads()
+            T.writes(c[0:height, 0:width])
+            for i, j in T.grid(height, width):
+                with T.sblock("start"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    c[vi, vj] = T.float32(0.0)
+
+    @T.prim_func(s_tir=True)
+    def code(pc: T.handle) -> None:
+        stride_c = T.int32()
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads()
+            T.writes(c[0:height, 0:width])
+            T.evaluate(0)
+
+    intrinsic = f"edgeopt_start_{height}x{width}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic
+
+
+def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
+    """Say what a tile of codes computes."""
+    height, width, depth = shape
+    steps, groups = depth // step, depth // group
+
+    @T.prim_func(s_tir=True)
+    def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (steps, height, step), "int8", offset_factor=1)
+        b = T.match_buffer(pb, (groups, width, group), "int8", offset_factor=1)
+        c = T.match_buffer(pc, (height, width), "int32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(
+                c[0:height, 0:width], a[0:steps, 0:height, 0:step], b[0:groups, 0:width, 0:group]
+            )
+            T.writes(c[0:height, 0:width])
+            if height == 1:
+                # Where a loop of one turn stands, schedules see none.
+                for j, k in T.grid(width, depth):
+                    with T.sblock("update"):
+                        vj, vk = T.axis.remap("SR", [j, k])
+                        c[0, vj] = c[0, vj] + T.cast(a[vk // step, 0, vk % step], "int32") * T.cast(
+                            b[vk // group, vj, vk % group], "int32"
+                        )
+            else:
+                for i, j, k in T.grid(height, width, depth):
+                    with T.sblock("update"):
+                        vi, vj, vk = T.axis.remap("SSR", [i, j, k])
+                        c[vi, vj] = c[vi, vj] + T.cast(
+                            a[vk // step, vi, vk % step], "int32"
+                        ) * T.cast(b[vk // group, vj, vk % group], "int32")
+
+    return meaning
+
+
+@cache
+def register_code_tile(name: str, shape: tuple[int, int, int], step: int, group: int) -> str:
+    """Make a function name(A, B, C, K / step) known to schedules: C[height, width] = A B, int32.
+
+    A is int8 [K / step, height, step] and B is [K / group, width, group]; the shape is height,
+    width and K. C must hold zeros before. Returns the name of the intrinsic.
+    """
+    height, width, depth = shape
+    steps, groups = depth // step, depth // group
+
+    @T.prim_func(s_tir=True)
+    def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (steps, height, step), "int8", offset_factor=1)
+        b = T.match_buffer(pb, (groups, width, group), "int8", offset_factor=1)
+        c = T.match_buffer(pc, (height, width), "int32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(
+                c[0:height, 0:width], a[0:steps, 0:height, 0:step], b[0:groups, 0:width, 0:group]
+            )
+            T.writes(c[0:height, 0:width])
+            T.evaluate(
+                T.call_extern(
+                    "int32",
+                    name,
+                    a.access_ptr("r"),
+                    b.access_ptr("r"),
+                    c.access_ptr("w"),
+                    T.int64(steps),
+                )
+            )
+
+    intrinsic = f"{name}_{depth}"
+    TensorIntrin.register(intrinsic, _make_code_meaning(shape, step, group), code, override=True)
+    return intrinsic
