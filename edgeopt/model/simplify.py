@@ -16,6 +16,7 @@ from edgeopt.model.branches import inline_branches
 from edgeopt.model.describe import check_values, facts, spec, tensors
 from edgeopt.model.graph import initializers, strip_remarks, used_domains
 from edgeopt.model.oracle import Array, draw_inputs, run_model
+from edgeopt.model.stored import hide_stored, show_stored
 
 #: Largest |new - old| over max |old| of any output, over three seeded inputs.
 TOLERANCE = 1e-4
@@ -63,7 +64,9 @@ def normalize_file(
     _fix_shapes(model, shapes)
     _bind_values(model, values)
     names = [each.name for each in model.graph.input], [each.name for each in model.graph.output]
-    model = _slim(_fold(inline_branches(model), folder))
+    model = inline_branches(model)
+    hidden = hide_stored(model)
+    model = show_stored(_slim(_fold(model, folder)), hidden)
     if names != ([e.name for e in model.graph.input], [e.name for e in model.graph.output]):
         raise ModelError(
             "simplifying changed the names of inputs or outputs", fix="simplify the model yourself"

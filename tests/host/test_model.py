@@ -376,3 +376,28 @@ def test_samples_that_a_graph_cannot_take_are_refused(tmp_path: Path) -> None:
     assert model.graph.input[0].name == "ids"
     with pytest.raises(ModelError, match="out of data bounds"):
         run_samples(tmp_path / "tiny.onnx", {"ids": np.full((1, 1, 8), 9000)})
+
+
+def test_weights_stay_as_they_are_stored(tmp_path: Path) -> None:
+    text = """
+    stored (float[1,32] x) => (float[1,40] y) {
+        codes = QuantizeLinear(x, scale, zero)
+        left = DequantizeLinear(codes, scale, zero)
+        right = DequantizeLinear(weight, scale)
+        hidden = MatMul(left, right)
+        wide = Cast<to=1>(half)
+        y = MatMul(hidden, wide)
+    }"""
+    stored: dict[str, np.ndarray] = {
+        "scale": np.array(0.05, np.float32),
+        "zero": np.array(3, np.uint8),
+        "weight": np.arange(32 * 24, dtype=np.int8).reshape(32, 24),
+        "half": normal(0, 24, 40).astype(np.float16),
+    }
+    save_graph(tmp_path / "m.onnx", text, stored)
+    loaded = load_model("m.onnx", directory=tmp_path / "load", search=tmp_path)
+    made = normalize_model(loaded, shapes={}, directory=tmp_path / "out")
+    kinds = {each.name: each.data_type for each in onnx.load(made.path).graph.initializer}
+    assert kinds["weight"] == TensorProto.INT8
+    assert kinds["half"] == TensorProto.FLOAT16
+    assert [each.name for each in made.inputs] == ["x"]
