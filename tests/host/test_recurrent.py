@@ -155,7 +155,8 @@ def test_stored_weights_stay_stored_and_are_widened_in_the_loop(
     cell: str, method: str, tmp_path: Path
 ) -> None:
     path = save_layer(tmp_path, cell, size=(3, 2, 20, 64), method=method)
-    check(path)
+    # Wide sums reach far into tanh: both sides are up to 2e-6 from what float64 gives.
+    check(path, limit=4e-6)
     module, _ = lower_natively(path)
     loop = next(f for v, f in sorted_functions(module) if v.name_hint == cell.lower())
     dtype = {"float16": "float16", "int8-weights": "int8"}[method]
