@@ -18,7 +18,7 @@ from edgeopt.compile.gate import check_scheduled, unscheduled_functions
 from edgeopt.compile.import_onnx import check_operators, import_model
 from edgeopt.compile.lift import Lifted, lift_constants
 from edgeopt.compile.lower import lower_module
-from edgeopt.compile.plan_memory import plan_arena, planned_arena
+from edgeopt.compile.plan_memory import add_forget, plan_arena, planned_arena
 from edgeopt.compile.tables import Table, touched_bytes
 from edgeopt.compile.weights import read_index, write_weights
 from edgeopt.compile.workspace import lend_workspaces, planned_workspace
@@ -107,7 +107,8 @@ def plan_module(module: tvm.IRModule, cpu: Cpu, threads: int | None = None) -> t
         ]
     )
     with cpu.target():
-        return plan_arena(lend_workspaces(passes(module), cpu, threads or cpu.threads))
+        lent = lend_workspaces(passes(module), cpu, threads or cpu.threads)
+    return add_forget(plan_arena(lent))
 
 
 def build_executable(

@@ -44,6 +44,18 @@ def plan_arena(module: tvm.IRModule) -> tvm.IRModule:
     return replace_bindings(module, place, first=first)
 
 
+def add_forget(module: tvm.IRModule) -> tvm.IRModule:
+    """Add the function "forget", which returns nothing.
+
+    The VM holds the last result, and so its arena, until there is another.
+    """
+    empty = relax.Tuple([])
+    forget = relax.Function([], relax.SeqExpr([], empty), relax.TupleType([]), is_pure=True)
+    builder = relax.BlockBuilder(module)
+    builder.add_func(forget, "forget")
+    return builder.get()
+
+
 def run(function: tvm.ir.GlobalVar, *arguments: relax.Expr) -> relax.Binding:
     """Bind a call of a loop-level function, which returns nothing."""
     return relax.VarBinding(relax.Var("_", relax.TupleType([])), relax.Call(function, arguments))

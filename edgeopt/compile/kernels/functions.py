@@ -30,8 +30,11 @@ def exp(x: Value, *, highest: float = 88.0) -> Value:
 
     Arguments are limited to what float32 can hold; above the highest they must not be. The sum
     with 1.5 * 2^23 leaves no room for a fraction, and the exponent of 2^n in its lowest bits.
-    ln 2 is split as in Cephes' expf; the coefficients are minimax for the relative error.
+    ln 2 is split as in Cephes' expf; the coefficients are minimax for the relative error. float64
+    is libm's.
     """
+    if x.ty.dtype == "float64":
+        return tirx.exp(x)
     x = tirx.max(x, number(-87.0))
     if highest > 0.0:
         x = tirx.min(x, number(highest))

@@ -111,6 +111,11 @@ static TVMFFIAny run_timed(Session* session, int64_t* duration_ns) {
   return output;
 }
 
+static void let_go(const Session* session, TVMFFIAny output) {
+  release(output);
+  forget_result(&session->vm);
+}
+
 static void keep_outputs(Result* result, const Options* options, int64_t sample,
                          const TVMFFIAny* value) {
   int count = count_outputs(value);
@@ -132,7 +137,7 @@ static void keep_outputs(Result* result, const Options* options, int64_t sample,
 static void warm_up(Session* session, const Options* options, Result* result) {
   for (int64_t i = 0; i < options->warmup; ++i) {
     int64_t duration_ns = 0;
-    release(run_timed(session, &duration_ns));
+    let_go(session, run_timed(session, &duration_ns));
     if (i == 0) result->first_ns = duration_ns;
   }
 }
@@ -147,7 +152,7 @@ static void measure(Session* session, const Options* options, Result* result) {
     if (options->output != NULL && i < options->samples) {
       keep_outputs(result, options, i, &output);
     }
-    release(output);
+    let_go(session, output);
   }
   if (options->warmup == 0) result->first_ns = result->samples_ns[0];
   result->realtime_drift_ns = (read_clock(CLOCK_REALTIME) - real) - (read_raw_clock() - raw);

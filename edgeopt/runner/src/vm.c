@@ -104,12 +104,19 @@ Vm load_vm(const char* model) {
   if (TVMFFIFunctionCall(initialize.v_ptr, device, 3, &nothing) != 0) {
     fail_with_error("vm_initialization");
   }
-  return (Vm){.main_function = get_function(machine, "main").v_ptr};
+  return (Vm){.main_function = get_function(machine, "main").v_ptr,
+              .forget_function = get_function(machine, "forget").v_ptr};
 }
 
 bool run_vm(const Vm* vm, const TVMFFIAny* arguments, int count, TVMFFIAny* result) {
   *result = make_none();
   return TVMFFIFunctionCall(vm->main_function, (TVMFFIAny*)arguments, count, result) == 0;
+}
+
+void forget_result(const Vm* vm) {
+  TVMFFIAny nothing = make_none();
+  if (TVMFFIFunctionCall(vm->forget_function, NULL, 0, &nothing) != 0) fail_with_error("forget");
+  release(nothing);
 }
 
 void release(TVMFFIAny value) {

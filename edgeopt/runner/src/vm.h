@@ -10,6 +10,7 @@
 // A loaded model. It stays loaded until the process ends.
 typedef struct {
   TVMFFIObjectHandle main_function;
+  TVMFFIObjectHandle forget_function;
 } Vm;
 
 // Load model (a shared library), or with NULL the one that is linked in.
@@ -24,6 +25,9 @@ void take_error(char* text, size_t size);
 
 // Let go of what run_vm returned.
 void release(TVMFFIAny value);
+
+// Make the VM let go of the last result too, with the memory that it lies in.
+void forget_result(const Vm* vm);
 
 // How many tensors a result holds (a single tensor, or an array), and the one at index, borrowed.
 int count_outputs(const TVMFFIAny* result);
