@@ -22,6 +22,7 @@ from edgeopt.compile.build import MANIFEST, PROGRAM, WEIGHTS
 from edgeopt.compile.weights import read_index
 from edgeopt.errors import OperatorUnsupported
 from edgeopt.model.oracle import run_model
+from tests import graphs
 from tests.compile.kit import Array, distance, draw_tokens, make_target, save_encoder
 
 pytestmark = pytest.mark.host
@@ -151,7 +152,7 @@ def test_many_runs_take_the_memory_of_one(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
     target = make_target("x86_64")
     bundle = compile_model(
-        describe(path), target, directory=tmp_path / "bundle", cache=cache_folder()
+        graphs.describe(path), target, directory=tmp_path / "bundle", cache=cache_folder()
     )
     feeds = {"x": np.zeros(large, np.float32)}
     _, report = run_program(bundle, feeds, tmp_path, iterations=3)
