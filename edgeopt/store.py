@@ -35,6 +35,9 @@ _TOOLS = (
 #: How long a result that was replaced may still be read by a run that found it.
 _KEPT_SECONDS = 24 * 3600.0
 
+#: Below the cache folder: the kernels that the compile stage keeps for itself.
+KERNELS = "kernels"
+
 Result = TypeVar("Result", bound=BaseModel)
 
 
@@ -129,14 +132,17 @@ class Store:
         return Staged(value, False, time.monotonic() - started)
 
     def size(self) -> dict[str, int]:
-        """Return the bytes held by each stage."""
+        """Return the bytes held by each stage, and by the kernels that compiling shares."""
         stages = self.root / "stages"
         found = sorted(stages.iterdir()) if stages.is_dir() else []
+        if (self.root / KERNELS).is_dir():
+            found.append(self.root / KERNELS)
         return {stage.name: _bytes_below(stage) for stage in found}
 
     def clear(self) -> None:
-        """Forget every result."""
-        shutil.rmtree(self.root / "stages", ignore_errors=True)
+        """Forget every result, and what compiling was helped by."""
+        for name in ("stages", KERNELS):
+            shutil.rmtree(self.root / name, ignore_errors=True)
 
 
 def _bytes_below(folder: Path) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from edgeopt.store import Store, canonical, digest_tree
+from edgeopt.store import KERNELS, Store, canonical, digest_tree
 
 
 class Made(BaseModel):
@@ -98,7 +98,10 @@ def test_what_was_replaced_a_day_ago_is_removed(store: Store) -> None:
 
 def test_clear_forgets_and_size_counts(store: Store) -> None:
     store.stage("fit", 1, Made, Counter())
+    (store.root / KERNELS / "ab").mkdir(parents=True)
+    (store.root / KERNELS / "ab" / "abc").write_bytes(b"code")
     assert store.size()["fit"] > 3
+    assert store.size()[KERNELS] == 4
     store.clear()
     assert store.size() == {}
 

@@ -18,6 +18,7 @@ from edgeopt.compile.gate import check_scheduled, unscheduled_functions
 from edgeopt.compile.import_onnx import check_operators, import_model
 from edgeopt.compile.lift import Lifted, lift_constants
 from edgeopt.compile.lower import lower_module
+from edgeopt.compile.objects import separate_kernels, write_objects
 from edgeopt.compile.plan_memory import add_forget, plan_arena, planned_arena
 from edgeopt.compile.tables import Table, touched_bytes
 from edgeopt.compile.weights import read_index, write_weights
@@ -134,17 +135,23 @@ def _write_code(
 ) -> str:
     """Write the program and, unless linked in, the model; return the glibc they need."""
     machine, linkage = target.isa.machine, target.software.linkage
-    executable = build_executable(planned, cpu, system_lib=linkage == "static")
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
-        objects = _write_objects(executable, Path(folder))
-        if linkage == "static":
+    is_static = linkage == "static"
+    separated = separate_kernels(planned, cpu, system_lib=is_static)
+    executable = build_executable(separated.module, cpu, system_lib=is_static)
+    with tempfile.TemporaryDirectory(dir=directory) as draft:
+        folder = Path(draft)
+        objects = _write_objects(executable, folder)
+        objects += write_objects(
+            separated, cpu, system_lib=is_static, folder=folder, cache=cache.absolute()
+        )
+        if is_static:
             program = build_program(machine, linkage, cache=cache, objects=objects)
         else:
             link_model(objects, machine, directory / LIBRARY, cache=cache)
             program = build_program(machine, linkage, cache=cache)
     shutil.copy(program, directory / PROGRAM)
     (directory / PROGRAM).chmod(0o755)
-    if linkage == "static":
+    if is_static:
         return ""
     versions = [needed_glibc(directory / name) for name in (PROGRAM, LIBRARY)]
     return max(versions, key=lambda text: [int(part) for part in text.split(".") if part])

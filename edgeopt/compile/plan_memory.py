@@ -11,6 +11,8 @@ from edgeopt.compile.weights import ALIGNMENT
 
 #: Fields of DLTensor as TVM numbers them (TVMStructFieldKind of tirx/builtin.h).
 _DATA, _BYTE_OFFSET = 1, 8
+#: The one function that plan_arena adds.
+MOVE = "move_to_offset"
 
 
 def plan_arena(module: tvm.IRModule) -> tvm.IRModule:
@@ -26,7 +28,7 @@ def plan_arena(module: tvm.IRModule) -> tvm.IRModule:
     arena = place_tensors([each.lifetime for each in allocations])
     offsets = {each.variable: at for each, at in zip(allocations, arena.offsets, strict=True)}
     builder = relax.BlockBuilder(module)
-    move = builder.add_func(_move_to_offset(), "move_to_offset")
+    move = builder.add_func(_move_to_offset(), MOVE)
     module = builder.get()
     storage = relax.Var("arena", relax.AnyType())
     size = relax.ShapeExpr([max(arena.size, ALIGNMENT)])

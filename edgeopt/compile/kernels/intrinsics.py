@@ -10,8 +10,10 @@ from functools import cache
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812
 
+from edgeopt.compile.kernels import script
 
-@T.prim_func(s_tir=True)
+
+@script.prim_func(s_tir=True)
 def _sdot_meaning(
     a: T.Buffer((16,), "int8", offset_factor=1),
     b: T.Buffer((4, 4, 4), "int8", offset_factor=1),
@@ -26,7 +28,7 @@ def _sdot_meaning(
                 c[vi] = c[vi] + T.cast(a[vk], "int32") * T.cast(b[vk // 4, vi, vk % 4], "int32")
 
 
-@T.prim_func(s_tir=True)
+@script.prim_func(s_tir=True)
 def _sdot_code(
     a: T.Buffer((16,), "int8", offset_factor=1),
     b: T.Buffer((4, 4, 4), "int8", offset_factor=1),
@@ -48,7 +50,7 @@ def _sdot_code(
             )
 
 
-@T.prim_func(s_tir=True)
+@script.prim_func(s_tir=True)
 def _pair_meaning(
     a: T.Buffer((4,), "int8", offset_factor=1),
     b: T.Buffer((2, 4, 2), "int8", offset_factor=1),
@@ -70,7 +72,7 @@ def _make_pair(intrinsic: str):
     not -128 here.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def code(
         a: T.Buffer((4,), "int8", offset_factor=1),
         b: T.Buffer((2, 4, 2), "int8", offset_factor=1),
@@ -106,7 +108,7 @@ def _make_pair(intrinsic: str):
 def _make_single(intrinsic: str):
     """Multiply pairs to int16 and add neighbours into int32: two products of -128 do not fit."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def code(
         a: T.Buffer((4,), "int8", offset_factor=1),
         b: T.Buffer((2, 4, 2), "int8", offset_factor=1),
@@ -136,7 +138,7 @@ def _make_single(intrinsic: str):
     return code
 
 
-@T.prim_func(s_tir=True)
+@script.prim_func(s_tir=True)
 def _madd_meaning(
     a: T.Buffer((2,), "int16", offset_factor=1),
     b: T.Buffer((8, 2), "int8", offset_factor=1),
@@ -151,7 +153,7 @@ def _madd_meaning(
                 c[vi] = c[vi] + T.cast(a[vk], "int32") * T.cast(b[vi, vk], "int32")
 
 
-@T.prim_func(s_tir=True)
+@script.prim_func(s_tir=True)
 def _madd_code(
     a: T.Buffer((2,), "int16", offset_factor=1),
     b: T.Buffer((8, 2), "int8", offset_factor=1),
@@ -171,7 +173,7 @@ def _madd_code(
         )
 
 
-@T.prim_func(s_tir=True)
+@script.prim_func(s_tir=True)
 def _vnni_meaning(
     a: T.Buffer((4,), "uint8", offset_factor=1),
     b: T.Buffer((16, 4), "int8", offset_factor=1),
@@ -186,7 +188,7 @@ def _vnni_meaning(
                 c[vi] = c[vi] + T.cast(a[vk], "int32") * T.cast(b[vi, vk], "int32")
 
 
-@T.prim_func(s_tir=True)
+@script.prim_func(s_tir=True)
 def _vnni_code(
     a: T.Buffer((4,), "uint8", offset_factor=1),
     b: T.Buffer((16, 4), "int8", offset_factor=1),

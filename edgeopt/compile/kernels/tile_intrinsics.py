@@ -6,6 +6,8 @@ from functools import cache
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812
 
+from edgeopt.compile.kernels import script
+
 
 @cache
 def register_tile(name: str, height: int, width: int, depth: int) -> str:
@@ -17,7 +19,7 @@ def register_tile(name: str, height: int, width: int, depth: int) -> str:
     """
     vectors = -(-height // 4)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
         stride_c = T.int32()
         a = T.match_buffer(pa, (depth, vectors, 4), "float32", offset_factor=1)
@@ -31,7 +33,7 @@ def register_tile(name: str, height: int, width: int, depth: int) -> str:
                     vi, vj, vk = T.axis.remap("SSR", [i, j, k])
                     c[vi, vj] = c[vi, vj] + a[vk, vi // 4, vi % 4] * b[vk, vj]
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
         stride_c = T.int32()
         a = T.match_buffer(pa, (depth, vectors, 4), "float32", offset_factor=1)
@@ -63,7 +65,7 @@ def register_start(height: int, width: int) -> str:
     Returns the name of the intrinsic.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def meaning(pc: T.handle) -> None:
         stride_c = T.int32()
         c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
@@ -75,7 +77,7 @@ def register_start(height: int, width: int) -> str:
                     vi, vj = T.axis.remap("SS", [i, j])
                     c[vi, vj] = T.float32(0.0)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def code(pc: T.handle) -> None:
         stride_c = T.int32()
         c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
@@ -94,7 +96,7 @@ def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
     height, width, depth = shape
     steps, groups = depth // step, depth // group
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
         stride_c = T.int32()
         a = T.match_buffer(pa, (steps, height, step), "int8", offset_factor=1)
@@ -134,7 +136,7 @@ def register_code_tile(name: str, shape: tuple[int, int, int], step: int, group:
     height, width, depth = shape
     steps, groups = depth // step, depth // group
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
         stride_c = T.int32()
         a = T.match_buffer(pa, (steps, height, step), "int8", offset_factor=1)
