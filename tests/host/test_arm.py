@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -217,9 +218,11 @@ ATTENTIONS = (
 def save_attentions(path: Path) -> Path:
     """Write attention over slices of one vector: heads are transposed on the way in and out."""
     random = np.random.default_rng(11)
-    nodes, stored, joined = [], [], []
+    nodes: list[onnx.NodeProto] = []
+    stored: list[TensorProto] = []
+    joined = []
 
-    def add(operator: str, *inputs: str, **attributes: object) -> str:
+    def add(operator: str, *inputs: str, **attributes: Any) -> str:
         name = f"{operator}{len(nodes)}"
         nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name

@@ -16,7 +16,11 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
-from edgeopt.compile.kernels.tile_intrinsics import register_start, register_tile, register_transpose
+from edgeopt.compile.kernels.tile_intrinsics import (
+    register_start,
+    register_tile,
+    register_transpose,
+)
 
 #: Bytes of packed A that are made at a time; with it, a panel of B is read once.
 _MOST_PACKED = 512 * 1024
