@@ -1,5 +1,8 @@
 """Relax operators to kernels of ours, one function per operator."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import tvm
 from tvm import relax, tirx, topi
@@ -101,6 +104,7 @@ def multiply_batched(
         read_left=_reader(from_left),
         read_right=_reader(from_right),
         shared=shared,
+        along_depth=_is_along(from_right, (*[0] * (len(second) - 2), 1, 0)),
     )
     arguments = (from_left.root,) if shared else (from_left.root, from_right.root)
     return _emit_batched(site, plan, arguments)
@@ -120,6 +124,12 @@ def _multiply_computed(
 
 def _reader(view: View) -> Reader:
     return lambda tensor, index: tensor(*view.source(index))
+
+
+def _is_along(view: View, index: Sequence[int]) -> bool:
+    """Tell whether an element of a view is the second one of its root."""
+    place = view.source([tirx.const(value, "int32") for value in index])
+    return [int(value) for value in place] == [0] * (len(place) - 1) + [1]
 
 
 def _emit_batched(site: Site, plan: Batched, arguments: tuple[relax.Expr, ...]) -> relax.Var:
@@ -142,17 +152,7 @@ def lower_permute(site: Site, call: relax.Call) -> relax.Expr | None:
     permuted = tuple(plan.axes[axis] for axis in axes)
     if permuted[-1] != len(plan.axes) - 1:
         return None  # the columns would no longer be stored as vectors
-    moved = Batched(
-        plan.batch,
-        plan.rows,
-        plan.depth,
-        plan.columns,
-        plan.scale,
-        permuted,
-        plan.read_left,
-        plan.read_right,
-        plan.shared,
-    )
+    moved = replace(plan, axes=permuted)
     return _emit_batched(site, moved, found.arguments)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -202,6 +203,59 @@ def save_code_products(path: Path) -> Path:
     return _save(path, nodes, stored, (600 * 900,))
 
 
+#: Heads, queries, keys, size of a head, and whether the last keys are hidden.
+ATTENTIONS = (
+    (4, 16, 16, 32, False),
+    (3, 13, 13, 20, True),
+    (1, 7, 7, 5, False),
+    (2, 37, 29, 10, True),
+    (1, 1, 9, 8, False),
+    (5, 4, 6, 3, True),
+    (2, 130, 67, 36, False),
+)
+
+
+def save_attentions(path: Path) -> Path:
+    """Write attention over slices of one vector: heads are transposed on the way in and out."""
+    random = np.random.default_rng(11)
+    nodes: list[onnx.NodeProto] = []
+    stored: list[TensorProto] = []
+    joined = []
+
+    def add(operator: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{operator}{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def constant(value: Array) -> str:
+        stored.append(numpy_helper.from_array(value, f"constant{len(stored)}"))
+        return str(stored[-1].name)
+
+    def split(length: int, heads: int, size: int, order: list[int]) -> str:
+        ends = [constant(np.array([end], "int64")) for end in (0, length * heads * size)]
+        shape = constant(np.array([1, length, heads, size], "int64"))
+        part = add("Reshape", add("Slice", "x", *ends), shape)
+        # Not a view of the input, and each of its own.
+        shift = random.standard_normal((1, 1, heads, size)).astype("float32")
+        return add("Transpose", add("Add", part, constant(shift)), perm=order)
+
+    flat = constant(np.array([-1], "int64"))
+    for heads, queries, keys, size, hides in ATTENTIONS:
+        query = split(queries, heads, size, [0, 2, 1, 3])
+        scores = add("MatMul", query, split(keys, heads, size, [0, 2, 3, 1]))
+        scores = add("Div", scores, constant(np.array(size**0.5, "float32")))
+        if hides:
+            mask = np.zeros((1, 1, 1, keys), "float32")
+            mask[..., keys // 2 :] = -10000.0
+            scores = add("Add", scores, constant(mask))
+        shares = add("Softmax", scores, axis=-1)
+        mixed = add("MatMul", shares, split(keys, heads, size, [0, 2, 1, 3]))
+        joined.append(add("Reshape", add("Transpose", mixed, perm=[0, 2, 1, 3]), flat))
+    nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
+    longest = max(max(q, k) * heads * size for heads, q, k, size, _ in ATTENTIONS)
+    return _save(path, nodes, stored, (longest,))
+
+
 def _save(
     path: Path,
     nodes: list[onnx.NodeProto],
@@ -241,12 +295,16 @@ def describe(path: Path) -> Model:
     )
 
 
-@pytest.mark.parametrize("save", [save_products, save_convolutions, save_unfolded, save_recurrent])
+@pytest.mark.parametrize(
+    "save",
+    [save_products, save_convolutions, save_unfolded, save_recurrent, save_attentions],
+)
 def test_kernels_agree_with_onnxruntime_at_odd_sizes(save: object, tmp_path: Path) -> None:
     assert callable(save)
     model = describe(save(tmp_path / "model.onnx"))
     target = make_target("aarch64", static=True)
     bundle = compile_model(model, target, directory=tmp_path / "bundle", cache=cache_folder())
+    assert bundle.unscheduled == ()
     for seed in (0, 1, 2):
         random = np.random.default_rng(seed)
         feeds = {"x": random.standard_normal(model.inputs[0].shape).astype("float32")}

@@ -32,8 +32,11 @@ KIND = "gemm"
 #: Products whose A is packed too, for a tile written in assembly.
 PACKED = "packed_gemm"
 
+#: The role of a block that loads rows as vectors along K, for packing to transpose.
+GATHERED = "gathered"
+
 #: Rows from which packing A is worth its time.
-_FEWEST_PACKED = 4
+FEWEST_PACKED = 4
 
 #: Reads an element of A by tile: (*outer, tile of rows, row in it, k).
 RowReader = Callable[..., tirx.Expr]
@@ -126,7 +129,7 @@ def plan_gemm(cpu: Cpu, shape: tuple[int, ...], columns: int) -> Gemm:
 
 def is_packed(cpu: Cpu, plan: Gemm) -> bool:
     """Tell whether a product is worth packing A: with few rows that is much of the work."""
-    return cpu.machine == "aarch64" and plan.rows >= _FEWEST_PACKED
+    return cpu.machine == "aarch64" and plan.rows >= FEWEST_PACKED
 
 
 def pack_columns(weight: np.ndarray, width: int) -> np.ndarray:
@@ -172,15 +175,40 @@ def pack_rows(plan: Gemm, x: te.Tensor) -> RowReader:
         whole = plan.rows % plan.height == 0 and plan.height % lanes == 0
         return x(*plan.index(outer, row if whole else tirx.min(row, plan.rows - 1)), k)
 
-    vectors = -(-plan.height // lanes)
-    shape = [*plan.outer_shape, plan.tiled_shape[-4], plan.depth, vectors, lanes]
-    packed = te.compute(shape, element, name="packed", attrs=mark(role="packed", item=4))
+    outer = [*plan.outer_shape, plan.tiled_shape[-4]]
+    packed = pack_vectors(element, outer, plan.depth, plan.height)
 
     def read(*at: tirx.Expr) -> tirx.Expr:
         *tiles, mi, k = at
         return packed(*tiles, k, tirx.floordiv(mi, lanes), tirx.floormod(mi, lanes))
 
     return read
+
+
+def pack_vectors(
+    element: Callable[..., tirx.Expr], outer: Sequence[int], depth: int, height: int
+) -> te.Tensor:
+    """Pack element(*outer, k, vector, lane) as [*outer, K, vectors, lanes] for the assembly.
+
+    What several k of one row are is loaded as vectors first, which packing transposes.
+    """
+    lanes = tile.PACKED_LANES
+    vectors = -(-height // lanes)
+
+    def gather(*at: tirx.Expr) -> tirx.Expr:
+        *place, vector, lane, k = at
+        return element(*place, k, vector, lane)
+
+    gathered = te.compute(
+        [*outer, vectors, lanes, depth], gather, name="gathered", attrs=mark(role=GATHERED)
+    )
+
+    def transpose(*at: tirx.Expr) -> tirx.Expr:
+        *place, k, vector, lane = at
+        return gathered(*place, vector, lane, k)
+
+    shape = [*outer, depth, vectors, lanes]
+    return te.compute(shape, transpose, name="packed", attrs=mark(role="packed", item=4))
 
 
 def result_of(plan: Gemm, product: te.Tensor, at: Sequence[tirx.Expr]) -> tirx.Expr:

@@ -3,7 +3,7 @@
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import microkernel, tile
 from edgeopt.compile.kernels.conv import UNFOLDED
-from edgeopt.compile.kernels.gemm import inline_around
+from edgeopt.compile.kernels.gemm import GATHERED, inline_around
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -11,11 +11,16 @@ from edgeopt.compile.kernels.scheduling import (
     blocks_of,
     extent,
     fuse,
+    inline_all,
     marked,
     marked_int,
     vectorize_inner,
 )
-from edgeopt.compile.kernels.tile_intrinsics import register_start, register_tile
+from edgeopt.compile.kernels.tile_intrinsics import (
+    register_start,
+    register_tile,
+    register_transpose,
+)
 
 #: Bytes of packed A that are made at a time; with it, a panel of B is read once.
 _MOST_PACKED = 512 * 1024
@@ -27,7 +32,7 @@ def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
     unroll = marked_int(sch, product, "unroll")
     for block in widened:
         tile.place_widened(sch, block, columns, unroll=unroll)
-    _call_tile(sch, cpu, product, columns)
+    call_tile(sch, cpu, product, columns)
 
 
 def place_tiles(sch: Schedule, cpu: Cpu, product: Block) -> tuple[Loop, list[Block]]:
@@ -37,7 +42,7 @@ def place_tiles(sch: Schedule, cpu: Cpu, product: Block) -> tuple[Loop, list[Blo
     """
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
     sizes = _unfolded_sizes(sch)
-    kept, last = inline_around(sch, product, keep=("packed", "padded", tile.WIDENED))
+    kept, last = inline_around(sch, product, keep=("packed", "padded", GATHERED, tile.WIDENED))
     packed = next(block for block in kept if marked(sch, block, "role") == "packed")
     widened = [block for block in kept if marked(sch, block, "role") == tile.WIDENED]
     loops = sch.get_loops(last)
@@ -56,10 +61,12 @@ def place_tiles(sch: Schedule, cpu: Cpu, product: Block) -> tuple[Loop, list[Blo
     # Rows stay a loop: the sums are in memory, and LLVM would interleave all of them and spill.
     vectorize_inner(sch, column_in, cpu.lanes)
     sch.compute_at(product, rows, preserve_unit_loops=True)
-    _place_packed(sch, packed, place, sizes)
     for block in kept:
         if marked(sch, block, "role") == "padded":
             tile.place_padded(sch, cpu, block)
+    gathered = [block for block in kept if marked(sch, block, "role") == GATHERED]
+    _place_packed(sch, packed, place, sizes)
+    transpose_packed(sch, packed, gathered)
     return columns, widened
 
 
@@ -88,11 +95,34 @@ def _place_packed(sch: Schedule, packed: Block, place: Loop | None, sizes: list[
         sch.parallel(fuse(sch, sch.get_loops(packed)[:-3]))
     else:
         sch.compute_at(packed, place, preserve_unit_loops=True)
-    depth, _, lane = sch.get_loops(packed)[-3:]
     if sizes:
         # Taps and channels get loops of their own, as finding them by K would cost divisions.
-        sch.split(depth, [None, *sizes])
-    sch.vectorize(lane)
+        sch.split(sch.get_loops(packed)[-3], [None, *sizes])
+
+
+def transpose_packed(
+    sch: Schedule, packed: Block, gathered: list[Block], *, flat: bool = False
+) -> None:
+    """Pack square pieces: rows are loaded as vectors and transposed in registers.
+
+    Packed is [..., K, vectors, lane], flat [..., K, column].
+    """
+    side = tile.PACKED_LANES
+    if flat:
+        sch.split(sch.get_loops(packed)[-1], [None, side])
+    depth, vector, lane = sch.get_loops(packed)[-3:]
+    if not gathered or extent(sch, depth) % side:
+        inline_all(sch, gathered)
+        sch.vectorize(lane)
+        return
+    _, step = sch.split(depth, [None, side])
+    sch.reorder(vector, step, lane)
+    for block in gathered:
+        sch.compute_at(block, vector, preserve_unit_loops=True)
+        row, column = sch.get_loops(block)[-2:]
+        sch.vectorize(column)
+        sch.unroll(row)
+    sch.tensorize(step, register_transpose(flat=flat))
 
 
 def _unfolded_sizes(sch: Schedule) -> list[int]:
@@ -112,8 +142,8 @@ def _count_groups(sch: Schedule, packed: Block, blocks: int) -> int:
     return next(count for count in counts if count == blocks or size // count <= _MOST_PACKED)
 
 
-def _call_tile(sch: Schedule, cpu: Cpu, product: Block, columns: Loop) -> None:
-    """Let the assembly compute each tile."""
+def call_tile(sch: Schedule, cpu: Cpu, product: Block, outer: Loop) -> None:
+    """Let the assembly, which comes with a loop around all tiles, compute each."""
     row, column, _ = sch.get_loops(product)[-3:]
     height, width = extent(sch, row), extent(sch, column)
     depth = marked_int(sch, product, "depth")
@@ -122,4 +152,4 @@ def _call_tile(sch: Schedule, cpu: Cpu, product: Block, columns: Loop) -> None:
     vectors = width // cpu.lanes
     name = microkernel.name_tile(height, vectors)
     sch.tensorize(sch.get_loops(product)[-3], register_tile(name, height, width, depth))
-    sch.annotate(columns, "pragma_import_llvm", microkernel.write_tile(height, vectors))
+    sch.annotate(outer, "pragma_import_llvm", microkernel.write_tile(height, vectors))

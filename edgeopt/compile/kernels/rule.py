@@ -40,6 +40,7 @@ _RULES = {
     code_products.KIND: code_products.schedule_product,
     integer_conv.KIND: integer_conv.schedule_conv,
     attention.KIND: attention.schedule_attention,
+    attention.PACKED: attention.schedule_packed,
     rows.KIND: rows.schedule_rows,
     columns.KIND: columns.schedule_columns,
     recurrent.KIND: recurrent.schedule_recurrent,

@@ -3,6 +3,7 @@
 
 from functools import cache
 
+from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812
 
@@ -89,6 +90,90 @@ def register_start(height: int, width: int) -> str:
     intrinsic = f"edgeopt_start_{height}x{width}"
     TensorIntrin.register(intrinsic, meaning, code, override=True)
     return intrinsic
+
+
+@cache
+def register_transpose(*, flat: bool) -> str:
+    """Make the transpose of 4 x 4 values known to schedules: B[k, 0, row] = A[row, k].
+
+    Flat, B is [k, row]. Both are read and written as vectors, which LLVM zips; by element, it
+    inserts one at a time. Returns the name of the intrinsic.
+    """
+    intrinsic = "edgeopt_transpose_flat" if flat else "edgeopt_transpose"
+    TensorIntrin.register(intrinsic, *(_flat_transpose() if flat else _transpose()), override=True)
+    return intrinsic
+
+
+def _transpose():
+    @T.prim_func(s_tir=True)
+    def meaning(pa: T.handle, pb: T.handle) -> None:
+        stride_a, stride_b, stride_v = T.int32(), T.int32(), T.int32()
+        a = T.match_buffer(pa, (4, 4), "float32", strides=[stride_a, 1], offset_factor=1)
+        b = T.match_buffer(
+            pb, (4, 1, 4), "float32", strides=[stride_b, stride_v, 1], offset_factor=1
+        )
+        with T.sblock("root"):
+            T.reads(a[0:4, 0:4])
+            T.writes(b[0:4, 0:1, 0:4])
+            for k, row in T.grid(4, 4):
+                with T.sblock("transpose"):
+                    vk, vr = T.axis.remap("SS", [k, row])
+                    b[vk, 0, vr] = a[vr, vk]
+
+    @T.prim_func(s_tir=True)
+    def code(pa: T.handle, pb: T.handle) -> None:
+        stride_a, stride_b, stride_v = T.int32(), T.int32(), T.int32()
+        a = T.match_buffer(pa, (4, 4), "float32", strides=[stride_a, 1], offset_factor=1)
+        b = T.match_buffer(
+            pb, (4, 1, 4), "float32", strides=[stride_b, stride_v, 1], offset_factor=1
+        )
+        with T.sblock("root"):
+            T.reads(a[0:4, 0:4])
+            T.writes(b[0:4, 0:1, 0:4])
+            b.vstore([0, 0, 0], _column_of(a, 0))
+            b.vstore([1, 0, 0], _column_of(a, 1))
+            b.vstore([2, 0, 0], _column_of(a, 2))
+            b.vstore([3, 0, 0], _column_of(a, 3))
+
+    return meaning, code
+
+
+def _flat_transpose():
+    @T.prim_func(s_tir=True)
+    def meaning(pa: T.handle, pb: T.handle) -> None:
+        stride_a, stride_b = T.int32(), T.int32()
+        a = T.match_buffer(pa, (4, 4), "float32", strides=[stride_a, 1], offset_factor=1)
+        b = T.match_buffer(pb, (4, 4), "float32", strides=[stride_b, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:4, 0:4])
+            T.writes(b[0:4, 0:4])
+            for k, row in T.grid(4, 4):
+                with T.sblock("transpose"):
+                    vk, vr = T.axis.remap("SS", [k, row])
+                    b[vk, vr] = a[vr, vk]
+
+    @T.prim_func(s_tir=True)
+    def code(pa: T.handle, pb: T.handle) -> None:
+        stride_a, stride_b = T.int32(), T.int32()
+        a = T.match_buffer(pa, (4, 4), "float32", strides=[stride_a, 1], offset_factor=1)
+        b = T.match_buffer(pb, (4, 4), "float32", strides=[stride_b, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:4, 0:4])
+            T.writes(b[0:4, 0:4])
+            b.vstore([0, 0], _column_of(a, 0))
+            b.vstore([1, 0], _column_of(a, 1))
+            b.vstore([2, 0], _column_of(a, 2))
+            b.vstore([3, 0], _column_of(a, 3))
+
+    return meaning, code
+
+
+def _column_of(a, place: int):
+    """Zip four rows of four until one column is left."""
+    rows = [a.vload([row, 0], "float32x4") for row in range(4)]
+    halves = ([0, 4, 1, 5], [2, 6, 3, 7])
+    even, odd = (tirx.Shuffle([rows[row], rows[row + 2]], halves[place // 2]) for row in (0, 1))
+    return tirx.Shuffle([even, odd], halves[place % 2])
 
 
 def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
