@@ -44,7 +44,9 @@ def _convolve(
         depthwise = integer_conv.define_depthwise(site.cpu, window, outputs, zero)
 
         def emit(start: np.ndarray) -> relax.Var:
-            return site.call(depthwise, codes, values, start, name="integer_depthwise")
+            return site.call(
+                depthwise, codes, values.astype(np.int16), start, name="integer_depthwise"
+            )
 
         return IntegerSum(-zero * totals, factor, emit)
     batch, height, width, channels = window.shape

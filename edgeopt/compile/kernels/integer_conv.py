@@ -194,13 +194,17 @@ def schedule_conv(sch: Schedule, cpu: Cpu, product: Block) -> None:
 
 
 def define_depthwise(cpu: Cpu, window: Window, outputs: int, zero: int) -> Callable[..., te.Tensor]:
-    """Make the TE definition: codes, filters [KH, KW, I, O], what each output starts from."""
+    """Make the TE definition: codes, int16 filters [KH, KW, I, O], what each output starts from.
+
+    Codes become int16 as the image is surrounded by the zero point's, not for every tap again.
+    """
     each = outputs // window.groups
-    # Codes are loaded by eight at least: NEON widens them to two vectors of sums.
+    # Codes are loaded by eight at least: NEON multiplies them into two vectors of sums.
     wide = dataclasses.replace(cpu, lanes=max(cpu.lanes, 8))
 
     def define(x: te.Tensor, filters: te.Tensor, start: te.Tensor) -> te.Tensor:
-        padded = conv.pad(window, x, tirx.const(zero, x.dtype))
+        widened = te.compute(x.shape, lambda *at: tirx.Cast("int16", x(*at)), name="widened")
+        padded = conv.pad(window, widened, tirx.const(zero, "int16"))
         rc = te.reduce_axis((0, window.inputs), "rc")
 
         def term(read: Callable[..., tirx.Expr], channel: tirx.Expr, *tap: tirx.Expr) -> tirx.Expr:
