@@ -36,14 +36,17 @@ def _convolve(
 ) -> IntegerSum:
     codes, zero, outputs = decoded.codes, decoded.encoding.zero, values.shape[3]
     totals = integer.column_sums(values.reshape(-1, outputs))
+    dtype = decoded.encoding.dtype
     plan = None
     if window.groups != window.shape[3]:
-        plan = integer_conv.plan_conv(site.cpu, window, values, decoded.encoding.dtype)
+        plan = integer_conv.plan_conv(site.cpu, window, values, dtype)
     if plan is None:
         depthwise = integer_conv.define_depthwise(site.cpu, window, outputs, zero)
 
         def emit(start: np.ndarray) -> relax.Var:
-            return site.call(depthwise, codes, values, start, name="integer_depthwise")
+            return site.call(
+                depthwise, codes, values.astype(np.int16), start, name="integer_depthwise"
+            )
 
         return IntegerSum(-zero * totals, factor, emit)
     batch, height, width, channels = window.shape
@@ -54,4 +57,4 @@ def _convolve(
     def emit_dense(start: np.ndarray) -> relax.Var:
         return site.call(dense, lines, packed, start, name="integer_conv")
 
-    return IntegerSum(-(zero + plan.product.moved) * totals, factor, emit_dense)
+    return IntegerSum(-(zero + plan.moved) * totals, factor, emit_dense)

@@ -256,6 +256,48 @@ def test_filters_are_stored_as_codes_only(tmp_path: Path) -> None:
     assert max(each.size for each in stored if each.dtype != np.int8) <= 40
 
 
+def save_sums(path: Path, kind: str, *, lowest: int) -> tuple[Path, int]:
+    """Write all convolutions as parts of one input, with scales that are exact.
+
+    Many weights are the lowest and many the highest, and so are the codes of the image.
+    """
+    zero, _ = KINDS[kind]
+    graph = Graph()
+    count = sum(int(np.prod(case.image)) for case in CASES.values())
+    x, parts, start = graph.input("x", (count,)), [], 0
+    for case in CASES.values():
+        end = start + int(np.prod(case.image))
+        limits = (graph.constant(np.array([each], np.int64)) for each in (start, end))
+        start = end
+        shape = graph.constant(np.array(case.image, np.int64))
+        image = graph.add("Reshape", graph.add("Slice", x, *limits), shape)
+        codes = graph.random.choice([lowest, lowest, 127, 127, 5], case.filters).astype(np.int8)
+        # An output whose pairs of products overflow int16 with -128, were it not for the method.
+        codes[0] = lowest
+        scales = (2.0 ** -graph.random.integers(5, 9, case.filters[0])).astype(np.float32)
+        stored = (graph.constant(codes), graph.constant(scales))
+        filters = graph.add("DequantizeLinear", *stored, axis=0)
+        image = recode(graph, image, 2.0**-5, zero)
+        result = graph.add("Conv", image, filters, **dict(case.attributes))
+        parts.append(graph.add("Reshape", result, graph.constant(np.array([-1], np.int64))))
+    joined = graph.add("Concat", *parts, axis=0)
+    return finish(graph, joined, path, TensorProto.FLOAT), count
+
+
+@pytest.mark.parametrize("features", [(), ("asimddp",)], ids=["pairs", "dot"])
+@pytest.mark.parametrize(("kind", "lowest"), [("int8", -128), ("uint8", -128), ("uint8", -127)])
+def test_arm_sums_codes_exactly(
+    kind: str, lowest: int, features: tuple[str, ...], tmp_path: Path
+) -> None:
+    path, count = save_sums(tmp_path / "m.onnx", kind, lowest=lowest)
+    target = make_target("aarch64", static=True, features=features)
+    bundle = compile_model(describe(path), target, directory=tmp_path / "b", cache=cache_folder())
+    assert bundle.unscheduled == ()
+    feeds = {"x": (4 * np.random.default_rng(0).standard_normal(count)).astype(np.float32)}
+    found, _ = run_program(bundle, feeds, tmp_path)
+    np.testing.assert_array_equal(found.reshape(-1), run_model(path, feeds)[0])
+
+
 @pytest.mark.parametrize(
     ("kind", "core", "features"),
     [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.target import load_target
@@ -39,6 +40,10 @@ DEPTHWISE = ((96, 28, 1), (144, 56, 1), (144, 56, 2), (384, 14, 1), (576, 14, 2)
 KNOWN = {
     # LLVM unrolls loops twice for cores in program order; nine weights stay beside the sums.
     ("depthwise convolutions", "rpi3"): 10,
+    # Fourteen vectors of sums, of two for each of seven columns, and what they are multiplied by.
+    ("int8 depthwise convolutions", "rpi3"): 12,
+    ("int8 depthwise convolutions", "rpi4"): 6,
+    ("int8 depthwise convolutions", "rpi5"): 6,
 }
 
 
@@ -72,11 +77,35 @@ def save_depthwise(path: Path) -> Path:
     return graph.save(path)
 
 
+def save_code_convolutions(path: Path, *, depthwise: bool) -> Path:
+    graph = Graph()
+    each = [(c, size, c, 3, stride) for c, size, stride in DEPTHWISE]
+    for i, (inputs, size, outputs, kernel, stride) in enumerate(
+        each if depthwise else CONVOLUTIONS
+    ):
+        x = graph.input(f"x{i}", (1, inputs, size, size), TensorProto.INT8)
+        limits = graph.constant(np.float32(0.03)), graph.constant(np.int8(-3))
+        x = graph.add("DequantizeLinear", x, *limits)
+        groups = inputs if depthwise else 1
+        shape = (outputs, inputs // groups, kernel, kernel)
+        codes = graph.random.integers(-127, 128, shape).astype(np.int8)
+        weight = graph.constant(codes), graph.constant(np.full(outputs, 0.002, np.float32))
+        filters = graph.add("DequantizeLinear", *weight, axis=0)
+        x = graph.add(
+            "Conv", x, filters, pads=[kernel // 2] * 4, strides=[stride] * 2, group=groups
+        )
+        x = graph.add("QuantizeLinear", graph.add("Relu", x), *limits)
+        graph.output(x, (1, outputs, size // stride, size // stride), TensorProto.INT8)
+    return graph.save(path)
+
+
 MODELS: dict[str, Callable[[Path], Path]] = {
     "float32 products": lambda path: save_products(path, "float32"),
     "int8 products": lambda path: save_products(path, "int8-static"),
     "convolutions": save_convolutions,
     "depthwise convolutions": save_depthwise,
+    "int8 convolutions": lambda path: save_code_convolutions(path, depthwise=False),
+    "int8 depthwise convolutions": lambda path: save_code_convolutions(path, depthwise=True),
 }
 
 

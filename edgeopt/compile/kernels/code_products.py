@@ -38,6 +38,8 @@ class CodeProduct:
     gemm: Gemm
     tile: CodeTile
     codes: str
+    #: Groups of columns, each of which has rows of its own.
+    groups: int = 1
 
     @property
     def depth(self) -> int:
@@ -49,25 +51,34 @@ class CodeProduct:
         """What the conversion to int8 adds to each code, and the zero point must gain."""
         return -128 if self.codes == "uint8" else 0
 
+    def convert(self, code: tirx.Expr) -> tirx.Expr:
+        """Convert a code to int8: flipping the top bit moves it by 128."""
+        if self.moved == 0:
+            return code
+        return tirx.reinterpret("int8", tirx.bitwise_xor(code, tirx.const(128, "uint8")))
+
 
 def plan_product(
-    cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str, *, extreme: bool
+    cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str, *, extreme: bool, groups: int = 1
 ) -> CodeProduct | None:
     """Choose the tile of least work, edges included; None where the CPU is no 64-bit ARM.
 
-    Extreme tells that a weight may be -128, whose products cannot be added in pairs.
+    Extreme tells that a weight may be -128, whose products cannot be added in pairs. None as well
+    where no tile divides a group of columns.
     """
-    if cpu.machine != "aarch64":
+    each = columns // groups
+    if cpu.machine != "aarch64" or (groups > 1 and each % _WIDTHS[0]):
         return None
     rows = Gemm(shape, columns, 1, 1).rows
     method: Method = "dot" if cpu.dot_product else "single" if extreme else "pair"
-    tried = (CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS)
+    widths = [width for width in _WIDTHS if groups == 1 or each % width == 0]
+    tried = (CodeTile(method, height, width) for height in _HEIGHTS for width in widths)
 
     def work(each: CodeTile) -> float:
         return -(-rows // each.height) * -(-columns // each.width) * each.work
 
     chosen = min((each for each in tried if each.fits and each.height <= rows), key=work)
-    return CodeProduct(Gemm(shape, columns, chosen.height, chosen.width), chosen, codes)
+    return CodeProduct(Gemm(shape, columns, chosen.height, chosen.width), chosen, codes, groups)
 
 
 def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
@@ -84,8 +95,12 @@ def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
 
 
 def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
-    """Make the TE definition of the tiled sums: codes and packed matrix give int32."""
+    """Make the TE definition of the tiled sums: codes and packed matrix give int32.
+
+    With groups, codes have one more axis, before the last.
+    """
     gemm, group = plan.gemm, plan.tile.group
+    panels = gemm.columns // plan.groups // gemm.width
     marks = mark(
         kind=KIND,
         pattern="epilogue",
@@ -104,7 +119,8 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
         def multiply(*at: tirx.Expr) -> tirx.Expr:
             *outer, mo, no, mi, ni = at
             right = weight(no, tirx.floordiv(k, group), ni, tirx.floormod(k, group))
-            left = tirx.Cast("int32", rows(*outer, mo, mi, k))
+            part = [tirx.floordiv(no, panels)] if plan.groups > 1 else []
+            left = tirx.Cast("int32", rows(*outer, *part, mo, mi, k))
             return te.sum(left * tirx.Cast("int32", right), axis=k)
 
         return te.compute(gemm.tiled_shape, multiply, name="product", attrs=marks)
@@ -113,7 +129,7 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 
 
 def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
-    """Pack A by tiles of rows, [*outer, MO, K / 16, row in it, code of 16].
+    """Pack A by tiles of rows, [*outer, group if any, MO, K / 16, row in it, code of 16].
 
     Codes beyond K repeat the last one, which the matrix multiplies by zero.
     """
@@ -121,16 +137,16 @@ def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, ko, mi, ki = at
+        part = [outer.pop()] if plan.groups > 1 else []
         row, k = mo * gemm.height + mi, ko * STEP + ki
         row = row if gemm.rows % gemm.height == 0 else tirx.min(row, gemm.rows - 1)
         k = k if plan.depth == gemm.depth else tirx.min(k, gemm.depth - 1)
-        code = codes(*gemm.index(outer, row), k)
-        if plan.moved == 0:
-            return code
-        # Flipping the top bit moves a code by 128.
-        return tirx.reinterpret("int8", tirx.bitwise_xor(code, tirx.const(128, "uint8")))
+        code = codes(*gemm.index(outer, row), *part, k)
+        return code if codes.dtype == "int8" else plan.convert(code)
 
-    shape = [*gemm.outer_shape, gemm.tiled_shape[-4], plan.depth // STEP, gemm.height, STEP]
+    groups = [plan.groups] if plan.groups > 1 else []
+    steps = plan.depth // STEP
+    shape = [*gemm.outer_shape, *groups, gemm.tiled_shape[-4], steps, gemm.height, STEP]
     buffer = te.compute(shape, element, name="packed", attrs=mark(role="packed", item=1))
 
     def read(*at: tirx.Expr) -> tirx.Expr:

@@ -223,12 +223,12 @@ def channel_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
     """Choose columns and channels of a channelwise tile."""
     lanes = _lanes_within(cpu, outputs)
     # On NEON one vector by 4 to 7 columns leaves registers for nine weights.
-    several = (2, 3, 1) if cpu.lanes > 4 else (1,)
+    several = (1,) if cpu.vector_a else (2, 3, 1)
     width = next((lanes * n for n in several if outputs % (lanes * n) == 0), lanes)
     columns = window.output[1]
     if lanes == 1:
         return min(_SCALAR_COLUMNS, columns), 1
-    candidates = (4, 7, 8) if cpu.lanes > 4 else (4, 7)
+    candidates = (4, 7) if cpu.vector_a else (4, 7, 8)
     height = max(candidates, key=lambda n: (columns / tile.round_up(columns, n), -n))
     return min(height, columns), width
 
@@ -299,7 +299,10 @@ def walk(
     term: Callable[..., tirx.Expr],
     finish: Finish,
 ) -> te.Tensor:
-    """Join the terms of each window by tiles of a few columns and channels."""
+    """Join the terms of each window by tiles of a few columns and channels.
+
+    The CPU's lanes are those that are computed at a time, be they several vectors.
+    """
     shape = channel_tile(cpu, window, outputs)
     height, width = shape
     rows, columns = window.output
@@ -316,7 +319,9 @@ def walk(
         tiled,
         reduce,
         name="product",
-        attrs=mark(kind=CHANNELWISE, pattern="epilogue", rows=height, columns=width),
+        attrs=mark(
+            kind=CHANNELWISE, pattern="epilogue", rows=height, columns=width, lanes=cpu.lanes
+        ),
     )
 
     def result(b: tirx.Expr, row: tirx.Expr, z: tirx.Expr, c: tirx.Expr) -> tirx.Expr:

@@ -47,9 +47,10 @@ def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
     tile.seal_product(sch, product, first)
 
 
-def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
+def schedule_channelwise(sch: Schedule, _: Cpu, product: Block) -> None:
     """Schedule a depthwise convolution or a pool by strips of rows and blocks of channels."""
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
+    lanes = marked_int(sch, product, "lanes")
     padded, last = inline_around(sch, product, keep=("padded",))
     batch, row, column, channel = sch.get_loops(last)
     tiles, column_in, blocks, channel_in = tile.tile_output(sch, column, channel, shape)
@@ -65,19 +66,18 @@ def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
     else:
         sch.reorder(batch, row, tiles, blocks, column_in, channel_in)
         sch.parallel(sch.fuse(batch, row))
-    tile.finish_output(sch, column_in, channel_in, cpu.lanes)
+    tile.finish_output(sch, column_in, channel_in, lanes)
     sch.compute_at(product, inner, preserve_unit_loops=True)
     for block in padded:
         sch.compute_at(block, blocks, preserve_unit_loops=True)
-        vectorize_inner(sch, sch.get_loops(block)[-1], cpu.lanes)
-    _reduce_window(sch, cpu, product)
+        vectorize_inner(sch, sch.get_loops(block)[-1], lanes)
+    _reduce_window(sch, product, lanes)
 
 
-def _reduce_window(sch: Schedule, cpu: Cpu, product: Block) -> None:
+def _reduce_window(sch: Schedule, product: Block, lanes: int) -> None:
     """Unroll the window's taps around vectors of channels that stay in registers."""
     rank = len([axis for axis in sch.get(product).iter_vars if int(axis.iter_type) != _SPATIAL])
     column, channel, *taps = sch.get_loops(product)[-2 - rank :]
-    lanes = cpu.lanes
     while extent(sch, channel) % lanes:
         lanes //= 2
     vectors, vector = sch.split(channel, [None, lanes])

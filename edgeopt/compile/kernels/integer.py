@@ -71,12 +71,8 @@ class Dot:
         return int(np.prod(self.groups))
 
 
-#: Of convolutions; products of matrices have a tile in assembly.
-_SDOT = Dot(
-    intrinsic="edgeopt_sdot", lanes=4, depth=16, calls=1, code="int8", groups=(4,), a_cost=0.25
-)
 _PAIR = Dot(
-    intrinsic="edgeopt_pair",
+    intrinsic="edgeopt_pair_arm",
     lanes=4,
     depth=4,
     calls=4,
@@ -109,13 +105,12 @@ _VNNI = Dot(
 
 
 def choose_dot(cpu: Cpu, *, extreme: bool = False) -> Dot:
-    """Choose the widest instruction that the CPU has; extreme tells of weights of -128."""
+    """Choose the widest instruction that the CPU has; extreme tells of weights of -128.
+
+    64-bit ARM multiplies the same codes as 32-bit ARM, by the tile of code_products.py.
+    """
     if cpu.machine in ("aarch64", "arm"):
-        if cpu.dot_product:
-            return _SDOT
-        suffix = "" if cpu.machine == "aarch64" else "_arm"
-        name = f"edgeopt_{'single' if extreme else 'pair'}{suffix}"
-        return dataclasses.replace(_PAIR, intrinsic=name)
+        return dataclasses.replace(_PAIR, intrinsic="edgeopt_single_arm") if extreme else _PAIR
     return _VNNI if cpu.vnni and cpu.lanes == 16 else _MADD
 
 

@@ -14,43 +14,6 @@ from edgeopt.compile.kernels import script
 
 
 @script.prim_func(s_tir=True)
-def _sdot_meaning(
-    a: T.Buffer((16,), "int8", offset_factor=1),
-    b: T.Buffer((4, 4, 4), "int8", offset_factor=1),
-    c: T.Buffer((4,), "int32", offset_factor=1),
-) -> None:
-    with T.sblock("root"):
-        T.reads(c[0:4], a[0:16], b[0:4, 0:4, 0:4])
-        T.writes(c[0:4])
-        for i, k in T.grid(4, 16):
-            with T.sblock("update"):
-                vi, vk = T.axis.remap("SR", [i, k])
-                c[vi] = c[vi] + T.cast(a[vk], "int32") * T.cast(b[vk // 4, vi, vk % 4], "int32")
-
-
-@script.prim_func(s_tir=True)
-def _sdot_code(
-    a: T.Buffer((16,), "int8", offset_factor=1),
-    b: T.Buffer((4, 4, 4), "int8", offset_factor=1),
-    c: T.Buffer((4,), "int32", offset_factor=1),
-) -> None:
-    with T.sblock("root"):
-        T.reads(c[0:4], a[0:16], b[0:4, 0:4, 0:4])
-        T.writes(c[0:4])
-        for q in T.unroll(4):
-            c[T.ramp(T.int32(0), 1, 4)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id("llvm.aarch64.neon.sdot.v4i32.v16i8"),
-                c.vload([0], dtype="int32x4"),
-                b.vload([q, 0, 0], dtype="int8x16"),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(a.vload([q * 4], "int8x4"), dtype="int32"), 4),
-                    dtype="int8x16",
-                ),
-                dtype="int32x4",
-            )
-
-
-@script.prim_func(s_tir=True)
 def _pair_meaning(
     a: T.Buffer((4,), "int8", offset_factor=1),
     b: T.Buffer((2, 4, 2), "int8", offset_factor=1),
@@ -68,7 +31,7 @@ def _pair_meaning(
 def _make_pair(intrinsic: str):
     """Multiply pairs to int16, add two such products, and add neighbours into int32.
 
-    smull, smlal and sadalp on NEON. Two products of -128 by 127 still fit int16: weights are
+    vmull, vmlal and vpadal on NEON. Two products of -128 by 127 still fit int16: weights are
     not -128 here.
     """
 
@@ -213,13 +176,10 @@ def _vnni_code(
 @cache
 def register_intrinsics() -> None:
     """Make the instructions known to TVM's schedules; once per process is enough."""
-    add64, add32 = "llvm.aarch64.neon.saddlp.v4i32.v8i16", "llvm.arm.neon.vpaddls.v4i32.v8i16"
+    add = "llvm.arm.neon.vpaddls.v4i32.v8i16"
     pairs = {
-        "edgeopt_sdot": (_sdot_meaning, _sdot_code),
-        "edgeopt_pair": (_pair_meaning, _make_pair(add64)),
-        "edgeopt_single": (_pair_meaning, _make_single(add64)),
-        "edgeopt_pair_arm": (_pair_meaning, _make_pair(add32)),
-        "edgeopt_single_arm": (_pair_meaning, _make_single(add32)),
+        "edgeopt_pair_arm": (_pair_meaning, _make_pair(add)),
+        "edgeopt_single_arm": (_pair_meaning, _make_single(add)),
         "edgeopt_madd": (_madd_meaning, _madd_code),
         "edgeopt_vnni": (_vnni_meaning, _vnni_code),
     }

@@ -95,9 +95,13 @@ def _place_packed(sch: Schedule, packed: Block, place: Loop | None, sizes: list[
         sch.parallel(fuse(sch, sch.get_loops(packed)[:-3]))
     else:
         sch.compute_at(packed, place, preserve_unit_loops=True)
+    depth, row, lane = sch.get_loops(packed)[-3:]
+    if marked_int(sch, packed, "item") == 1:
+        # Codes are moved as they are, the next ones to the next place: a loop of few instructions.
+        sch.reorder(row, depth, lane)
     if sizes:
         # Taps and channels get loops of their own, as finding them by K would cost divisions.
-        sch.split(sch.get_loops(packed)[-3], [None, *sizes])
+        sch.split(depth, [None, *sizes])
 
 
 def transpose_packed(

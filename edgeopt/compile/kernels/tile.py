@@ -14,6 +14,7 @@ from edgeopt.compile.kernels.scheduling import (
     inline_all,
     mark,
     marked,
+    marked_int,
     vectorize_inner,
 )
 
@@ -226,7 +227,13 @@ def place_widened(sch: Schedule, widened: Block, at: Loop, *, unroll: int) -> No
 
 
 def place_padded(sch: Schedule, cpu: Cpu, padded: Block) -> None:
-    """Surround a whole image by zeros before what reads it, rows in parallel."""
+    """Surround a whole image by zeros, or the like, before what reads it, rows in parallel.
+
+    The block may name how many values lie within one pixel, and are moved together.
+    """
     loops = sch.get_loops(padded)
-    vectorize_inner(sch, loops[-1], cpu.lanes)
+    if marked(sch, padded, "lanes") is None:
+        vectorize_inner(sch, loops[-1], cpu.lanes)
+    else:
+        vectorize_inner(sch, loops[-1], marked_int(sch, padded, "lanes"), unroll=False)
     sch.parallel(sch.fuse(loops[0], loops[1]))

@@ -1,0 +1,89 @@
+"""Dense convolutions of codes on 64-bit ARM: products whose rows are packed from the image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import te, tirx
+
+from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import code_products, tile
+from edgeopt.compile.kernels.code_products import CodeProduct
+from edgeopt.compile.kernels.code_runs import Runs, pad_filters, pad_lines
+from edgeopt.compile.kernels.code_tile import STEP
+from edgeopt.compile.kernels.conv import UNFOLDED, Window
+from edgeopt.compile.kernels.scheduling import mark
+
+
+@dataclass(frozen=True, slots=True)
+class CodeConv:
+    """A dense convolution of codes: the runs that it reads, and the product that they make."""
+
+    runs: Runs
+    product: CodeProduct
+
+    @property
+    def moved(self) -> int:
+        """What the conversion to int8 adds to each code, and the zero point must gain."""
+        return self.product.moved
+
+
+def plan_conv(
+    cpu: Cpu, window: Window, outputs: int, codes: str, *, extreme: bool
+) -> CodeConv | None:
+    """Choose the tile; None where the CPU is no 64-bit ARM, or no vector divides a group's outputs.
+
+    Extreme tells that a filter may have a weight of -128.
+    """
+    runs = Runs(window, STEP)
+    shape = (window.shape[0], *window.output, runs.depth)
+    product = code_products.plan_product(
+        cpu, shape, outputs, codes, extreme=extreme, groups=window.groups
+    )
+    return None if product is None else CodeConv(runs, product)
+
+
+def pack_filters(filters: np.ndarray, plan: CodeConv) -> np.ndarray:
+    """Lay out int8 [KH, KW, I, O] as the tile reads it."""
+    return code_products.pack_weight(pad_filters(filters, plan.runs), plan.product)
+
+
+def define_conv(plan: CodeConv, zero: int) -> Callable[..., te.Tensor]:
+    """Make the TE definition: codes [N, H, W * C], packed filters, what each output starts from."""
+    gemm = plan.product.gemm
+    multiply = code_products.define_product(plan.product)
+
+    def define(x: te.Tensor, weight: te.Tensor, start: te.Tensor) -> te.Tensor:
+        product = multiply(_unfold(plan, x, zero), weight)
+
+        def result(*at: tirx.Expr) -> tirx.Expr:
+            outer = [at[axis] for axis in gemm.outer_axes]
+            place = (at[gemm.row_axis], at[-1])
+            return tile.untile(product, outer, place, (gemm.height, gemm.width)) + start(at[-1])
+
+        return te.compute(gemm.output_shape, result, name="integer_conv")
+
+    return define
+
+
+def _unfold(plan: CodeConv, x: te.Tensor, zero: int) -> te.Tensor:
+    """Define the codes that each output sums: [N, H, W, codes], by groups before the codes.
+
+    It is never stored: the kernel reads it once, packing the rows of the product.
+    """
+    runs = plan.runs
+    window = runs.window
+    image = pad_lines(runs, x, zero, plan.product.convert) if runs.copied else x
+
+    def element(*at: tirx.Expr) -> tirx.Expr:
+        b, row, column, *group, k = at
+        run, within = tirx.floordiv(k, runs.length), tirx.floormod(k, runs.length)
+        across = runs.taps[1]
+        tap = tirx.floordiv(run, across), tirx.floormod(run, across)
+        y, place = runs.place((row, column), tap, group[0] if group else 0)
+        return image(b, y, place + within)
+
+    groups = [window.groups] if window.groups > 1 else []
+    shape = (window.shape[0], *window.output, *groups, runs.depth)
+    marks = mark(role=UNFOLDED, inputs=runs.length // STEP, across=runs.taps[1])
+    return te.compute(shape, element, name=UNFOLDED, attrs=marks)
