@@ -24,8 +24,11 @@ from edgeopt.compile.kernels.scheduling import (
     vectorize_inner,
 )
 from edgeopt.compile.kernels.tile_intrinsics import register_code_tile
+from edgeopt.tiles import Tile, TileKey
 
 KIND = "packed_integer"
+#: Those whose weights may be -128, where that makes a difference, for the choice of a tile.
+SINGLE = "packed_single"
 #: Heights and widths of tiles that are tried.
 _HEIGHTS = range(1, 11)
 _WIDTHS = (4, 8, 12, 16, 24, 32)
@@ -59,15 +62,26 @@ def plan_product(
     """
     if cpu.machine != "aarch64":
         return None
-    rows = Gemm(shape, columns, 1, 1).rows
+    plan = Gemm(shape, columns, 1, 1)
     method: Method = "dot" if cpu.dot_product else "single" if extreme else "pair"
-    tried = (CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS)
+    kind = SINGLE if method == "single" else KIND
+    key = TileKey(kind, plan.rows, columns, plan.depth, codes)
+    chosen = tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
+    return CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes)
+
+
+def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
+    """List the tiles of a product of codes, that of least work first; none on other CPUs."""
+    if cpu.machine != "aarch64":
+        return []
+    method: Method = "single" if key.kind == SINGLE else "dot" if cpu.dot_product else "pair"
+    tried = [CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS]
 
     def work(each: CodeTile) -> float:
-        return -(-rows // each.height) * -(-columns // each.width) * each.work
+        return -(-key.rows // each.height) * -(-key.columns // each.width) * each.work
 
-    chosen = min((each for each in tried if each.fits and each.height <= rows), key=work)
-    return CodeProduct(Gemm(shape, columns, chosen.height, chosen.width), chosen, codes)
+    fitting = [each for each in tried if each.fits and each.height <= key.rows]
+    return [(each.height, each.width) for each in sorted(fitting, key=work)]
 
 
 def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:

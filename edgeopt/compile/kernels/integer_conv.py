@@ -20,10 +20,10 @@ from edgeopt.compile.kernels.integer import (
     Dot,
     IntegerGemm,
     choose_dot,
-    choose_tile,
     convert,
     is_extreme,
     pack_codes,
+    rank_tiles,
     read_packed,
     tensorize_product,
 )
@@ -37,6 +37,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
+from edgeopt.tiles import TileKey
 
 KIND = "integer_conv"
 #: Codes that are moved at a time, at most: AVX-512's bytes.
@@ -94,7 +95,10 @@ def plan_conv(cpu: Cpu, window: Window, filters: np.ndarray, codes: str) -> Inte
     each = outputs // window.groups
     if each % cpu.lanes and window.groups > 1:
         return None
-    height, width = choose_tile(cpu, dot, window.output[1], each)
+    key = TileKey(KIND, window.output[1], each, window.depth, codes)
+    ranked = rank_tiles(cpu, key)
+    # Groups take the default: its width is cut to what divides them.
+    height, width = tile.choose_tuned(cpu, key, ranked) if window.groups == 1 else ranked[0]
     while window.groups > 1 and each % width:
         width -= cpu.lanes
     joined = window.dilation[1] == 1 and window.groups == 1
