@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field, ValidationError
 
 from edgeopt.artifact import Fact
+from edgeopt.board import Kind
 from edgeopt.errors import ConfigError
 from edgeopt.store import write_atomically
 from edgeopt.target import Target
@@ -80,6 +81,11 @@ class TileFile(Fact):
             for each in self.tiles
             if each.tile is not None and each.measured == measured
         }
+
+
+def measured_on(kind: Kind) -> Measured:
+    """Return what a kind of board can measure."""
+    return "instructions" if kind == "emulated" else "time"
 
 
 def name_cpu(target: Target) -> str:

@@ -106,7 +106,7 @@ def _is_stored(node: NodeProto, constant: set[str]) -> bool:
 
 
 def _weight_of(node: NodeProto) -> str:
-    return node.input[3 if node.op_type.startswith("QLinear") else 1]
+    return str(node.input[3 if node.op_type.startswith("QLinear") else 1])
 
 
 def _operands(graph: GraphProto, place: int, constant: set[str]) -> tuple[int, ...]:
