@@ -29,6 +29,8 @@ _LAUNCH_NS = 30_000_000
 _FEWEST, _MOST = 5, 500
 #: Inferences that tell how long one takes.
 _PROBE = 5
+#: Inferences whose instructions are counted: the board's own work may fall into one of them.
+_COUNTED = 3
 
 #: Runs a tile's code so many times and returns its samples, ns or instructions.
 Launch = Callable[[Tile, int], Sequence[int]]
@@ -45,11 +47,19 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was found for a kernel, and the fastest sample of each tile, the default first."""
+
+    tuned: TunedTile
+    fastest: dict[Tile, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
     """Who is told of a kernel that begins, and of what was found for it."""
 
     begin: Callable[[Kernel], None]
-    found: Callable[[Kernel, TunedTile], None]
+    found: Callable[[Outcome], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ def tune_model(run: Run, connect: Callable[[], Board], *, kernels: int, story: S
                 lease.renew(LEASE_SECONDS)
                 story.begin(kernel)
                 with tempfile.TemporaryDirectory(dir=work) as own:
-                    story.found(kernel, _tune_kernel(bench, kernel, Path(own)))
+                    story.found(_tune_kernel(bench, kernel, Path(own)))
     finally:
         board.close()
 
@@ -103,7 +113,7 @@ def _kernels(run: Run, model: Model, most: int, work: Path) -> Iterator[Kernel]:
                 yield Kernel(key, one, tuple(tiles))
 
 
-def _tune_kernel(bench: _Bench, kernel: Kernel, work: Path) -> TunedTile:
+def _tune_kernel(bench: _Bench, kernel: Kernel, work: Path) -> Outcome:
     measured = measured_on(bench.board.kind)
     with _installed(bench, kernel, work) as made:
         launch, tiles = _launcher(bench, kernel, made, work), tuple(made)
@@ -112,9 +122,9 @@ def _tune_kernel(bench: _Bench, kernel: Kernel, work: Path) -> TunedTile:
             count = max(_FEWEST, min(_MOST, _LAUNCH_NS // max(fastest, 1)))
             samples = measure_tiles(launch, tiles, count=count, passes=_PASSES)
         else:
-            samples = {tile: [min(launch(tile, 1))] for tile in tiles}
+            samples = {tile: [min(launch(tile, _COUNTED))] for tile in tiles}
     tile, gain = choose_best(samples, kernel.tiles[0])
-    return TunedTile(
+    tuned = TunedTile(
         kind=kernel.key.kind,
         rows=kernel.key.rows,
         columns=kernel.key.columns,
@@ -126,6 +136,7 @@ def _tune_kernel(bench: _Bench, kernel: Kernel, work: Path) -> TunedTile:
         date=datetime.datetime.now(datetime.UTC).date(),
         edgeopt=edgeopt.__version__,
     )
+    return Outcome(tuned, {tile: min(taken) for tile, taken in samples.items()})
 
 
 def measure_tiles(

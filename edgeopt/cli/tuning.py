@@ -12,7 +12,7 @@ from edgeopt.cli.request import Request, make_order, started
 if TYPE_CHECKING:
     from edgeopt.cli.request import Order
     from edgeopt.tiles import TileFile, TunedTile
-    from edgeopt.tune import Kernel
+    from edgeopt.tune import Kernel, Outcome
 
 
 def tune(
@@ -55,7 +55,7 @@ def tune(
         tuned=False,
     )
     found = _run(make_order(request), path, stored, kernels=kernels)
-    _print(TileFile(cpu=cpu, tiles=found), path, as_json=as_json)
+    _print(TileFile(cpu=cpu).merged(found), path, as_json=as_json)
 
 
 def _run(
@@ -70,21 +70,23 @@ def _run(
     def begin(kernel: "Kernel") -> None:
         typer.echo(f"  {kernel.key}: {len(kernel.tiles)} tiles ...", err=True)
 
-    def keep(kernel: "Kernel", tile: "TunedTile") -> None:
-        found.append(tile)
+    def keep(outcome: "Outcome") -> None:
+        found.append(outcome.tuned)
         write_tiles(path, stored.merged(found))
-        typer.echo(f"    {_describe(tile, kernel.tiles[0])}", err=True)
+        typer.echo(f"    {_describe(outcome)}", err=True)
 
     with started(order) as run:
         tune_model(run, order.connect, kernels=kernels, story=Story(begin, keep))
     return tuple(found)
 
 
-def _describe(found: "TunedTile", default: tuple[int, int]) -> str:
-    usual = f"{default[0]}x{default[1]}"
-    if found.tile is None:
-        return f"the default {usual} stays"
-    return f"{found.tile[0]}x{found.tile[1]} instead of {usual}: {_gain(found)}"
+def _describe(outcome: "Outcome") -> str:
+    """Say what each tile takes, as a multiple of what the default takes, and which one it is."""
+    (default, usual), *others = outcome.fastest.items()
+    took = ", ".join(f"{tile[0]}x{tile[1]} {each / usual:.3f}" for tile, each in others)
+    best = outcome.tuned.tile
+    chosen = f"{best[0]}x{best[1]}: {_gain(outcome.tuned)}" if best else "the default stays"
+    return f"{default[0]}x{default[1]} 1, {took}; {chosen}"
 
 
 def _gain(found: "TunedTile") -> str:
