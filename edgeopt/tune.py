@@ -122,7 +122,9 @@ def _tune_kernel(bench: _Bench, kernel: Kernel, work: Path) -> Outcome:
             count = max(_FEWEST, min(_MOST, _LAUNCH_NS // max(fastest, 1)))
             samples = measure_tiles(launch, tiles, count=count, passes=_PASSES)
         else:
-            samples = {tile: [min(launch(tile, _COUNTED))] for tile in tiles}
+            count = _COUNTED
+            samples = {tile: [min(launch(tile, count))] for tile in tiles}
+        confirm_best(launch, samples, tiles[0], count=count)
     tile, gain = choose_best(samples, kernel.tiles[0])
     tuned = TunedTile(
         kind=kernel.key.kind,
@@ -151,6 +153,16 @@ def measure_tiles(
         for tile in (*tiles, *reversed(tiles)):
             samples[tile].append(min(launch(tile, count)))
     return samples
+
+
+def confirm_best(
+    launch: Launch, samples: dict[Tile, list[int]], default: Tile, *, count: int
+) -> None:
+    """Launch the winner and the default once more, and add what they took."""
+    best, _ = choose_best(samples, default)
+    if best is not None:
+        for tile in (default, best):
+            samples[tile].append(min(launch(tile, count)))
 
 
 def choose_best(samples: dict[Tile, list[int]], default: Tile) -> tuple[Tile | None, float]:

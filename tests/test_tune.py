@@ -12,7 +12,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.target import load_target
 from edgeopt.tiles import TileFile, TileKey, TunedTile, measured_on, name_cpu, read_tiles
 from edgeopt.tiles import write_tiles as write
-from edgeopt.tune import choose_best, measure_tiles
+from edgeopt.tune import choose_best, confirm_best, measure_tiles
 
 CPU = "aarch64-cortex-a72"
 DEFAULT, OTHER, THIRD = (8, 12), (8, 8), (4, 16)
@@ -73,6 +73,13 @@ def test_a_tile_that_is_faster_in_some_launches_only_leaves_the_default() -> Non
 
 def test_of_two_that_win_the_faster_one_is_chosen() -> None:
     assert choose_best({DEFAULT: [100], OTHER: [90], THIRD: [80]}, DEFAULT) == (THIRD, 0.25)
+
+
+def test_a_winner_is_measured_once_more_against_the_default() -> None:
+    samples = {DEFAULT: [100], OTHER: [70], THIRD: [101]}
+    confirm_best(lambda _tile, count: [99] * count, samples, DEFAULT, count=2)
+    assert samples == {DEFAULT: [100, 99], OTHER: [70, 99], THIRD: [101]}
+    assert choose_best(samples, DEFAULT) == (None, 0.0)
 
 
 def test_tiles_are_launched_there_and_back() -> None:
