@@ -1,5 +1,6 @@
 """edgeopt tune as a user types it, on this machine, and what later compiles make of it."""
 
+import itertools
 import json
 import os
 import platform
@@ -167,7 +168,7 @@ def test_ctrl_c_keeps_what_was_measured(user: User) -> None:
     assert process.stdout is not None
     with process, process.stderr, process.stdout:
         # The second kernel has begun: the first one is measured.
-        begun = [line for line, _ in zip(_kernels_of(process.stderr), range(2), strict=False)]
+        begun = list(itertools.islice(_kernels_of(process.stderr), 2))
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(60) == 130
