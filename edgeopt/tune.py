@@ -119,12 +119,12 @@ def _tune_kernel(bench: _Bench, kernel: Kernel, work: Path) -> Outcome:
         launch, tiles = _launcher(bench, kernel, made, work), tuple(made)
         if measured == "time":
             fastest = min(launch(tiles[0], _PROBE))
-            count = max(_FEWEST, min(_MOST, _LAUNCH_NS // max(fastest, 1)))
-            samples = measure_tiles(launch, tiles, count=count, passes=_PASSES)
+            count, passes = max(_FEWEST, min(_MOST, _LAUNCH_NS // max(fastest, 1))), _PASSES
+            samples = measure_tiles(launch, tiles, count=count, passes=passes)
         else:
-            count = _COUNTED
+            count, passes = _COUNTED, 1
             samples = {tile: [min(launch(tile, count))] for tile in tiles}
-        confirm_best(launch, samples, tiles[0], count=count)
+        confirm_best(launch, samples, tiles[0], count=count, passes=passes)
     tile, gain = choose_best(samples, kernel.tiles[0])
     tuned = TunedTile(
         kind=kernel.key.kind,
@@ -156,20 +156,22 @@ def measure_tiles(
 
 
 def confirm_best(
-    launch: Launch, samples: dict[Tile, list[int]], default: Tile, *, count: int
+    launch: Launch, samples: dict[Tile, list[int]], default: Tile, *, count: int, passes: int
 ) -> None:
-    """Launch the winner and the default once more, and add what they took."""
+    """Launch the winner and the default as often again, and add what they took."""
     best, _ = choose_best(samples, default)
     if best is not None:
-        for tile in (default, best):
-            samples[tile].append(min(launch(tile, count)))
+        again = measure_tiles(launch, (default, best), count=count, passes=passes)
+        for tile, taken in again.items():
+            samples[tile] += taken
 
 
 def choose_best(samples: dict[Tile, list[int]], default: Tile) -> tuple[Tile | None, float]:
     """Return the tile that beats the default beyond noise, or None, and its gain.
 
-    Its slowest launch must be faster than the default's fastest one, and its fastest by WORTH:
-    by chance alone six launches of each are so ordered once in 924 times.
+    The faster half of its launches must each beat all of the default's, as noise only ever adds,
+    and the fastest by WORTH. By chance alone twelve launches of each are so ordered once in 146
+    times.
     """
     usual = samples[default]
 
@@ -179,12 +181,17 @@ def choose_best(samples: dict[Tile, list[int]], default: Tile) -> tuple[Tile | N
     better = [
         tile
         for tile, found in samples.items()
-        if tile != default and max(found) < min(usual) and gain(tile) > WORTH
+        if tile != default and _middle(found) < min(usual) and gain(tile) > WORTH
     ]
     if not better:
         return None, 0.0
     best = max(better, key=gain)
     return best, gain(best)
+
+
+def _middle(taken: Sequence[int]) -> int:
+    """Return the slowest of the faster half."""
+    return sorted(taken)[(len(taken) - 1) // 2]
 
 
 @dataclass(frozen=True, slots=True)
