@@ -11,6 +11,7 @@ from edgeopt.profile import Profile
 from edgeopt.store import Result, Store
 from edgeopt.target import Target
 from edgeopt.task import Task
+from edgeopt.tiles import Tile, TileKey
 
 Tell = Callable[[StageRecord], None]
 
@@ -36,6 +37,8 @@ class Job:
     fresh: bool = False
     #: Compile what has no fast kernel all the same, with a warning.
     allow_unscheduled: bool = False
+    #: Tiles that were measured on such a board to be better than the default.
+    tiles: Mapping[TileKey, Tile] = field(default_factory=dict)
 
     @property
     def sample_count(self) -> int:

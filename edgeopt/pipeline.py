@@ -143,6 +143,7 @@ def _locate(seat: "Seat", model: Model, sample: int | None, tolerance: float) ->
             threads=run.job.threads,
             # A cut may leave little but what has no fast kernel.
             allow_unscheduled=True,
+            tiles=run.job.tiles,
         )
 
     return locate_divergence(seat, model, sample=sample, tolerance=tolerance, build=build)
@@ -289,6 +290,12 @@ def build(
     )
 
 
+def fit_model(run: Run) -> Model:
+    """Return the model that deploy would compile."""
+    model = prepare_model(run)
+    return choose_plan(run, model, draw_samples(run, model), Correction()).model
+
+
 def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
     """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
     from edgeopt.compress import Fit, fit_plan
@@ -366,6 +373,7 @@ def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
             threads=run.job.threads,
             token_samples=read_samples(samples)[0],
             allow_unscheduled=run.job.allow_unscheduled,
+            tiles=run.job.tiles,
         )
 
     key = {
@@ -374,5 +382,6 @@ def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
         "samples": samples.sha256,
         "threads": run.job.threads,
         "allow_unscheduled": run.job.allow_unscheduled,
+        "tiles": sorted((str(key), tile) for key, tile in run.job.tiles.items()),
     }
     return run.stage("compile", key, Bundle, work, detail=plan_name(model))

@@ -48,7 +48,8 @@ def test_help_and_lists_load_nothing_heavy(arguments: list[str]) -> None:
 
 def test_help_names_every_command() -> None:
     text = edgeopt("--help").stdout
-    for command in ("deploy", "plan", "compile", "status", "rollback", "targets", "board", "init"):
+    verbs = ("deploy", "plan", "compile", "tune", "status", "rollback", "targets", "board", "init")
+    for command in verbs:
         assert f"\n  {command}" in text
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import boards, catalogs, flow, project
+from edgeopt.cli import boards, catalogs, flow, project, tuning
 from edgeopt.errors import ConfigError, EdgeoptError, Interrupted
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _root(
 
 
 flow.register(app)
+tuning.register(app)
 project.register(app)
 app.add_typer(catalogs.targets, name="targets", help="Kinds of device: list, show, probe.")
 app.add_typer(catalogs.profiles, name="profiles", help="Trades of size and accuracy: list, show.")

@@ -1,4 +1,4 @@
-"""Where files live on this machine; the only reader of EDGEOPT_CACHE_DIR."""
+"""Where files live here; the only reader of EDGEOPT_CACHE_DIR and EDGEOPT_DATA_DIR."""
 
 import os
 from pathlib import Path
@@ -24,6 +24,18 @@ def cache_folder() -> Path:
             fix="let EDGEOPT_CACHE_DIR name a folder that you may write to",
         ) from error
     return folder
+
+
+def tile_file(cpu: str) -> Path:
+    """Return what holds a CPU's measured tiles: below EDGEOPT_DATA_DIR, or the user's data."""
+    named = os.environ.get("EDGEOPT_DATA_DIR")
+    if named:
+        folder = Path(named).expanduser().absolute()
+    else:
+        from platformdirs import user_data_path
+
+        folder = user_data_path("edgeopt")
+    return folder / "tiles" / f"{cpu}.json"
 
 
 def report_folder(project: Path) -> Path:

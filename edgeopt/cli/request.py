@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgeopt.cli.places import cache_folder
+from edgeopt.cli.places import cache_folder, tile_file
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeopt.artifact import StageRecord
-    from edgeopt.board import Board
+    from edgeopt.board import Board, Kind
     from edgeopt.board.choose import Choice
     from edgeopt.budget import Budget
     from edgeopt.job import Job, Run
     from edgeopt.project import Project
     from edgeopt.target import Target
+    from edgeopt.tiles import Tile, TileKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class Request:
     allow_unscheduled: bool = False
     #: Whether a board will be asked for; what is only compiled needs none.
     on_board: bool = True
+    #: Whether tiles that were measured before are used.
+    tuned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,26 @@ def make_order(request: Request) -> Order:
         kind=choice.kind,
         fresh=request.fresh,
         allow_unscheduled=request.allow_unscheduled,
+        tiles=_tiles_for(target, choice.kind) if request.tuned else {},
     )
     return Order(job, choice.connect, f"{project.app} for {target.title}: {choice.why}")
+
+
+def _tiles_for(target: "Target", kind: "Kind") -> "Mapping[TileKey, Tile]":
+    """Return the tiles that edgeopt tune found on such boards; tell of those that cannot be."""
+    from edgeopt.tiles import measured_on, name_cpu, read_tiles
+
+    cpu = name_cpu(target)
+    path = tile_file(cpu)
+    found = read_tiles(path, cpu).chosen(measured_on(kind))
+    if not found:
+        return {}
+    from edgeopt.compile.tuning import check_tiles
+
+    good, refused = check_tiles(found, target)
+    for each in refused:
+        typer.echo(f"warning: {path}: {each}; the default is used", err=True)
+    return good
 
 
 @dataclass(frozen=True, slots=True)

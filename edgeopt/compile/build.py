@@ -25,6 +25,7 @@ from edgeopt.compile.weights import read_index, write_weights
 from edgeopt.compile.workspace import lend_workspaces, planned_workspace
 from edgeopt.runner import build_program, link_model, needed_glibc, runtime_bytes
 from edgeopt.target import Target
+from edgeopt.tiles import Tile, TileKey
 
 PROGRAM = "edgeopt-run"
 LIBRARY = "model.so"
@@ -48,17 +49,22 @@ def compile_model(
     threads: int | None = None,
     token_samples: Mapping[str, np.ndarray] | None = None,
     allow_unscheduled: bool = False,
+    tiles: Mapping[TileKey, Tile] | None = None,
 ) -> Bundle:
     """Compile a model for a target's CPU into a bundle folder.
 
     threads: how many will run; all cores when None.
 
     token_samples: integer arrays [S, ...] by input name, from which the pages of embedding tables
-    that will be resident are counted. Raises OperatorUnsupported: for operators before anything
-    slow starts, and, unless they are allowed, for functions that no kernel rule took.
+    that will be resident are counted.
+
+    tiles: those that were measured to be better than the default.
+
+    Raises OperatorUnsupported: for operators before anything slow starts, and, unless they are
+    allowed, for functions that no kernel rule took.
     """
     check_operators(model.path)
-    cpu = describe_cpu(target)
+    cpu = describe_cpu(target, tiles)
     lowered = lower_module(import_model(model.path), cpu)
     unscheduled = unscheduled_functions(lowered)
     if not allow_unscheduled:

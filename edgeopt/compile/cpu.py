@@ -1,10 +1,12 @@
 """What the kernels need to know of a CPU, derived from a target's data."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import tvm
 
 from edgeopt.target import Target
+from edgeopt.tiles import Tile, TileKey
 
 _TRIPLES = {
     "aarch64": "aarch64-linux-gnu",
@@ -46,6 +48,8 @@ class Cpu:
     in_order: bool = False
     dot_product: bool = False
     vnni: bool = False
+    #: Tiles that were measured to be better than those that would be chosen.
+    tiles: Mapping[TileKey, Tile] = field(default_factory=dict, hash=False)
 
     def target(self) -> tvm.target.Target:
         """Spell this CPU as TVM does."""
@@ -62,8 +66,8 @@ class Cpu:
         return tvm.target.Target(options)
 
 
-def describe_cpu(target: Target) -> Cpu:
-    """Derive the kernels' view of the cluster that models run on."""
+def describe_cpu(target: Target, tiles: Mapping[TileKey, Tile] | None = None) -> Cpu:
+    """Derive the kernels' view of the cluster that models run on; tiles: those to prefer."""
     cluster = target.cluster[0]
     features = frozenset(target.isa.features)
     l2 = cluster.l2 or _SMALL_L2
@@ -88,6 +92,7 @@ def describe_cpu(target: Target) -> Cpu:
         in_order=cluster.core in _IN_ORDER,
         dot_product="asimddp" in features,
         vnni="avx512_vnni" in features,
+        tiles={} if tiles is None else tiles,
     )
 
 

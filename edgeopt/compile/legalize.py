@@ -79,7 +79,7 @@ def multiply_stored(
     if static is not None:
         return static
     scales = weight.column_scales
-    plan = gemm.plan_gemm(site.cpu, shape_of(left), shape[-1])
+    plan = gemm.plan_gemm(site.cpu, shape_of(left), shape[-1], weight.values.dtype)
     packed = gemm.pack_columns(weight.values, plan.width)
     extra = () if scales is None else (scales,)
     return site.call(gemm.define_gemm(site.cpu, plan), left, packed, *extra, name="gemm")

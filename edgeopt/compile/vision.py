@@ -219,9 +219,9 @@ def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -
         if coded is not None:
             return coded
     outputs = _shape_of_filters(filters)[3]
-    scales = _output_scales(filters, outputs)
+    scales, dtype = _output_scales(filters, outputs), _dtype_of_filters(filters)
     if window.pointwise:
-        plan = gemm.plan_gemm(site.cpu, window.shape, outputs)
+        plan = gemm.plan_gemm(site.cpu, window.shape, outputs, dtype)
         packed = _packed(site, filters, plan.width)
         panels = _reshaped(site, packed, (-1, plan.depth, plan.width))
         define = gemm.define_gemm(site.cpu, plan)
@@ -230,19 +230,32 @@ def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -
     if tiles is not None and isinstance(filters, Stored) and filters.values.dtype == np.float32:
         spread = winograd.transform_filters(filters.values, tiles.width)
         return site.call(winograd.define_winograd(tiles), image, spread, name="winograd")
-    unfolded = gemm.plan_gemm(site.cpu, (window.shape[0], *window.output, window.depth), outputs)
-    if window.groups == 1 and outputs >= _FEWEST_UNFOLDED and gemm.is_packed(site.cpu, unfolded):
+    if _is_unfolded(site, window, outputs):
+        shape = (window.shape[0], *window.output, window.depth)
+        unfolded = gemm.plan_gemm(site.cpu, shape, outputs, dtype)
         packed = _packed(site, filters, unfolded.width)
         panels = _reshaped(site, packed, (-1, unfolded.depth, unfolded.width))
         define = conv.define_unfolded(site.cpu, window, unfolded)
         return site.call(define, image, panels, *scales, name="conv")
-    tile = None if window.groups == window.shape[3] else conv.dense_tile(site.cpu, window, outputs)
+    dense = window.groups != window.shape[3]
+    tile = conv.dense_tile(site.cpu, window, outputs, dtype) if dense else None
     if tile is None:
         define = conv.define_channelwise(site.cpu, window, outputs)
         values = filters.values if isinstance(filters, Stored) else filters
         return site.call(define, image, values, *scales, name="depthwise")
     define = conv.define_dense(window, outputs, tile)
     return site.call(define, image, _packed(site, filters, tile[1]), *scales, name="conv")
+
+
+def _is_unfolded(site: Site, window: Window, outputs: int) -> bool:
+    """Tell whether an image is unfolded for the kernel of products whose rows are packed."""
+    shape = (window.shape[0], *window.output, window.depth)
+    packed = gemm.is_packed(site.cpu, gemm.Gemm(shape, outputs, 1, 1))
+    return window.groups == 1 and outputs >= _FEWEST_UNFOLDED and packed
+
+
+def _dtype_of_filters(filters: Filters) -> object:
+    return filters.values.dtype if isinstance(filters, Stored) else filters.ty.dtype.dtype
 
 
 def _shape_of_filters(filters: Filters) -> tuple[int, ...]:

@@ -55,8 +55,8 @@ class Batched:
 def define_attention(cpu: Cpu, plan: Batched) -> Callable[..., te.Tensor]:
     """Make the TE definition of a batched product."""
     by_assembly = _is_packed(cpu, plan)
-    choose = tile.choose_packed_tile if by_assembly else tile.choose_tile
-    shape = choose(cpu, plan.rows, plan.columns)
+    rank_tiles = tile.rank_packed_tiles if by_assembly else tile.rank_tiles
+    shape = rank_tiles(cpu, plan.rows, plan.columns)[0]
     height, width = shape
     rank = len(plan.batch)
     tiles = (-(-plan.rows // height), -(-plan.columns // width))

@@ -101,7 +101,7 @@ def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
 
 def plan_blocked(cpu: Cpu, shape: tuple[int, ...], columns: int) -> Gemm:
     """Choose the tile: of one row, as many sums as registers hold beside the decoded vectors."""
-    plan = gemm.plan_gemm(cpu, shape, columns)
+    plan = gemm.plan_gemm(cpu, shape, columns, "blocks")
     if plan.rows > 1:
         return plan
     most = (8 if cpu.registers > 16 else 4) * cpu.lanes

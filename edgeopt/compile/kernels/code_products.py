@@ -24,8 +24,11 @@ from edgeopt.compile.kernels.scheduling import (
     vectorize_inner,
 )
 from edgeopt.compile.kernels.tile_intrinsics import register_code_tile
+from edgeopt.tiles import Tile, TileKey
 
 KIND = "packed_integer"
+#: Those whose weights may be -128, where that makes a difference, for the choice of a tile.
+SINGLE = "packed_single"
 #: Heights and widths of tiles that are tried.
 _HEIGHTS = range(1, 11)
 _WIDTHS = (4, 8, 12, 16, 24, 32)
@@ -69,16 +72,27 @@ def plan_product(
     each = columns // groups
     if cpu.machine != "aarch64" or (groups > 1 and each % _WIDTHS[0]):
         return None
-    rows = Gemm(shape, columns, 1, 1).rows
+    plan = Gemm(shape, columns, 1, 1)
     method: Method = "dot" if cpu.dot_product else "single" if extreme else "pair"
-    widths = [width for width in _WIDTHS if groups == 1 or each % width == 0]
-    tried = (CodeTile(method, height, width) for height in _HEIGHTS for width in widths)
+    kind = SINGLE if method == "single" else KIND
+    key = TileKey(kind, plan.rows, columns, plan.depth, codes)
+    ranked = [found for found in rank_tiles(cpu, key) if groups == 1 or each % found[1] == 0]
+    chosen = tile.choose_tuned(cpu, key, ranked)
+    return CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
+
+
+def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
+    """List the tiles of a product of codes, that of least work first; none on other CPUs."""
+    if cpu.machine != "aarch64":
+        return []
+    method: Method = "single" if key.kind == SINGLE else "dot" if cpu.dot_product else "pair"
+    tried = [CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS]
 
     def work(each: CodeTile) -> float:
-        return -(-rows // each.height) * -(-columns // each.width) * each.work
+        return -(-key.rows // each.height) * -(-key.columns // each.width) * each.work
 
-    chosen = min((each for each in tried if each.fits and each.height <= rows), key=work)
-    return CodeProduct(Gemm(shape, columns, chosen.height, chosen.width), chosen, codes, groups)
+    fitting = [each for each in tried if each.fits and each.height <= key.rows]
+    return [(each.height, each.width) for each in sorted(fitting, key=work)]
 
 
 def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:

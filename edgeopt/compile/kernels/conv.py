@@ -13,8 +13,11 @@ from tvm import te, tirx
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import gemm, tile
 from edgeopt.compile.kernels.scheduling import mark
+from edgeopt.tiles import Tile, TileKey
 
 DENSE = "conv"
+#: Dense convolutions of an odd number of channels, whose tiles are chosen otherwise.
+ODD = "odd_conv"
 CHANNELWISE = "channelwise"
 #: The role of a block that sees an image as the rows of a product.
 UNFOLDED = "unfolded"
@@ -109,19 +112,26 @@ def pack_filters(filters: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(split.transpose(3, 0, 1, 2, 4))
 
 
-def dense_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int] | None:
+def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
+    """List the tiles of a dense convolution in one group, the best first."""
+    # The values of an odd number of channels are loaded one by one, those of all taps ahead.
+    # A core in program order waits longer for a small tile than for what is spilled.
+    if key.kind == ODD and cpu.vector_a and not cpu.in_order:
+        cpu = replace(cpu, registers=cpu.registers // 2)
+    return tile.rank_tiles(cpu, key.rows, key.columns)
+
+
+def dense_tile(cpu: Cpu, window: Window, outputs: int, dtype: object) -> Tile | None:
     """Choose how many columns of the image and how many output channels a tile has.
 
     Returns None for groups of outputs that no vector divides: a panel lies within one group.
+    dtype: that of the filters as they are stored.
     """
     columns = window.output[1]
     if window.groups == 1:
-        # The values of an odd number of channels are loaded one by one, those of all taps ahead.
-        # A core in program order waits longer for a small tile than for what is spilled.
-        single = cpu.vector_a and not cpu.in_order and tile.unroll_of(window.inputs) == 1
-        if single:
-            cpu = replace(cpu, registers=cpu.registers // 2)
-        return tile.choose_tile(cpu, columns, outputs)
+        kind = ODD if tile.unroll_of(window.inputs) == 1 else DENSE
+        key = TileKey(kind, columns, outputs, window.depth, str(dtype))
+        return tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
     each = outputs // window.groups
     lanes = _lanes_within(cpu, each)
     if lanes < 4:

@@ -27,6 +27,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     name_of,
 )
+from edgeopt.tiles import Tile, TileKey
 
 KIND = "gemm"
 #: Products whose A is packed too, for a tile written in assembly.
@@ -120,16 +121,28 @@ class Gemm:
         )
 
 
-def plan_gemm(cpu: Cpu, shape: tuple[int, ...], columns: int) -> Gemm:
-    """Choose the tile of a product by its sizes."""
+def plan_gemm(cpu: Cpu, shape: tuple[int, ...], columns: int, dtype: object) -> Gemm:
+    """Choose the tile of a product by its sizes; dtype: that of the weight as it is stored."""
     plan = Gemm(shape, columns, 1, 1)
-    choose = tile.choose_packed_tile if is_packed(cpu, plan) else tile.choose_tile
-    return Gemm(shape, columns, *choose(cpu, plan.rows, columns))
+    kind = PACKED if is_packed(cpu, plan) else KIND
+    key = TileKey(kind, plan.rows, columns, plan.depth, str(dtype))
+    return Gemm(shape, columns, *tile.choose_tuned(cpu, key, rank_tiles(cpu, key)))
+
+
+def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
+    """List the tiles of a product, that of least work first; none where A is packed in vain."""
+    if key.kind == KIND:
+        return tile.rank_tiles(cpu, key.rows, key.columns)
+    return tile.rank_packed_tiles(cpu, key.rows, key.columns) if _packs(cpu, key.rows) else []
 
 
 def is_packed(cpu: Cpu, plan: Gemm) -> bool:
     """Tell whether a product is worth packing A: with few rows that is much of the work."""
-    return cpu.machine == "aarch64" and plan.rows >= FEWEST_PACKED
+    return _packs(cpu, plan.rows)
+
+
+def _packs(cpu: Cpu, rows: int) -> bool:
+    return cpu.machine == "aarch64" and rows >= FEWEST_PACKED
 
 
 def pack_columns(weight: np.ndarray, width: int) -> np.ndarray:

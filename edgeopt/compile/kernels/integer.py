@@ -34,6 +34,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
+from edgeopt.tiles import Tile, TileKey
 
 KIND = "integer"
 #: Moves codes between uint8 and int8.
@@ -149,9 +150,10 @@ def plan_integer(
     product = plan_product(cpu, shape, columns, codes, extreme=extreme)
     if product is not None:
         return product
-    dot = choose_dot(cpu, extreme=extreme)
-    height, width = choose_tile(cpu, dot, Gemm(shape, columns, 1, 1).rows, columns)
-    return IntegerGemm(Gemm(shape, columns, height, width), dot, codes)
+    plan = Gemm(shape, columns, 1, 1)
+    key = TileKey(KIND, plan.rows, columns, plan.depth, codes)
+    chosen = tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
+    return IntegerGemm(Gemm(shape, columns, *chosen), choose_dot(cpu, extreme=extreme), codes)
 
 
 def is_extreme(weight: np.ndarray) -> bool:
@@ -159,17 +161,18 @@ def is_extreme(weight: np.ndarray) -> bool:
     return bool((weight == -_SHIFT).any())
 
 
-def choose_tile(cpu: Cpu, dot: Dot, rows: int, columns: int) -> tuple[int, int]:
-    """Choose the rows and columns of a tile of sums."""
+def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
+    """List the tiles of sums, the best first; weights of -128 make no difference."""
+    dot = choose_dot(cpu)
     weighed = dataclasses.replace(cpu, a_cost=dot.a_cost)
     if cpu.vector_a:
         # For a core in program order LLVM begins the next call before the last one ends.
         spare = dot.spare * (2 if cpu.in_order else 1)
         weighed = dataclasses.replace(weighed, registers=cpu.registers - spare)
-    height, width = tile.choose_tile(weighed, rows, columns)
-    if height == 1:
-        width = min(width, dot.row_vectors * cpu.lanes)
-    return height, width
+    most = dot.row_vectors * cpu.lanes
+    ranked = tile.rank_tiles(weighed, key.rows, key.columns)
+    cut = [(height, min(width, most) if height == 1 else width) for height, width in ranked]
+    return list(dict.fromkeys(cut))
 
 
 def pack_codes(weight: np.ndarray, plan: IntegerGemm | CodeProduct) -> np.ndarray:

@@ -21,10 +21,10 @@ from edgeopt.compile.kernels.integer import (
     Dot,
     IntegerGemm,
     choose_dot,
-    choose_tile,
     convert,
     is_extreme,
     pack_codes,
+    rank_tiles,
     read_packed,
     tensorize_product,
 )
@@ -36,6 +36,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked,
     marked_int,
 )
+from edgeopt.tiles import TileKey
 
 KIND = "integer_conv"
 
@@ -72,7 +73,10 @@ def plan_conv(
     each = outputs // window.groups
     if each % cpu.lanes and window.groups > 1:
         return None
-    height, width = choose_tile(cpu, dot, window.output[1], each)
+    key = TileKey(KIND, window.output[1], each, window.depth, codes)
+    ranked = rank_tiles(cpu, key)
+    # Groups take the default: its width is cut to what divides them.
+    height, width = tile.choose_tuned(cpu, key, ranked) if window.groups == 1 else ranked[0]
     while window.groups > 1 and each % width:
         width -= cpu.lanes
     dot = _with_calls(dot, -(-Runs(window, 1).codes // dot.depth))

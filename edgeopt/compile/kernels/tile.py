@@ -17,6 +17,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
+from edgeopt.tiles import Tile, TileKey
 
 #: The role of a block that widens the panels of a weight.
 WIDENED = "widened"
@@ -37,27 +38,46 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def choose_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
-    """Choose the rows and columns of a register tile.
+def choose_tile(cpu: Cpu, rows: int, columns: int) -> Tile:
+    """Choose the rows and columns of a register tile."""
+    return rank_tiles(cpu, rows, columns)[0]
+
+
+def rank_tiles(cpu: Cpu, rows: int, columns: int) -> list[Tile]:
+    """List the register tiles that there are, the best first.
 
     Accumulators, one row of B and one column of A must fit the register file; among those that
     do, little waste at the edges, enough independent chains and few loads per multiply win.
     """
     if rows == 1:
-        return 1, min(_VECTOR_COLUMNS * cpu.lanes, round_up(columns, cpu.lanes))
-    scored = (
-        (_tile_merit(cpu, rows, columns, (height, vectors)), height, vectors * cpu.lanes)
+        return _rank_rows(cpu, columns)
+    shapes = [
+        (height, vectors)
         for height in range(1, min(_MOST_ROWS, rows) + 1)
         for vectors in range(1, _MOST_VECTORS + 1)
         if _fits(cpu, height, vectors) and vectors * cpu.lanes <= round_up(columns, cpu.lanes)
-    )
-    # The first of equals wins, as a larger tile is not better by itself.
-    best = max(scored, key=lambda each: each[0])
-    return best[1], best[2]
+    ]
+    # The first of equals comes first, as a larger tile is not better by itself.
+    shapes.sort(key=lambda shape: -_tile_merit(cpu, rows, columns, shape))
+    return [(height, vectors * cpu.lanes) for height, vectors in shapes]
 
 
-def choose_packed_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
-    """Choose the tile of a product whose A is packed: the fewest instructions, edges included.
+def _rank_rows(cpu: Cpu, columns: int) -> list[Tile]:
+    """List tiles of one row, the longest first, then those that waste the least beyond N."""
+    widest = min(_VECTOR_COLUMNS * cpu.lanes, round_up(columns, cpu.lanes))
+    shorter = range(widest - cpu.lanes, 0, -cpu.lanes)
+    ranked = sorted(shorter, key=lambda width: (round_up(columns, width), -width))
+    return [(1, width) for width in (widest, *ranked)]
+
+
+def choose_tuned(cpu: Cpu, key: TileKey, ranked: Sequence[Tile]) -> Tile:
+    """Choose the tile that was measured to be best, where it is one of those that there are."""
+    measured = cpu.tiles.get(key)
+    return measured if measured is not None and measured in ranked else ranked[0]
+
+
+def rank_packed_tiles(cpu: Cpu, rows: int, columns: int) -> list[Tile]:
+    """List the tiles of a product whose A is packed: fewest instructions first, edges included.
 
     Tiles have at least the rows of one vector.
     """
@@ -73,8 +93,7 @@ def choose_packed_tile(cpu: Cpu, rows: int, columns: int) -> tuple[int, int]:
         for vectors in range(1, _MOST_VECTORS + 1)
         if fits_registers(height, vectors)
     ]
-    height, vectors = min(shapes, key=work)
-    return height, vectors * cpu.lanes
+    return [(height, vectors * cpu.lanes) for height, vectors in sorted(shapes, key=work)]
 
 
 def _fits(cpu: Cpu, height: int, vectors: int) -> bool:

@@ -1,0 +1,144 @@
+"""The products of a model with stored weights, each as a model of its own."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+from onnx import GraphProto, NodeProto, helper, shape_inference
+
+from edgeopt.artifact import Model
+from edgeopt.model.describe import facts
+from edgeopt.model.graph import producers
+from edgeopt.model.load import read_model
+
+_MATRIX = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul")
+_CONVOLUTION = ("Conv", "ConvInteger", "QLinearConv")
+
+#: Element type and fixed shape of each tensor whose shape is known.
+Types: TypeAlias = dict[str, tuple[int, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One node that multiplies by a stored weight, and what it is made of."""
+
+    #: Of the tensor that it computes.
+    output: str
+    #: Places in the graph of the node and of those that prepare its operands.
+    nodes: tuple[int, ...]
+    #: Multiplications and additions of all nodes of this model that are alike.
+    flops: int
+
+
+def find_products(model: Model) -> list[Product]:
+    """List the distinct products of a model, the most work first; alike ones are added up."""
+    graph = _inferred(model).graph
+    types, constant = _types(graph), _constants(graph)
+    alike: dict[tuple[object, ...], Product] = {}
+    for place, node in enumerate(graph.node):
+        if node.op_type not in _MATRIX + _CONVOLUTION or not _is_stored(node, constant):
+            continue
+        nodes = _operands(graph, place, constant)
+        read = [name for at in nodes for name in graph.node[at].input if name]
+        if not all(name in types for name in (*read, node.output[0])):
+            continue
+        signature = _signature(graph, nodes, types)
+        before = alike[signature].flops if signature in alike else 0
+        flops = _flops(node, types) + before
+        alike.setdefault(signature, Product(node.output[0], nodes, 0))
+        first = alike[signature]
+        alike[signature] = Product(first.output, first.nodes, flops)
+    return sorted(alike.values(), key=lambda each: -each.flops)
+
+
+def extract_product(model: Model, product: Product, *, directory: Path) -> Model:
+    """Write directory/product.onnx: the node with its weights, and its activations as inputs."""
+    whole = _inferred(model)
+    graph = whole.graph
+    types = _types(graph)
+    nodes = [graph.node[at] for at in product.nodes]
+    made = {name for node in nodes for name in node.output}
+    read = dict.fromkeys(name for node in nodes for name in node.input if name)
+    stored = [each for each in graph.initializer if each.name in read]
+    outside = [name for name in read if name not in made | {each.name for each in stored}]
+    part = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info(name, *types[name]) for name in outside],
+        [helper.make_tensor_value_info(product.output, *types[product.output])],
+        stored,
+    )
+    cut = helper.make_model(part, opset_imports=whole.opset_import, ir_version=whole.ir_version)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "product.onnx"
+    onnx.save_model(cut, path)
+    return read_model(path, facts(cut), provenance=(*model.provenance, product.output))
+
+
+def _inferred(model: Model) -> onnx.ModelProto:
+    return shape_inference.infer_shapes(onnx.load(model.path, load_external_data=False))
+
+
+def _types(graph: GraphProto) -> Types:
+    types: Types = {each.name: (each.data_type, tuple(each.dims)) for each in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        sizes = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+        if tensor.elem_type and tensor.HasField("shape") and min(sizes, default=1) > 0:
+            types[value.name] = (tensor.elem_type, tuple(sizes))
+    return types
+
+
+def _constants(graph: GraphProto) -> set[str]:
+    """Return the tensors that depend on stored ones alone."""
+    constant = {"", *(each.name for each in graph.initializer)}
+    for node in graph.node:
+        if all(name in constant for name in node.input):
+            constant.update(node.output)
+    return constant
+
+
+def _is_stored(node: NodeProto, constant: set[str]) -> bool:
+    weight = _weight_of(node)
+    return weight in constant and node.input[0] not in constant
+
+
+def _weight_of(node: NodeProto) -> str:
+    return str(node.input[3 if node.op_type.startswith("QLinear") else 1])
+
+
+def _operands(graph: GraphProto, place: int, constant: set[str]) -> tuple[int, ...]:
+    """Find the nodes that make the weights, and what decodes the activations from codes."""
+    made_by = producers(graph)
+    places = {id(node): at for at, node in enumerate(graph.node)}
+    found, waiting = {place}, [graph.node[place]]
+    while waiting:
+        for name in waiting.pop().input:
+            source = made_by.get(name)
+            if source is None or places[id(source)] in found:
+                continue
+            decodes = source.op_type == "DequantizeLinear" and source.input[1] in constant
+            if name in constant or decodes:
+                found.add(places[id(source)])
+                waiting.append(source)
+    return tuple(sorted(found))
+
+
+def _signature(graph: GraphProto, nodes: tuple[int, ...], types: Types) -> tuple[object, ...]:
+    """Describe nodes by operators, attributes and shapes, whatever their names and values."""
+    parts: list[object] = []
+    for at in nodes:
+        node = graph.node[at]
+        attributes = sorted(each.SerializeToString(deterministic=True) for each in node.attribute)
+        read = tuple(types[name] if name else None for name in node.input)
+        parts.append((node.op_type, tuple(attributes), read))
+    return tuple(parts)
+
+
+def _flops(node: NodeProto, types: Types) -> int:
+    """Count two for each value that is summed."""
+    weight, output = types[_weight_of(node)][1], types[node.output[0]][1]
+    columns = weight[0] if node.op_type in _CONVOLUTION else output[-1]
+    return 2 * math.prod(output) * math.prod(weight) // columns
