@@ -54,7 +54,7 @@ def add_forget(module: tvm.IRModule) -> tvm.IRModule:
     empty = relax.Tuple([])
     forget = relax.Function([], relax.SeqExpr([], empty), relax.TupleType([]), is_pure=True)
     builder = relax.BlockBuilder(module)
-    builder.add_func(forget, "forget")
+    builder.add_func(forget.with_attr("global_symbol", "forget"), "forget")
     return builder.get()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeopt.compile.plan_memory import add_forget
 from edgeopt.compile.weights import write_weights
 from edgeopt.runner import Machine, build_program, link_model
 
@@ -100,7 +101,7 @@ def keep_objects(module: Any, machine: Machine, folder: Path, *, system: bool) -
     target = tvm.target.Target(TARGETS[machine])
     with target:
         pipeline = relax.get_default_pipeline(target)
-        built = relax.build(module, target, relax_pipeline=pipeline, system_lib=system)
+        built = relax.build(add_forget(module), target, relax_pipeline=pipeline, system_lib=system)
     built.export_library(str(folder / "model.so"), fcompile=keep)
     return sorted(folder.glob("*.o"))
 
