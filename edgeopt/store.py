@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -108,15 +108,19 @@ class Store:
         run: Callable[[Path], Result],
         *,
         fresh: bool = False,
+        tools: Mapping[str, str] | None = None,
     ) -> Staged[Result]:
         """Return the stored result, or make it in an empty folder and store it.
+
+        A change of tools makes it anew: by default all of them, and edgeopt's own source.
 
         A run that ends without a result leaves a folder without a record, which the next run
         removes. A record whose files were changed or lost since is not believed either. What
         fresh replaces stays for a day: another process may be reading it.
         """
         started = time.monotonic()
-        key = hashlib.sha256(canonical([name, inputs, tool_versions()]).encode()).hexdigest()
+        made_with = tool_versions() if tools is None else dict(tools)
+        key = hashlib.sha256(canonical([name, inputs, made_with]).encode()).hexdigest()
         folder = self.root / "stages" / name / key[:32]
         with _locked(folder.with_suffix(".lock")):
             made = _made(folder)

@@ -36,6 +36,8 @@ class TextClassification(_Table):
     labels: tuple[str, ...] = Field(min_length=2)
     #: Samples for calibration.
     train: Path
+    #: Samples on which plans are compared; none of them may occur in train. Absent: the test's.
+    validation: Path | None = None
     #: Samples for scores; none of them may occur in train.
     test: Path
     metric: Literal["accuracy"] = "accuracy"
@@ -47,10 +49,15 @@ class Arrays(_Table):
     kind: Literal["arrays"]
     #: Samples for calibration.
     train: Path
+    #: Samples on which plans are compared, with class indices as "labels". Absent: the test's.
+    validation: Path | None = None
     #: Samples for scores, with class indices [N] as "labels"; absent: nothing is scored.
     test: Path | None = None
     metric: Literal["accuracy"] = "accuracy"
 
+
+#: What labelled samples are for: plans are compared on the first, the result is known by the other.
+Part = Literal["validation", "test"]
 
 #: The [task] table of a project file.
 Task = Annotated[TextClassification | Arrays, Field(discriminator="kind")]
@@ -93,26 +100,26 @@ def samples(
 
 
 def labelled(
-    task: Task, count: int | None, *, inputs: Sequence[TensorSpec]
+    task: Task, count: int | None, *, inputs: Sequence[TensorSpec], part: Part = "test"
 ) -> "tuple[dict[str, Array], Array] | None":
-    """Return the first count test samples (None: all) and their class indices [n].
+    """Return the first count samples (None: all) of a part and their class indices [n].
 
-    None when the task has no labelled samples.
+    A task without samples for validation gives the test's. None when it has no labelled ones.
     """
     import numpy as np
 
+    path = task.validation if part == "validation" and task.validation else task.test
+    if path is None:
+        return None
     match task:
         case TextClassification():
-            pairs = read_texts(task.test, task.labels)[:count]
+            pairs = read_texts(path, task.labels)[:count]
             indices = np.array([task.labels.index(label) for _, label in pairs])
             return _encode(task, [text for text, _ in pairs], inputs), indices
-        case Arrays(test=None):
-            return None
-        case Arrays(test=Path() as path):
+        case Arrays():
             stored = _read_arrays(path, inputs, extra="labels")
             classes = stored.pop("labels")[:count]
             return {name: values[:count] for name, values in stored.items()}, classes
-    raise AssertionError(task)
 
 
 def score(task: Task, outputs: "Sequence[Array]", labels: "Array") -> float:
@@ -186,14 +193,15 @@ def _bad_line(path: Path, number: int, reason: str) -> ConfigError:
 
 def _refuse_leak(texts: Sequence[str], task: TextClassification) -> None:
     """Refuse to calibrate on what will be scored: the score would be too good."""
-    tested = {" ".join(text.split()) for text, _ in read_texts(task.test, task.labels)}
-    shared = [text for text in texts if " ".join(text.split()) in tested]
-    if shared:
-        raise ConfigError(
-            f"{task.train.name} and {task.test.name} share {len(shared)} texts",
-            why=f"a score on texts that were seen before is too good; one is {shared[0][:80]!r}",
-            fix=f"remove them from {task.train.name}",
-        )
+    for path in filter(None, (task.validation, task.test)):
+        scored = {" ".join(text.split()) for text, _ in read_texts(path, task.labels)}
+        shared = [text for text in texts if " ".join(text.split()) in scored]
+        if shared:
+            raise ConfigError(
+                f"{task.train.name} and {path.name} share {len(shared)} texts",
+                why=f"a score on texts seen before is too good; one is {shared[0][:80]!r}",
+                fix=f"remove them from {task.train.name}",
+            )
 
 
 def _draw(items: Sequence[_Item], count: int, seed: int) -> list[_Item]:

@@ -13,23 +13,45 @@ from edgeopt.errors import ConfigError
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder to lay out; it must be new or empty.")],
     example: Annotated[
-        str, typer.Option("--example", help="Example to lay out: questions.")
+        str,
+        typer.Option(
+            "--example", help="questions: a head on a published encoder. trec: all fine-tuned."
+        ),
     ] = "questions",
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of trec's fine-tuning; 0 by default.")
+    ] = None,
 ) -> None:
     """Lay out an example project: a question classifier with its data."""
-    from edgeopt.example import write_questions
+    from edgeopt.cli.places import cache_folder
+    from edgeopt.example import write_questions, write_trec
+    from edgeopt.store import Store
 
-    if example != "questions":
-        raise ConfigError(f"there is no example {example!r}", fix="use --example questions")
+    if example not in ("questions", "trec"):
+        raise ConfigError(
+            f"there is no example {example!r}", fix="use --example questions or --example trec"
+        )
+    if example == "questions" and seed is not None:
+        raise ConfigError("the head of questions is fitted without a seed", fix="leave out --seed")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is not empty", fix="name a folder that does not exist yet")
-    typer.echo("fitting the head of the question classifier (about a minute) ...", err=True)
-    facts = write_questions(directory)
+    if example == "questions":
+        _say("fitting the head of the question classifier (about a minute) ...")
+        facts = write_questions(directory)
+    else:
+        _say("fine-tuning the question classifier (some minutes on one core, once per seed) ...")
+        store = Store(cache_folder())
+        facts = write_trec(directory, seed=seed or 0, store=store, progress=_say)
+    chosen = f"{facts.validation} to choose plans, " if facts.validation else ""
     typer.echo(
-        f"{directory}: {facts.train} questions to fit, {facts.test} to test; "
+        f"{directory}: {facts.train} questions to fit, {chosen}{facts.test} to test; "
         f"float32 accuracy {facts.test_accuracy:.3f}"
     )
-    typer.echo(f"next: cd {directory} && edgeopt deploy --target rpi4", err=True)
+    _say(f"next: cd {directory} && edgeopt deploy --target rpi4")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def doctor(as_json: Json = False) -> None:

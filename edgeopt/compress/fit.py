@@ -27,7 +27,7 @@ class Candidate(Fact):
     #: Place in the order of harm, from 0.
     harm: int
     footprint: Footprint
-    #: Of the task's metric on its labelled samples; None without a task.
+    #: Of the task's metric on its samples for validation; None without a task.
     accuracy: float | None
     #: Accuracy of the float32 model minus this one's.
     drop: float | None
@@ -77,7 +77,7 @@ def fit_plan(
     """Return the first method, from the least harm to the most, that meets the budget.
 
     Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's first
-    scored labelled samples (None: all). Latency is not predicted here, so it refuses nothing.
+    scored samples for validation (None: all). Latency is not predicted here, so it refuses nothing.
     Raises Infeasible, exit code 3, when no method meets the budget.
     """
     measure = _scorer(model, task, scored)
@@ -114,8 +114,10 @@ def fit_plan(
 
 def _scorer(model: Model, task: Task | None, scored: int | None) -> Callable[[Model], float | None]:
     """Return what measures a model's accuracy; it answers None without labelled samples."""
-    found = None if task is None else labelled(task, scored, inputs=model.inputs)
-    if task is None or found is None:
+    if task is None:
+        return lambda _: None
+    found = labelled(task, scored, inputs=model.inputs, part="validation")
+    if found is None:
         return lambda _: None
     feeds, labels = found
     return lambda each: score(task, run_samples(each, feeds), labels)

