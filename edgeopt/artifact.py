@@ -71,6 +71,20 @@ class Plan(Fact):
     ranges: tuple[Range, ...] = ()
 
 
+class Entry(Fact):
+    """What was done to one weight, and why not less."""
+
+    choice: Choice
+    #: Bytes stored for it as it came and as it is now.
+    before: int
+    after: int
+    #: How far the outputs move when this is the only change.
+    harm: float
+    #: What the next larger form would cost in bytes and save in harm; None: there is none.
+    more_bytes: int | None = None
+    less_harm: float | None = None
+
+
 class Footprint(Fact):
     """The bytes that a bundle needs on the board.
 

@@ -5,7 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from edgeopt.artifact import Fact, Footprint, Measurement, Method, Model, Parity, StageRecord
+from edgeopt.artifact import (
+    MIXED,
+    Fact,
+    Footprint,
+    Measurement,
+    Method,
+    Model,
+    Parity,
+    StageRecord,
+)
 from edgeopt.board import Kind
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store
@@ -102,7 +111,8 @@ class Run:
 
 def plan_name(model: Model) -> str:
     """Return the plan that made a model: float32 when none did."""
-    return model.provenance[-1] if model.provenance[-1] in get_args(Method) else "float32"
+    known = (*get_args(Method), MIXED)
+    return model.provenance[-1] if model.provenance[-1] in known else "float32"
 
 
 class Correction(Fact):

@@ -21,7 +21,7 @@ from edgeopt.verdict import (
 )
 
 if TYPE_CHECKING:
-    from edgeopt.compress import Fit
+    from edgeopt.compress import Fit, Sensitivity
     from edgeopt.trial import Seat
 
 #: A figure that breaks the budget corrects the prediction, and the fitter runs again.
@@ -306,6 +306,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "model": model.sha256,
         "target": target.model_dump(mode="json"),
         "methods": profile.methods,
+        "mixed": profile.mixed,
         "budget": profile.budget.model_dump(mode="json"),
         "task": _digest_task(job),
         "samples": samples.sha256,
@@ -323,9 +324,27 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             job.task,
             cost=_predictor(job, samples, correction=correction, program=program),
             directory=folder,
+            search=(lambda: measure_harm(run, model)) if profile.mixed else None,
         )
 
     return run.stage("fit", key, Fit, fit)
+
+
+def measure_harm(run: Run, model: Model) -> "Sensitivity":
+    """Measure what each form of each weight does to the outputs, whatever the budget is."""
+    from edgeopt.compress import Sensitivity, draw_calibration, measure_sensitivity
+    from edgeopt.compress.mix import mixable_choices
+
+    job = run.job
+
+    def measure(folder: Path) -> Sensitivity:
+        calibration = draw_calibration(model, job.task)
+        fitted = calibration.fitted is not None
+        choices = mixable_choices(model, job.profile.methods, reconstruct=fitted)
+        return measure_sensitivity(model, choices, calibration, directory=folder)
+
+    key = [model.sha256, job.profile.methods, _digest_task(job)]
+    return run.stage("harm", key, Sensitivity, measure, detail="of every form of every weight")
 
 
 def _predictor(

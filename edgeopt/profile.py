@@ -36,6 +36,8 @@ class Profile(_Table):
     title: str
     #: Whole-model plans to try, from the least harm to the most.
     methods: tuple[Method, ...] = Field(min_length=1)
+    #: Whether each weight may have a form of its own, where a method for all does not fit.
+    mixed: bool = True
     budget: Budget = Budget()
     bench: Bench = Bench()
 

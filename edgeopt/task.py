@@ -79,6 +79,11 @@ def resolve_task(task: Task, folder: Path) -> Task:
     return task.model_copy(update=changed)
 
 
+def has_classes(task: Task) -> bool:
+    """Tell whether the first output of a task's model holds one score per class."""
+    return isinstance(task, TextClassification) or task.test is not None
+
+
 def samples(
     task: Task, count: int, *, inputs: Sequence[TensorSpec], seed: int = 0
 ) -> "dict[str, Array]":

@@ -5,17 +5,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from edgeopt.artifact import Check, Fact, Footprint, Method, Model, Plan
+from edgeopt.artifact import MIXED, Check, Entry, Fact, Footprint, Method, Model, Plan
 from edgeopt.budget import Budget
+from edgeopt.compress.mix import Mixer
 from edgeopt.compress.plan import apply_plan, make_plan
+from edgeopt.compress.sensitivity import (
+    CALIBRATION,
+    Calibration,
+    Sensitivity,
+    draw_calibration,
+    measure_distance,
+)
 from edgeopt.errors import BudgetExceeded
 from edgeopt.model.oracle import Array, run_samples
 from edgeopt.target import Target
 from edgeopt.task import Task, labelled, samples, score
 from edgeopt.units import format_bytes
 
-#: Calibration samples: on the example, 32, 128 and 512 keep the same accuracy within 0.5 %.
-CALIBRATION = 128
 #: Methods that need samples: without a task they are left out, unless there is no other.
 _CALIBRATED: tuple[Method, ...] = ("int8-static",)
 
@@ -48,6 +54,8 @@ class Fit(Fact):
     candidates: tuple[Candidate, ...]
     #: Accuracy of the float32 model; None without a task.
     baseline: float | None
+    #: What was done to each weight, where each has a form of its own.
+    entries: tuple[Entry, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -73,17 +81,34 @@ def fit_plan(
     cost: Callable[[Model], Footprint],
     directory: Path,
     scored: int | None = None,
+    search: Callable[[], Sensitivity] | None = None,
 ) -> Fit:
-    """Return the first method, from the least harm to the most, that meets the budget.
+    """Return the plan of least harm that meets the budget.
+
+    Methods are tried on the whole model first, from the least harm to the most. Where that takes
+    more than storing halves, a form is chosen for every weight instead, if the outputs then move
+    less on calibration samples; search measures what each form does to the outputs (None: whole
+    plans only).
 
     Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's first
     scored samples for validation (None: all). Latency is not predicted here, so it refuses nothing.
-    Raises Infeasible, exit code 3, when no method meets the budget.
+    Raises Infeasible, exit code 3, when no plan meets the budget.
     """
     measure = _scorer(model, task, scored)
     baseline = measure(model)
+
+    def consider(plan: Plan, made: Model, harm: int) -> Candidate:
+        accuracy = baseline if made.sha256 == model.sha256 else measure(made)
+        drop = None if baseline is None or accuracy is None else baseline - accuracy
+        footprint = cost(made)
+        checks = _checks(footprint, drop, budget)
+        return Candidate(
+            plan=plan, harm=harm, footprint=footprint, accuracy=accuracy, drop=drop, checks=checks
+        )
+
     candidates: list[Candidate] = []
     left_out = [each for each in methods if task is None and each in _CALIBRATED]
+    found: Fit | None = None
     for harm, method in enumerate(methods):
         if method in left_out and len(methods) > len(left_out):
             continue
@@ -91,25 +116,59 @@ def fit_plan(
             model, method, samples=_calibration(model, method, task), directory=directory / method
         )
         made = apply_plan(model, plan, directory=directory / method)
-        accuracy = baseline if made.sha256 == model.sha256 else measure(made)
-        drop = None if baseline is None or accuracy is None else baseline - accuracy
-        footprint = cost(made)
-        candidate = Candidate(
-            plan=plan,
-            harm=harm,
-            footprint=footprint,
-            accuracy=accuracy,
-            drop=drop,
-            checks=_checks(footprint, drop, budget),
-        )
-        candidates.append(candidate)
-        if not candidate.broken:
-            return Fit(
-                chosen=candidate, model=made, candidates=tuple(candidates), baseline=baseline
+        candidates.append(consider(plan, made, harm))
+        if not candidates[-1].broken:
+            found = Fit(
+                chosen=candidates[-1], model=made, candidates=tuple(candidates), baseline=baseline
             )
+            break
         # Of what is passed over, the plan is enough to make it again.
         made.path.unlink()
-    raise _infeasible(tuple(candidates), target, left_out)
+    if search is None or (found is not None and _is_harmless(found)):
+        if found is None:
+            raise _infeasible(tuple(candidates), target, left_out)
+        return found
+    calibration = draw_calibration(model, task)
+    mixer = Mixer(
+        model,
+        search(),
+        cost,
+        samples=calibration.fitted,
+        plain="float32" in methods,
+    )
+    mixture = mixer.mix(budget, directory / MIXED) or mixer.smallest(directory / MIXED)
+    mixed = consider(mixture.plan, mixture.model, len(methods))
+    if mixed.broken or (found is not None and not _is_better(mixture.model, found.model, model, calibration)):
+        mixture.model.path.unlink()
+        if found is None:
+            raise _infeasible((*candidates, mixed), target, left_out)
+        return found
+    if found is not None:
+        found.model.path.unlink()
+    return Fit(
+        chosen=mixed,
+        model=mixture.model,
+        candidates=(*candidates, mixed),
+        baseline=baseline,
+        entries=mixture.entries,
+    )
+
+
+def _is_harmless(found: Fit) -> bool:
+    """Tell whether a plan cannot be improved on by much: the first that is allowed, or halves."""
+    return found.chosen.harm == 0 or found.plan.name == "float16"
+
+
+def _is_better(made: Model, other: Model, model: Model, calibration: Calibration) -> bool:
+    """Compare two plans on samples that neither was chosen or fitted on."""
+    expected = run_samples(model, calibration.held)
+    first, second = (
+        measure_distance(
+            run_samples(each, calibration.held), expected, classes=calibration.classes
+        )
+        for each in (made, other)
+    )
+    return first < second
 
 
 def _scorer(model: Model, task: Task | None, scored: int | None) -> Callable[[Model], float | None]:

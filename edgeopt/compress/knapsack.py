@@ -1,0 +1,78 @@
+"""One option per layer, with the least harm within limits: a multiple-choice knapsack, exactly.
+
+A mixed integer program by SciPy's HiGHS, as HAWQ-V3 (Yao et al., 2021) chooses bits per layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_matrix
+
+#: One figure for every option of every layer.
+Figures = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What every option of every layer costs, and the most that all chosen ones may cost."""
+
+    costs: Figures
+    most: float
+
+
+def choose_options(harm: Figures, limits: Sequence[Limit]) -> list[int] | None:
+    """Return the place of each layer's option of least total harm; None where no choice is allowed.
+
+    Harm is never negative. The same figures give the same choice.
+    """
+    first = _solve(harm, limits, np.ones(sum(map(len, harm)), bool))
+    if first is None:
+        return None
+    # What harms more by itself than all of a known choice together cannot be part of a better one.
+    # Without it, the solver's tolerance no longer hides differences between the small ones.
+    total = sum(layer[place] for layer, place in zip(harm, first, strict=True))
+    flat = np.concatenate([np.asarray(layer, float) for layer in harm])
+    return _solve(harm, limits, flat <= total)
+
+
+def _solve(
+    harm: Figures, limits: Sequence[Limit], allowed: npt.NDArray[np.bool_]
+) -> list[int] | None:
+    """Solve the program over the options that are allowed."""
+    lengths = [len(layer) for layer in harm]
+    layers = np.repeat(np.arange(len(lengths)), lengths)
+    count = len(layers)
+    flat = np.concatenate([np.asarray(layer, float) for layer in harm])
+    largest = flat[allowed].max(initial=0.0)
+    constraints = [
+        LinearConstraint(
+            csr_matrix((np.ones(count), (layers, np.arange(count)))), np.ones(len(lengths)), 1
+        )
+    ]
+    for limit in limits:
+        costs = np.concatenate([np.asarray(layer, float) for layer in limit.costs])
+        scale = max(abs(limit.most), costs.max(initial=0.0), 1.0)
+        constraints.append(LinearConstraint(costs[None, :] / scale, -np.inf, limit.most / scale))
+    found = milp(
+        flat / largest if largest > 0 else flat,
+        constraints=constraints,
+        integrality=np.ones(count),
+        bounds=Bounds(0, allowed.astype(float)),
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        return None
+    starts = np.cumsum([0, *lengths[:-1]])
+    taken = [
+        int(found.x[at : at + size].argmax()) for at, size in zip(starts, lengths, strict=True)
+    ]
+    return taken if all(_within(limit, taken) for limit in limits) else None
+
+
+def _within(limit: Limit, taken: Sequence[int]) -> bool:
+    """Check a choice by plain addition: the solver allows a millionth of a limit more."""
+    spent = sum(layer[place] for layer, place in zip(limit.costs, taken, strict=True))
+    return spent <= limit.most

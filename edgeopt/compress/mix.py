@@ -1,0 +1,175 @@
+"""A plan of its own for every weight: the least harm within limits on flash and memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeopt.artifact import (
+    MIXED,
+    RECONSTRUCTED,
+    Choice,
+    Entry,
+    Footprint,
+    Method,
+    Model,
+    Plan,
+)
+from edgeopt.budget import Budget
+from edgeopt.compress.knapsack import Figures, Limit, choose_options
+from edgeopt.compress.choices import possible_choices
+from edgeopt.compress.plan import apply_plan
+from edgeopt.compress.sensitivity import Option, Samples, Sensitivity
+
+#: A prediction that was too low is added to the next one.
+_ROUNDS = 4
+#: Blocks that are tried: fewer bytes for scales beyond 128 no longer matter.
+_BLOCKS = (None, 32, 128)
+#: Forms that change how activations are computed are whole plans of their own.
+_STORED: tuple[Method, ...] = (
+    "float16",
+    "int8-rows",
+    "int8-weights",
+    "int4-blocks",
+    "int2-blocks",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A plan, what it makes of the model, what that needs, and why each layer is as it is."""
+
+    plan: Plan
+    model: Model
+    footprint: Footprint
+    entries: tuple[Entry, ...]
+
+
+def mixable_choices(
+    model: Model, methods: Sequence[Method], *, reconstruct: bool
+) -> dict[str, tuple[Choice, ...]]:
+    """List the forms that a mixture may choose from, those of the allowed methods.
+
+    reconstruct: round by samples where a form can be; it is never worse on them.
+    """
+    allowed = set(methods) & set(_STORED)
+    if "int8-weights" in allowed:
+        allowed.add("int8-rows")
+    return {
+        name: tuple(
+            _reconstructed(each) if reconstruct and not by_rows else each
+            for each in given
+            if each.method in allowed and each.block in _BLOCKS
+        )
+        for name, given in possible_choices(model).items()
+        for by_rows in (any(each.method == "int8-rows" for each in given),)
+    }
+
+
+def _reconstructed(choice: Choice) -> Choice:
+    """Round by samples where a form has codes that can be."""
+    able = choice.method in RECONSTRUCTED
+    return choice.model_copy(update={"reconstruct": able})
+
+
+@dataclass(frozen=True, slots=True)
+class Mixer:
+    """What all mixtures of one model are made from."""
+
+    model: Model
+    sensitivity: Sensitivity
+    cost: Callable[[Model], Footprint]
+    #: Inputs that codes are fitted to.
+    samples: Samples | None
+    #: Whether a weight may stay as it came, although it has other forms.
+    plain: bool
+
+    def mix(self, budget: Budget, directory: Path) -> Mixture | None:
+        """Return the mixture of least harm that meets limits on flash and ram; None without one."""
+        limits = self._limits(budget)
+        harms = [[option.harm for option in layer] for layer in self._layers()]
+        for _ in range(_ROUNDS):
+            places = choose_options(harms, limits)
+            if places is None:
+                return None
+            found = self._make(places, directory)
+            need = found.footprint
+            over = [
+                max(figure - most, 0.0)
+                for figure, most in ((need.flash, budget.flash), (need.peak, budget.ram))
+                if most is not None
+            ]
+            if not any(over):
+                return found
+            limits = [
+                replace(limit, most=limit.most - more)
+                for limit, more in zip(limits, over, strict=True)
+            ]
+        return None
+
+    def smallest(self, directory: Path) -> Mixture:
+        """Return the mixture that stores the least: what no budget can go below."""
+        sizes = [[float(option.size) for option in layer] for layer in self._layers()]
+        places = choose_options(sizes, [])
+        assert places is not None
+        return self._make(places, directory)
+
+    def _layers(self) -> list[tuple[Option, ...]]:
+        """List the options of every weight."""
+        layers = self.sensitivity.layers
+        return list(layers) if self.plain else [layer[1:] or layer for layer in layers]
+
+    def _limits(self, budget: Budget) -> list[Limit]:
+        """Subtract from the budget what no choice changes."""
+        now = self.cost(self.model)
+        share = self._resident_share(now)
+        given = ((budget.flash, now.flash, 1.0), (budget.ram, now.peak, share))
+        limits = []
+        for most, figure, read in given:
+            if most is None:
+                continue
+            costs = [[_cost(option, layer, read) for option in layer] for layer in self._layers()]
+            before = sum(_cost(layer[0], layer, read) for layer in self.sensitivity.layers)
+            limits.append(Limit(costs, most - figure + before))
+        return limits
+
+    def _resident_share(self, now: Footprint) -> float:
+        """Return the share of tables that is resident, as in the model as it came."""
+        layers = self.sensitivity.layers
+        tables = sum(layer[0].size for layer in layers if _is_table(layer))
+        rest = now.weights - tables
+        return min(max(now.weights_resident - rest, 0) / tables, 1.0) if tables else 1.0
+
+    def _make(self, places: Sequence[int], directory: Path) -> Mixture:
+        layers = self._layers()
+        chosen = [layer[place] for layer, place in zip(layers, places, strict=True)]
+        plan = Plan(name=MIXED, choices=tuple(each.choice for each in chosen))
+        model = apply_plan(self.model, plan, directory=directory, samples=self.samples)
+        entries = tuple(
+            _entry(before[0], layer, option)
+            for before, layer, option in zip(self.sensitivity.layers, layers, chosen, strict=True)
+        )
+        return Mixture(plan, model, self.cost(model), entries)
+
+
+def _is_table(layer: Sequence[Option]) -> bool:
+    """Tell whether a weight is read by rows: only such a one has a form with a scale per row."""
+    return any(option.choice.method == "int8-rows" for option in layer)
+
+
+def _cost(option: Option, layer: Sequence[Option], read: float) -> float:
+    """Return the bytes of an option, of tables only the share that is read."""
+    return option.size * (read if _is_table(layer) else 1.0)
+
+
+def _entry(before: Option, layer: Sequence[Option], chosen: Option) -> Entry:
+    """Say what was done to a weight, and what the next larger form would have cost and saved."""
+    larger = [each for each in layer if each.size > chosen.size and each.harm < chosen.harm]
+    step = min(larger, key=lambda each: each.size, default=None)
+    return Entry(
+        choice=chosen.choice,
+        before=before.size,
+        after=chosen.size,
+        harm=chosen.harm,
+        more_bytes=None if step is None else step.size - chosen.size,
+        less_harm=None if step is None else chosen.harm - step.harm,
+    )
