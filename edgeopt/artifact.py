@@ -1,9 +1,9 @@
 """What flows between the stages: frozen facts that round-trip through JSON."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeopt.board import Kind
 
@@ -13,8 +13,21 @@ from edgeopt.board import Kind
 #: int8-weights: one scale per output channel, computed in float32 (DequantizeLinear).
 #: int8-dynamic: activations quantized at run time (DynamicQuantizeLinear, MatMulInteger).
 #: int8-static: activations quantized with calibrated ranges (QDQ).
-Method = Literal["float32", "float16", "int8-rows", "int8-weights", "int8-dynamic", "int8-static"]
+#: int4-blocks: one scale per block of values, computed in float32 (DequantizeLinear in blocks).
+#: int2-blocks: the same with four values per byte.
+Method = Literal[
+    "float32",
+    "float16",
+    "int8-rows",
+    "int8-weights",
+    "int8-dynamic",
+    "int8-static",
+    "int4-blocks",
+    "int2-blocks",
+]
 
+#: Methods whose codes can be rounded by what samples say of the layer's input.
+_RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks")
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -52,6 +65,19 @@ class Choice(Fact):
 
     weight: str
     method: Method
+    #: Values of K, or of a table's row, that share one scale: for int4-blocks and int2-blocks.
+    block: int | None = Field(default=None, ge=16, le=128, multiple_of=16)
+    #: Whether codes are rounded by GPTQ, from calibration samples, and not each to the nearest.
+    reconstruct: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.method.endswith("-blocks") != (self.block is not None):
+            needs = "needs a block size" if self.block is None else "has no blocks"
+            raise ValueError(f"{self.method} {needs}")
+        if self.reconstruct and self.method not in _RECONSTRUCTED:
+            raise ValueError(f"{self.method} has no codes that can be reconstructed")
+        return self
 
 
 class Range(Fact):

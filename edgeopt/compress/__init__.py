@@ -1,5 +1,6 @@
 """Compression: plans as data, and their result as standard ONNX."""
 
+from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.cost import predict_footprint
 from edgeopt.compress.fit import Candidate, Fit, Infeasible, fit_plan
 from edgeopt.compress.plan import apply_plan, make_plan
@@ -11,5 +12,6 @@ __all__ = [
     "apply_plan",
     "fit_plan",
     "make_plan",
+    "possible_choices",
     "predict_footprint",
 ]

@@ -1,0 +1,125 @@
+"""int4-blocks, int2-blocks: few bits, and a scale for every so many consecutive values.
+
+Codes are symmetric about zero, -8..7 or -2..1, and a scale may be negative, so that the longer side
+of the range serves the block's largest value. Zero points would take another byte per block on the
+board: on MiniLM-L6 in blocks of 32 they lower the squared error of 4 bits by 13 %, as much as 0.1
+bits per weight do, and that of 2 bits not at all.
+"""
+
+from collections.abc import Callable, Mapping
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from edgeopt.artifact import Method
+from edgeopt.compress.codes import Codes, Floats
+from edgeopt.compress.edit import Edit
+from edgeopt.model.graph import Weight
+
+#: Bits per value of the methods with blocks.
+BITS: Mapping[Method, int] = {"int4-blocks": 4, "int2-blocks": 2}
+#: The operator set in which DequantizeLinear reads codes of so many bits in blocks.
+OPSETS: Mapping[Method, int] = {"int4-blocks": 21, "int2-blocks": 25}
+#: What a block's scale may be of the one that holds its largest value exactly: 1 clips nothing.
+_RATIOS = tuple(np.linspace(0.4, 1.05, 14, dtype=np.float32))
+#: float16 holds scales to 11 bits when the largest is in this range; smaller ones hardly matter.
+_HALF_RANGE = (2.0**-12, 2.0**14)
+#: Values searched at a time, so that the search needs 100 MB at most.
+_PIECE = 1 << 20
+
+_NARROW = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
+
+
+def encode_blocks(values: Floats, *, block: int, bits: int) -> tuple[Codes, npt.NDArray[np.single]]:
+    """Return codes [R, K] and scales [R, K / block] of a matrix whose blocks lie along its rows.
+
+    Of each block's scales the one with the least sum of squared errors is taken. The scales are
+    float32 numbers that float16 holds, unless the matrix is far from 1 in magnitude.
+    """
+    rows, depth = values.shape
+    rounded = scale_rounding(values, bits)
+    blocks = values.reshape(-1, block)
+    codes = np.empty(blocks.shape, np.int8)
+    scales = np.empty(len(blocks), np.float32)
+    step = max(1, _PIECE // block)
+    for first in range(0, len(blocks), step):
+        part = slice(first, first + step)
+        scales[part] = search_scales(blocks[part], bits, rounded)
+        codes[part] = round_codes(blocks[part], scales[part, None], bits)
+    return codes.reshape(rows, depth), scales.reshape(rows, depth // block)
+
+
+def search_scales(
+    blocks: Floats, bits: int, rounded: Callable[[Floats], Floats], importance: Floats | None = None
+) -> Floats:
+    """Return each row's scale with the least squared error, weighted by column or not."""
+    lowest = -(1 << (bits - 1))
+    largest = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
+    best = np.full(len(blocks), np.inf, np.float32)
+    scales = np.ones(len(blocks), np.float32)
+    for ratio in _RATIOS:
+        for side in (lowest, -lowest):
+            scale = rounded(largest * (ratio / side))
+            error = blocks - scale[:, None] * round_codes(blocks, scale[:, None], bits)
+            square = error * error
+            total = (square if importance is None else square * importance).sum(axis=1)
+            better = total < best
+            best[better] = total[better]
+            scales[better] = scale[better]
+    return scales
+
+
+def round_codes(values: Floats, scales: Floats, bits: int) -> Floats:
+    """Return the nearest codes, as floats."""
+    lowest = -(1 << (bits - 1))
+    nearest: Floats = np.clip(np.rint(values / scales), lowest, -lowest - 1)
+    return nearest
+
+
+def scale_rounding(values: Floats, bits: int) -> Callable[[Floats], Floats]:
+    """Return what makes a scale one that is stored, in float16 where a matrix's scales fit it."""
+    largest = float(np.abs(values).max(initial=0)) / (1 << (bits - 1))
+    half = _HALF_RANGE[0] <= largest <= _HALF_RANGE[1]
+    tiny = np.finfo(np.float32).tiny
+
+    def rounded(scales: Floats) -> Floats:
+        stored = scales.astype(np.float16).astype(np.float32) if half else scales
+        # A block of zeros, or of what is nothing beside the others, has codes of zero.
+        return np.where(np.abs(stored) < tiny, np.float32(1), stored).astype(np.float32)
+
+    return rounded
+
+
+def blocks_last(weight: Weight, values: npt.NDArray[np.single]) -> Floats:
+    """Turn a weight so that its blocks lie along its last axis: K of a matrix, a table's row."""
+    return values if block_axis(weight) == 1 else np.ascontiguousarray(values.T)
+
+
+def block_axis(weight: Weight) -> int:
+    """Return the axis that blocks lie along."""
+    return 1 if weight.role == "table" else 1 - weight.axis
+
+
+def store_blocks(edit: Edit, weight: Weight, codes: Codes, scales: Floats, *, bits: int) -> None:
+    """Store packed codes and put a DequantizeLinear in blocks between them and their readers.
+
+    codes and scales have their blocks along the last axis. Scales that float16 holds are stored so
+    and cast, since DequantizeLinear gives numbers of its scales' type.
+    """
+    first = edit.readers(weight.name)[0]
+    block = codes.shape[1] // scales.shape[1]
+    axis = block_axis(weight)
+    codes, scales = (codes, scales) if axis == 1 else (codes.T, scales.T)
+    stored = edit.store(f"{weight.name}.int{bits}", codes.astype(_NARROW[bits]))
+    scale = f"{weight.name}.scale"
+    half = scales.astype(np.float16)
+    if np.array_equal(half, scales):
+        edit.store(f"{scale}.half", half)
+        edit.insert(first, "Cast", (f"{scale}.half",), scale, to=TensorProto.FLOAT)
+    else:
+        edit.store(scale, scales)
+    inputs = (stored, scale)
+    edit.insert(first, "DequantizeLinear", inputs, weight.name, axis=axis, block_size=block)
+    edit.forget(weight)

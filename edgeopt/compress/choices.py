@@ -1,0 +1,119 @@
+"""The forms that each weight of a graph can have, and what a method means for it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import GraphProto, numpy_helper
+
+from edgeopt.artifact import Choice, Method, Model
+from edgeopt.compress.blocks import BITS, OPSETS, block_axis
+from edgeopt.compress.opset import obstacle
+from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
+
+#: Smaller tensors (biases, norms, classifier heads) stay float32: their bytes do not matter.
+SMALLEST = 1024
+#: Sizes of blocks that are tried, and that of a plan made from a name: the first that divides.
+BLOCKS = (32, 64, 128)
+_DEFAULT_BLOCKS = (32, 16)
+
+#: The methods of each role, from the least harm to the most.
+_FORMS: Mapping[Role, tuple[Method, ...]] = {
+    "table": ("float16", "int8-rows", "int4-blocks", "int2-blocks"),
+    "matmul": (
+        "float16", "int8-weights", "int8-dynamic", "int8-static", "int4-blocks", "int2-blocks",
+    ),
+    "gemm": (
+        "float16", "int8-weights", "int8-dynamic", "int8-static", "int4-blocks", "int2-blocks",
+    ),
+    # There is no integer convolution with dynamic ranges that the compiler reads.
+    "conv": ("float16", "int8-weights", "int8-static"),
+    # Nor is there one of a recurrent layer, in either form.
+    "recurrent": ("float16", "int8-weights"),
+}  # fmt: skip
+#: Instead of a method that a weight has no form for: the first that it has.
+_INSTEAD: Mapping[Method, tuple[Method, ...]] = {
+    "float32": (),
+    "float16": (),
+    "int8-rows": ("float16",),
+    "int8-weights": ("int8-rows",),
+    "int8-dynamic": ("int8-weights", "int8-rows"),
+    "int8-static": ("int8-weights", "int8-rows"),
+    "int4-blocks": ("int8-weights", "int8-rows"),
+    "int2-blocks": ("int8-weights", "int8-rows"),
+}
+
+
+def possible_choices(model: Model) -> dict[str, tuple[Choice, ...]]:
+    """List the forms that each weight of at least SMALLEST values can have, other than float32.
+
+    From the least harm to the most by method, and by size of block. Those that can be
+    reconstructed are listed as they are without.
+    """
+    loaded = onnx.load(model.path)
+    return {
+        each.name: possible_forms(loaded, each)
+        for each in weights(loaded.graph)
+        if each.size >= SMALLEST
+    }
+
+
+def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]:
+    """List the forms that one weight can have, other than float32."""
+    found: list[Choice] = []
+    for method in _FORMS[weight.role]:
+        if method in BITS:
+            fits = obstacle(model, OPSETS[method]) is None
+            sizes = [each for each in BLOCKS if fits and _divides(each, weight)]
+            found.extend(Choice(weight=weight.name, method=method, block=each) for each in sizes)
+        elif _can_hold(model.graph, weight, method):
+            found.append(Choice(weight=weight.name, method=method))
+    return tuple(found)
+
+
+def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
+    """Return what a method means for one weight: another one where it has no form for it."""
+    for each in (method, *_INSTEAD[method]):
+        if each in BITS:
+            fits = each in _FORMS[weight.role] and obstacle(model, OPSETS[each]) is None
+            block = next((size for size in _DEFAULT_BLOCKS if _divides(size, weight)), None)
+            if fits and block is not None:
+                return Choice(weight=weight.name, method=each, block=block)
+        elif each in _FORMS[weight.role] and _can_hold(model.graph, weight, each):
+            return Choice(weight=weight.name, method=each)
+    return Choice(weight=weight.name, method="float32")
+
+
+def misfit(weight: Weight, choice: Choice) -> str | None:
+    """Say why a weight has no such form; None when it has."""
+    if choice.method != "float32" and choice.method not in _FORMS[weight.role]:
+        return f"{choice.method} is no form of {weight.name!r}, a {weight.role} weight"
+    if choice.block is not None and not _divides(choice.block, weight):
+        depth = weight.shape[block_axis(weight)]
+        return f"blocks of {choice.block} do not divide the {depth} values of {weight.name!r}"
+    if choice.reconstruct and weight.role not in ("matmul", "gemm"):
+        return f"{weight.name!r}, a {weight.role} weight, cannot be reconstructed"
+    return None
+
+
+def _divides(block: int, weight: Weight) -> bool:
+    return weight.shape[block_axis(weight)] % block == 0
+
+
+def _can_hold(graph: GraphProto, weight: Weight, method: Method) -> bool:
+    """Say whether a form of its role holds this weight."""
+    if method in ("int8-dynamic", "int8-static"):
+        return _plain(graph, weight)
+    if method == "float16":
+        values = numpy_helper.to_array(initializers(graph)[weight.name])
+        return bool(np.abs(values).max() <= np.finfo(np.float16).max)
+    return True
+
+
+def _plain(graph: GraphProto, weight: Weight) -> bool:
+    """Say whether all readers are plain products: a Gemm may also scale or transpose."""
+    for node in consumers(graph)[weight.name]:
+        scaled = any(each.name in ("alpha", "beta") and each.f != 1.0 for each in node.attribute)
+        if node.op_type == "Gemm" and (scaled or attribute(node, "transA", 0)):
+            return False
+    return True
