@@ -4,14 +4,18 @@ from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.cost import predict_footprint
 from edgeopt.compress.fit import Candidate, Fit, Infeasible, fit_plan
 from edgeopt.compress.plan import apply_plan, make_plan
+from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 
 __all__ = [
     "Candidate",
     "Fit",
     "Infeasible",
+    "Sensitivity",
     "apply_plan",
+    "draw_calibration",
     "fit_plan",
     "make_plan",
+    "measure_sensitivity",
     "possible_choices",
     "predict_footprint",
 ]

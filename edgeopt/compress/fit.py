@@ -138,7 +138,9 @@ def fit_plan(
     )
     mixture = mixer.mix(budget, directory / MIXED) or mixer.smallest(directory / MIXED)
     mixed = consider(mixture.plan, mixture.model, len(methods))
-    if mixed.broken or (found is not None and not _is_better(mixture.model, found.model, model, calibration)):
+    if mixed.broken or (
+        found is not None and not _is_better(mixture.model, found.model, model, calibration)
+    ):
         mixture.model.path.unlink()
         if found is None:
             raise _infeasible((*candidates, mixed), target, left_out)
@@ -163,9 +165,7 @@ def _is_better(made: Model, other: Model, model: Model, calibration: Calibration
     """Compare two plans on samples that neither was chosen or fitted on."""
     expected = run_samples(model, calibration.held)
     first, second = (
-        measure_distance(
-            run_samples(each, calibration.held), expected, classes=calibration.classes
-        )
+        measure_distance(run_samples(each, calibration.held), expected, classes=calibration.classes)
         for each in (made, other)
     )
     return first < second

@@ -15,8 +15,8 @@ from edgeopt.artifact import (
     Plan,
 )
 from edgeopt.budget import Budget
-from edgeopt.compress.knapsack import Figures, Limit, choose_options
 from edgeopt.compress.choices import possible_choices
+from edgeopt.compress.knapsack import Limit, choose_options
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Samples, Sensitivity
 

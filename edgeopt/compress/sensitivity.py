@@ -79,9 +79,7 @@ def draw_calibration(model: Model, task: Task | None) -> Calibration:
     count = len(next(iter(found.values())))
     fitted, held = _split(found, count - min(_HELD, count // 2))
     judged, _ = _split(fitted, _JUDGED)
-    return Calibration(
-        judged=judged, fitted=fitted, held=held, classes=has_classes(task)
-    )
+    return Calibration(judged=judged, fitted=fitted, held=held, classes=has_classes(task))
 
 
 def _split(given: Samples, at: int) -> tuple[Samples, Samples]:
@@ -122,14 +120,10 @@ def measure_sensitivity(
             option = Option(choice=choice, size=sizes[choice.weight], harm=harm)
             layers[choice.weight].append(option)
     probe.close()
-    return Sensitivity(
-        layers=tuple(map(tuple, layers.values())), classes=calibration.classes
-    )
+    return Sensitivity(layers=tuple(map(tuple, layers.values())), classes=calibration.classes)
 
 
-def measure_distance(
-    found: Sequence[Array], expected: Sequence[Array], *, classes: bool
-) -> float:
+def measure_distance(found: Sequence[Array], expected: Sequence[Array], *, classes: bool) -> float:
     """Return how far outputs [S, ...] are from others, averaged over samples.
 
     With classes, the Kullback-Leibler divergence of the first output's class probabilities, in
@@ -139,7 +133,8 @@ def measure_distance(
         ours, theirs = _log_probabilities(found[0]), _log_probabilities(expected[0])
         return max(float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).mean()), 0.0)
     ratios = [
-        np.square(a.astype(np.float64) - b).sum() / max(float(np.square(b, dtype=float).sum()), 1e-30)
+        np.square(a.astype(np.float64) - b).sum()
+        / max(float(np.square(b, dtype=float).sum()), 1e-30)
         for a, b in zip(found, expected, strict=True)
     ]
     return float(np.mean(ratios))
