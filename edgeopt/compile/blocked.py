@@ -11,6 +11,7 @@ from tvm import relax, te, tirx
 from edgeopt.compile.kernels import blocked
 from edgeopt.compile.kernels.blocked import Blocked
 from edgeopt.compile.site import Site
+from edgeopt.compile.stored import stored_of
 from edgeopt.compile.table_reads import note_table
 from edgeopt.compile.views import (
     constant_of,
@@ -52,12 +53,13 @@ class _Constant:
         return _Constant(codes, scales, zeros, axes.index(self.axis), self.block)
 
 
-def _read(call: relax.Call) -> _Constant | None:
-    """Read constant operands, moved so that the least code is 0."""
-    _, options, *operands = call.args
-    codes, scales, zeros = (constant_of(each) for each in operands)
-    if codes is None or scales is None or zeros is None:
+def _read(site: Site, call: relax.Call) -> _Constant | None:
+    """Read constant operands, moved so that the least code is 0; half float scales stay so."""
+    _, options, codes_of, scales_of, zeros_of = call.args
+    codes, stored, zeros = constant_of(codes_of), stored_of(site, scales_of), constant_of(zeros_of)
+    if codes is None or stored is None or stored.scales is not None or zeros is None:
         return None
+    scales = stored.values
     facts = json.loads(str(options.value))
     least = int(codes.min())
     moved = (codes.astype(np.int32) - least).astype(np.uint8)
@@ -86,7 +88,7 @@ def matrix_of(site: Site, expr: relax.Expr) -> Blocked | None:
         bound = site.bound(inner)
     if operator_of(bound) != DECODE or len(shape_of(bound)) != 2:
         return None
-    stored = _read(bound)
+    stored = _read(site, bound)
     return None if stored is None else _as_columns(stored.transposed(axes))
 
 
@@ -124,13 +126,15 @@ def multiply_blocked(
 def take_blocked(site: Site, data: relax.Expr, indices: relax.Expr) -> relax.Expr | None:
     """Emit rows of a packed table; None where the data are something else."""
     bound = site.bound(data)
-    stored = _read(bound) if operator_of(bound) == DECODE else None
+    stored = _read(site, bound) if operator_of(bound) == DECODE else None
     if stored is None:
         return None
     bits = blocked.bits_of(stored.codes)
     table = blocked.pack_rows(stored.codes, bits)
     define = blocked.define_decoded(stored.codes.shape, _finder(stored.axis, stored.block), bits)
     note_table(site, table, indices)
+    if stored.axis > 0:
+        note_table(site, stored.scales, indices)
     return site.call(define, table, stored.scales, stored.zeros, indices, name="gather")
 
 

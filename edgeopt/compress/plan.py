@@ -11,10 +11,12 @@ from edgeopt.artifact import Choice, Method, Model, Plan, Range
 from edgeopt.compress.blocks import BITS, OPSETS, blocks_last, encode_blocks, store_blocks
 from edgeopt.compress.calibrate import calibrate
 from edgeopt.compress.choices import SMALLEST, choose, misfit
+from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.half import store_half
 from edgeopt.compress.opset import raise_opset
+from edgeopt.compress.reconstruct import Rounded, reconstruct
 from edgeopt.compress.rows import store_rows
 from edgeopt.compress.static import quantize_static
 from edgeopt.compress.weights import store_weights
@@ -71,12 +73,6 @@ def apply_plan(
     if all(each.method == "float32" for each in plan.choices):
         shutil.copyfile(model.path, path)
         return _made(model, path, plan)
-    if any(each.reconstruct for each in plan.choices) and not _count(samples):
-        raise ConfigError(
-            "there are no calibration samples",
-            why="weights are reconstructed from what their layer is given on real inputs",
-            fix="name some in [task], or use a plan that does not reconstruct",
-        )
     loaded = onnx.load(model.path)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
     found = {each.name: each for each in weights(loaded.graph)}
@@ -85,14 +81,12 @@ def apply_plan(
         if choice.weight not in found:
             raise _foreign(plan, f"the model has no weight {choice.weight!r}")
         _refuse_foreign(edit, found[choice.weight], choice, plan)
+    reconstructed = [each for each in plan.choices if each.reconstruct]
+    rounded = reconstruct(loaded, [(found[each.weight], each) for each in reconstructed], samples)
     for choice in plan.choices:
-        _apply(edit, found[choice.weight], choice, plan)
+        _apply(edit, found[choice.weight], choice, plan, rounded.get(choice.weight))
     path.write_bytes(edit.finish().SerializeToString(deterministic=True))
     return _made(model, path, plan)
-
-
-def _count(samples: Mapping[str, Array] | None) -> int:
-    return len(next(iter((samples or {}).values()), ()))
 
 
 def _made(model: Model, path: Path, plan: Plan) -> Model:
@@ -118,8 +112,8 @@ def _refuse_foreign(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> N
                 raise _foreign(plan, f"it has no range for {node.input[0]!r}")
 
 
-def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> None:
-    """Rewrite one weight in one form."""
+def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, rounded: Rounded | None) -> None:
+    """Rewrite one weight in one form, with the codes that were found for it, if any."""
     match choice.method:
         case "float32":
             return
@@ -128,18 +122,33 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> None:
         case "int8-rows":
             store_rows(edit, weight)
         case "int8-weights":
-            store_weights(edit, weight)
+            store_weights(edit, weight, _channels(weight, rounded))
         case "int8-dynamic":
             quantize_dynamic(edit, weight)
         case "int8-static":
             quantize_static(edit, weight, plan.ranges)
         case "int4-blocks" | "int2-blocks":
-            assert choice.block is not None
-            bits, values = BITS[choice.method], blocks_last(weight, edit.value(weight))
-            codes, scales = encode_blocks(values, block=choice.block, bits=bits)
-            store_blocks(edit, weight, codes, scales, bits=bits)
+            _store_blocks(edit, weight, choice, rounded)
         case _:
             assert_never(choice.method)
+
+
+def _store_blocks(edit: Edit, weight: Weight, choice: Choice, rounded: Rounded | None) -> None:
+    """Store a weight in blocks: by the codes that were found for it, or the nearest."""
+    assert choice.block is not None
+    bits = BITS[choice.method]
+    if rounded is None:
+        values = blocks_last(weight, edit.value(weight))
+        rounded = Rounded(*encode_blocks(values, block=choice.block, bits=bits))
+    store_blocks(edit, weight, rounded.codes, rounded.scales, bits=bits)
+
+
+def _channels(weight: Weight, rounded: Rounded | None) -> tuple[Codes, Floats] | None:
+    """Turn codes [N, K] that were found, if any, to the weight's own axes."""
+    if rounded is None:
+        return None
+    codes = rounded.codes if weight.axis == 0 else rounded.codes.T
+    return codes, rounded.scales.reshape(-1)
 
 
 def _foreign(plan: Plan, why: str) -> ConfigError:

@@ -2,14 +2,17 @@
 
 import numpy as np
 
-from edgeopt.compress.codes import encode_weight
+from edgeopt.compress.codes import Codes, Floats, encode_weight
 from edgeopt.compress.edit import Edit
 from edgeopt.model.graph import Weight
 
 
-def store_weights(edit: Edit, weight: Weight) -> None:
-    """Store int8 codes and put a DequantizeLinear between them and their readers."""
-    codes, scale = encode_weight(edit.value(weight), axis=weight.axis)
+def store_weights(edit: Edit, weight: Weight, encoded: tuple[Codes, Floats] | None = None) -> None:
+    """Store int8 codes and put a DequantizeLinear between them and their readers.
+
+    encoded: codes and one scale per output channel, if not each value's nearest code.
+    """
+    codes, scale = encoded or encode_weight(edit.value(weight), axis=weight.axis)
     inputs = (
         edit.store(f"{weight.name}.int8", codes),
         edit.store(f"{weight.name}.scale", scale),

@@ -215,8 +215,8 @@ def test_reconstruction_without_samples_is_refused(tmp_path: Path, count: int | 
     model = image_model(tmp_path)
     samples = None if count is None else {"pixels": np.zeros((0, 1, 3, 12, 12), np.float32)}
     choice = Choice(weight="head", method="int4-blocks", block=32, reconstruct=True)
+    plan = Plan(name="x", choices=(choice,))
     with pytest.raises(ConfigError, match="no calibration samples"):
-        plan = Plan(name="x", choices=(choice,))
         apply_plan(model, plan, directory=tmp_path, samples=samples)
 
 

@@ -1,0 +1,217 @@
+"""GPTQ: codes rounded so that a layer's outputs on real inputs change least.
+
+Frantar et al. 2022, arXiv 2210.17323. A weight's columns (values of K) are rounded one after the
+other; the error of each, weighted by the inverse Hessian H = X^T X of the layer's inputs X, is
+spread over the columns that are still free. The order is that of the columns: blocks share a
+scale, so another order would mix them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from edgeopt.artifact import Choice
+from edgeopt.compress.blocks import BITS, blocks_last, round_codes, scale_rounding, search_scales
+from edgeopt.compress.codes import Codes, Floats, encode_weight
+from edgeopt.errors import ConfigError, ModelError
+from edgeopt.model.graph import Weight, attribute, consumers, initializers
+from edgeopt.model.oracle import Array, open_session
+
+#: A tensor, and whether its values of K lie along the last axis or, of a Gemm, the first.
+_Source: TypeAlias = tuple[str, bool]
+#: Gives the scales [N] of a column, from its place and what is left of its piece.
+_Scales: TypeAlias = Callable[[int, Floats], Floats]
+#: Gives the codes [N] of values [N] at scales [N].
+_Code: TypeAlias = Callable[[Floats, Floats], Floats]
+Doubles = npt.NDArray[np.float64]
+
+#: Samples that a Hessian is summed over: the paper takes 128.
+MOST_SAMPLES = 128
+#: Share of the mean of H's diagonal that is added to it, as in the paper.
+DAMPING = 0.01
+#: Columns whose errors are spread over the rest at once.
+_LAZY = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Codes [N, K] and their scales [N, K / block], or [N, 1] for one per output channel."""
+
+    codes: Codes
+    scales: Floats
+
+
+def reconstruct(
+    model: ModelProto,
+    wanted: Sequence[tuple[Weight, Choice]],
+    samples: Mapping[str, Array] | None,
+) -> dict[str, Rounded]:
+    """Round each weight by its choice on the samples' first MOST_SAMPLES, inputs as [S, *shape].
+
+    The inputs are those of the model as it is, with every other weight unchanged.
+    """
+    if not wanted:
+        return {}
+    if not samples or not len(next(iter(samples.values()))):
+        raise ConfigError(
+            "there are no calibration samples",
+            why="weights are reconstructed from what their layer is given on real inputs",
+            fix="name some in [task], or use a plan that does not reconstruct",
+        )
+    readers = consumers(model.graph)
+    sources = {weight.name: _sources(readers[weight.name]) for weight, _ in wanted}
+    hessians = collect_hessians(
+        model, {each for group in sources.values() for each in group}, samples
+    )
+    stored = initializers(model.graph)
+    result = {}
+    for weight, choice in wanted:
+        values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
+        hessian = np.sum([hessians[each] for each in sources[weight.name]], axis=0)
+        result[weight.name] = _round(weight, values, choice, hessian)
+    return result
+
+
+def _round(weight: Weight, values: Floats, choice: Choice, hessian: Doubles) -> Rounded:
+    """Round one weight in the form of its choice."""
+    rows = blocks_last(weight, values)
+    if choice.block is not None:
+        return round_blocks(rows, hessian, block=choice.block, bits=BITS[choice.method])
+    _, scales = encode_weight(rows, axis=0)
+    return round_channels(rows, hessian, scales)
+
+
+def _sources(nodes: Sequence[NodeProto]) -> list[_Source]:
+    """List what the readers of a weight multiply it with."""
+    return [
+        (node.input[0], node.op_type != "Gemm" or not attribute(node, "transA", 0))
+        for node in nodes
+    ]
+
+
+def collect_hessians(
+    model: ModelProto, sources: set[_Source], samples: Mapping[str, Array]
+) -> dict[_Source, Doubles]:
+    """Sum X^T X of tensors over samples: one sample's tensors and the sums are all that is held."""
+    ordered = sorted(sources)
+    count = min(len(next(iter(samples.values()))), MOST_SAMPLES)
+    names = sorted({name for name, _ in ordered})
+    sums: dict[_Source, Doubles] = {}
+    with TemporaryDirectory(prefix="edgeopt-") as folder:
+        session = open_session(_exposed(model, names, Path(folder)))
+        for index in range(count):
+            feeds = {name: values[index] for name, values in samples.items()}
+            found = dict(zip(names, session.run(names, feeds), strict=True))
+            for source in ordered:
+                name, last = source
+                rows = found[name] if last else found[name].T
+                rows = rows.reshape(-1, rows.shape[-1])
+                _require_finite(name, rows)
+                # Products in float32, sums over samples in float64: a sample has few rows.
+                product = (rows.T @ rows).astype(np.float64)
+                sums[source] = sums[source] + product if source in sums else product
+    return sums
+
+
+def _exposed(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
+    """Write the model with the tensors as its outputs."""
+    exposed = ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    )
+    path = folder / "exposed.onnx"
+    onnx.save_model(exposed, path)
+    return path
+
+
+def _require_finite(name: str, rows: Array) -> None:
+    if not np.isfinite(rows).all():
+        raise ModelError(
+            f"the activation {name!r} is not finite on a calibration sample",
+            why="no rounding of the weights after it can be judged by that",
+            fix="check the model and the samples in onnxruntime",
+        )
+
+
+def inverse_factor(hessian: Doubles) -> Doubles:
+    """Return the upper Cholesky factor U of the damped inverse: (H + damping)^-1 = U^T U.
+
+    Row k of U, divided by its first element, says how the error of column k is best made up for
+    by the columns after it once those before are fixed.
+    """
+    damped = hessian.copy()
+    mean = float(np.diag(damped).mean())
+    # An input that is zero on all samples tells nothing: its weights are rounded to the nearest.
+    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
+    factor: Doubles = np.linalg.cholesky(np.linalg.inv(damped)).T
+    return factor
+
+
+def round_blocks(rows: Floats, hessian: Doubles, *, block: int, bits: int) -> Rounded:
+    """Round W [N, K] with a scale per block, chosen when its first column is reached.
+
+    By then the block holds what the columns before left it. A scale is the one of least squared
+    error, each column weighted by how much is lost by its error, 1 / U[k, k]^2.
+    """
+    factor = inverse_factor(hessian)
+    importance = (1 / np.diag(factor) ** 2).astype(np.float32)
+    rounded = scale_rounding(rows, bits)
+    found = np.empty((len(rows), rows.shape[1] // block), np.float32)
+
+    def scale_of(column: int, left: Floats) -> Floats:
+        place = column // block
+        if column % block == 0:
+            part = slice(column, column + block)
+            found[:, place] = search_scales(left, bits, rounded, importance[part])
+        return found[:, place]
+
+    def code_of(values: Floats, scales: Floats) -> Floats:
+        return round_codes(values, scales, bits)
+
+    codes = _spread_errors(rows, factor, block, scale_of, code_of)
+    return Rounded(codes, found)
+
+
+def round_channels(rows: Floats, hessian: Doubles, scales: Floats) -> Rounded:
+    """Round W [N, K] to int8 codes with one scale per row."""
+
+    def code_of(values: Floats, scales: Floats) -> Floats:
+        nearest: Floats = np.clip(np.rint(values / scales), -127, 127)
+        return nearest
+
+    codes = _spread_errors(rows, inverse_factor(hessian), _LAZY, lambda *_: scales, code_of)
+    return Rounded(codes, scales[:, None])
+
+
+def _spread_errors(
+    rows: Floats, factor: Doubles, width: int, scale_of: _Scales, code_of: _Code
+) -> Codes:
+    """Round column after column; errors reach beyond so many columns when these are done.
+
+    scale_of takes a column and what is left of the columns from it to the end of its piece.
+    """
+    left = rows.astype(np.float32)
+    steps = factor.astype(np.float32)
+    codes = np.empty(rows.shape, np.int8)
+    depth = rows.shape[1]
+    for first in range(0, depth, width):
+        end = min(first + width, depth)
+        errors = np.empty((len(rows), end - first), np.float32)
+        for column in range(first, end):
+            scale = scale_of(column, left[:, column:end])
+            code = code_of(left[:, column], scale)
+            codes[:, column] = code
+            error = (left[:, column] - code * scale) / steps[column, column]
+            left[:, column:end] -= np.outer(error, steps[column, column:end])
+            errors[:, column - first] = error
+        left[:, end:] -= errors @ steps[first:end, end:]
+    return codes
