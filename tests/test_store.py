@@ -42,6 +42,13 @@ def test_other_inputs_or_another_stage_are_made(store: Store) -> None:
     assert work.runs == 3
 
 
+def test_a_stage_with_tools_of_its_own_is_made_anew_when_they_change(store: Store) -> None:
+    work = Counter()
+    for version in ("1", "1", "2"):
+        store.stage("fit", 1, Made, work, tools={"torch": version})
+    assert work.runs == 2
+
+
 def test_fresh_makes_again(store: Store) -> None:
     work = Counter()
     store.stage("fit", 1, Made, work)

@@ -228,3 +228,41 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, wrong: npt.NDArray[A
     dtype = "float32" if wrong.dtype.kind == "f" and np.isnan(wrong).any() else "int64"
     with pytest.raises(ConfigError, match="does not fit the model"):
         samples(arrays, 1, inputs=(TensorSpec(name="ids", dtype=dtype, shape=(1, 2)),))
+
+
+def classes(found: "tuple[dict[str, npt.NDArray[Any]], npt.NDArray[Any]] | None") -> list[int]:
+    assert found is not None
+    return [int(each) for each in found[1]]
+
+
+def test_plans_are_compared_on_samples_for_validation_where_there_are_any(
+    task: TextClassification, tmp_path: Path
+) -> None:
+    path = tmp_path / "validation.jsonl"
+    lines(path, [("w11 w12", "A"), ("w13 w14", "A")])
+    both = task.model_copy(update={"validation": path})
+    assert classes(labelled(task, None, inputs=(IDS,), part="validation")) == [1, 1, 1, 1]
+    assert classes(labelled(both, None, inputs=(IDS,), part="validation")) == [0, 0]
+    assert classes(labelled(both, None, inputs=(IDS,))) == [1, 1, 1, 1]
+
+
+def test_a_text_for_validation_is_refused_for_calibration(
+    task: TextClassification, tmp_path: Path
+) -> None:
+    path = tmp_path / "validation.jsonl"
+    lines(path, [("w3   w1", "A")])
+    with pytest.raises(ConfigError, match=r"train.jsonl and validation.jsonl share 1 texts"):
+        samples(task.model_copy(update={"validation": path}), 3, inputs=(IDS,))
+
+
+def test_arrays_may_have_a_file_for_validation(tmp_path: Path) -> None:
+    for name, label in (("validation", 1), ("test", 0)):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((3, 2), np.float32), labels=np.full(3, label))
+    arrays = Arrays(
+        kind="arrays",
+        train=tmp_path / "test.npz",
+        validation=tmp_path / "validation.npz",
+        test=tmp_path / "test.npz",
+    )
+    inputs = (TensorSpec(name="x", dtype="float32", shape=(2,)),)
+    assert classes(labelled(arrays, 2, inputs=inputs, part="validation")) == [1, 1]

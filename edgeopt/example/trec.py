@@ -1,10 +1,11 @@
 """Lay out the fine-tuned example: the same questions, and an encoder that was trained on them."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,8 +13,23 @@ from edgeopt.example import layout
 from edgeopt.example.layout import ExampleFacts, Question
 from edgeopt.store import Store, digest_file
 
+if TYPE_CHECKING:
+    from edgeopt.example.finetune import Recipe
+
 #: Share of the training questions that the weights never see: plans are chosen on them.
 VALIDATION_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The questions, each in one part."""
+
+    train: list[Question]
+    validation: list[Question]
+    test: list[Question]
+
+    def __iter__(self) -> Iterator[list[Question]]:
+        return iter((self.train, self.validation, self.test))
 
 
 class Tuned(BaseModel):
@@ -36,36 +52,39 @@ def write_trec(
     """
     parts = split_parts(layout.published_questions())
     tuned = fine_tune(parts, seed=seed, store=store, progress=progress)
-    layout.write_project(
-        directory, "trec.toml", dict(zip(("train", "validation", "test"), parts, strict=True))
-    )
+    return write_tuned(directory, parts, tuned)
+
+
+def write_tuned(directory: Path, parts: Parts, tuned: Tuned) -> ExampleFacts:
+    """Write the project of weights that are trained."""
+    named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    layout.write_project(directory, "trec.toml", named)
     shutil.copyfile(tuned.path, directory / "tuned.safetensors")
-    train, validation, test = map(len, parts)
-    return ExampleFacts(tuned.test_accuracy, train=train, validation=validation, test=test)
+    sizes = {name: len(part) for name, part in named.items()}
+    return ExampleFacts(tuned.test_accuracy, **sizes)
 
 
-def split_parts(
-    questions: Sequence[Question],
-) -> tuple[list[Question], list[Question], list[Question]]:
+def split_parts(questions: Sequence[Question]) -> Parts:
     """Split into train, validation and test; the test is that of the example questions."""
     rest, test = layout.split_questions(questions, seed=0)
     train, validation = layout.split_questions(rest, seed=0, share=VALIDATION_SHARE)
-    return train, validation, test
+    return Parts(train, validation, test)
 
 
 def fine_tune(
-    parts: tuple[list[Question], list[Question], list[Question]],
+    parts: Parts,
     *,
     seed: int,
     store: Store,
     progress: Callable[[str], None],
+    recipe: "Recipe | None" = None,
 ) -> Tuned:
     """Return the weights that the recipe gives for a seed, trained at most once."""
     layout.require_torch()
     from edgeopt.example import finetune
 
     tokenizer = layout.published_weights().with_name("tokenizer.json")
-    recipe = finetune.Recipe()
+    recipe = recipe or finetune.Recipe()
     train, validation, test = (
         finetune.encode([(each.text, each.label) for each in part], tokenizer) for part in parts
     )
