@@ -318,7 +318,6 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
     def fit(folder: Path) -> Fit:
         return fit_plan(
             model,
-            target,
             profile.methods,
             profile.budget,
             job.task,

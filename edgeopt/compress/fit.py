@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +12,12 @@ from edgeopt.compress.mix import Mixer
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.sensitivity import (
     CALIBRATION,
-    Calibration,
     Sensitivity,
     draw_calibration,
     measure_distance,
 )
 from edgeopt.errors import BudgetExceeded
 from edgeopt.model.oracle import Array, run_samples
-from edgeopt.target import Target
 from edgeopt.task import Task, labelled, samples, score
 from edgeopt.units import format_bytes
 
@@ -71,88 +70,111 @@ class Infeasible(BudgetExceeded):
         self.candidates = candidates
 
 
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What every plan is judged by."""
+
+    model: Model
+    task: Task | None
+    budget: Budget
+    cost: Callable[[Model], Footprint]
+    directory: Path
+    measure: Callable[[Model], float | None]
+    baseline: float | None
+
+    def judge(self, plan: Plan, made: Model, harm: int) -> Candidate:
+        """Predict what a plan needs and measure what it loses."""
+        accuracy = self.baseline if made.sha256 == self.model.sha256 else self.measure(made)
+        lost = self.baseline is not None and accuracy is not None
+        drop = self.baseline - accuracy if lost else None  # type: ignore[operator]
+        footprint = self.cost(made)
+        checks = _checks(footprint, drop, self.budget)
+        return Candidate(
+            plan=plan, harm=harm, footprint=footprint, accuracy=accuracy, drop=drop, checks=checks
+        )
+
+
 def fit_plan(
     model: Model,
-    target: Target,
     methods: Sequence[Method],
     budget: Budget,
     task: Task | None,
     *,
     cost: Callable[[Model], Footprint],
     directory: Path,
-    scored: int | None = None,
     search: Callable[[], Sensitivity] | None = None,
 ) -> Fit:
     """Return the plan of least harm that meets the budget.
 
     Methods are tried on the whole model first, from the least harm to the most. Where that takes
     more than storing halves, a form is chosen for every weight instead, if the outputs then move
-    less on calibration samples; search measures what each form does to the outputs (None: whole
+    less on samples held back; search measures what each form does to the outputs (None: whole
     plans only).
 
-    Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's first
-    scored samples for validation (None: all). Latency is not predicted here, so it refuses nothing.
-    Raises Infeasible, exit code 3, when no plan meets the budget.
+    Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's samples
+    for validation. Latency is not predicted here, so it refuses nothing. Raises Infeasible, exit
+    code 3, when no plan meets the budget.
     """
-    measure = _scorer(model, task, scored)
-    baseline = measure(model)
-
-    def consider(plan: Plan, made: Model, harm: int) -> Candidate:
-        accuracy = baseline if made.sha256 == model.sha256 else measure(made)
-        drop = None if baseline is None or accuracy is None else baseline - accuracy
-        footprint = cost(made)
-        checks = _checks(footprint, drop, budget)
-        return Candidate(
-            plan=plan, harm=harm, footprint=footprint, accuracy=accuracy, drop=drop, checks=checks
-        )
-
-    candidates: list[Candidate] = []
+    measure = _scorer(model, task)
+    bench = _Bench(model, task, budget, cost, directory, measure, measure(model))
     left_out = [each for each in methods if task is None and each in _CALIBRATED]
-    found: Fit | None = None
-    for harm, method in enumerate(methods):
-        if method in left_out and len(methods) > len(left_out):
-            continue
-        plan = make_plan(
-            model, method, samples=_calibration(model, method, task), directory=directory / method
-        )
-        made = apply_plan(model, plan, directory=directory / method)
-        candidates.append(consider(plan, made, harm))
+    tried = [each for each in methods if each not in left_out] or list(methods)
+    found, candidates = _climb(bench, methods, tried)
+    if search is not None and (found is None or not _is_harmless(found)):
+        mixed = _mix(bench, search(), plain="float32" in methods, harm=len(methods))
+        candidates.append(mixed.chosen)
+        better = found is None or _is_better(bench, mixed.model, found.model)
+        if not mixed.chosen.broken and better:
+            if found is not None:
+                found.model.path.unlink()
+            return mixed.model_copy(update={"candidates": tuple(candidates)})
+        mixed.model.path.unlink()
+    if found is None:
+        raise _infeasible(tuple(candidates), left_out)
+    return found
+
+
+def _climb(
+    bench: _Bench, methods: Sequence[Method], tried: Sequence[Method]
+) -> tuple[Fit | None, list[Candidate]]:
+    """Try methods on the whole model until one meets the budget; return it and all candidates."""
+    candidates: list[Candidate] = []
+    for method in tried:
+        folder = bench.directory / method
+        needed = _calibration(bench.model, method, bench.task)
+        plan = make_plan(bench.model, method, samples=needed, directory=folder)
+        made = apply_plan(bench.model, plan, directory=folder)
+        candidates.append(bench.judge(plan, made, methods.index(method)))
         if not candidates[-1].broken:
-            found = Fit(
-                chosen=candidates[-1], model=made, candidates=tuple(candidates), baseline=baseline
-            )
-            break
+            return _fit(bench, candidates[-1], made, candidates), candidates
         # Of what is passed over, the plan is enough to make it again.
         made.path.unlink()
-    if search is None or (found is not None and _is_harmless(found)):
-        if found is None:
-            raise _infeasible(tuple(candidates), target, left_out)
-        return found
-    calibration = draw_calibration(model, task)
-    mixer = Mixer(
-        model,
-        search(),
-        cost,
-        samples=calibration.fitted,
-        plain="float32" in methods,
-    )
-    mixture = mixer.mix(budget, directory / MIXED) or mixer.smallest(directory / MIXED)
-    mixed = consider(mixture.plan, mixture.model, len(methods))
-    if mixed.broken or (
-        found is not None and not _is_better(mixture.model, found.model, model, calibration)
-    ):
-        mixture.model.path.unlink()
-        if found is None:
-            raise _infeasible((*candidates, mixed), target, left_out)
-        return found
-    if found is not None:
-        found.model.path.unlink()
+    return None, candidates
+
+
+def _mix(bench: _Bench, sensitivity: Sensitivity, *, plain: bool, harm: int) -> Fit:
+    """Return the best mixture within the budget; the smallest of all where none is."""
+    fitted = draw_calibration(bench.model, bench.task).fitted
+    mixer = Mixer(bench.model, sensitivity, bench.cost, samples=fitted, plain=plain)
+    folder = bench.directory / MIXED
+    mixture = mixer.mix(bench.budget, folder) or mixer.smallest(folder)
+    chosen = bench.judge(mixture.plan, mixture.model, harm)
+    return _fit(bench, chosen, mixture.model, (), mixture.entries)
+
+
+def _fit(
+    bench: _Bench,
+    chosen: Candidate,
+    made: Model,
+    candidates: Sequence[Candidate],
+    entries: tuple[Entry, ...] = (),
+) -> Fit:
     return Fit(
-        chosen=mixed,
-        model=mixture.model,
-        candidates=(*candidates, mixed),
-        baseline=baseline,
-        entries=mixture.entries,
+        chosen=chosen,
+        model=made,
+        candidates=tuple(candidates),
+        baseline=bench.baseline,
+        entries=entries,
     )
 
 
@@ -161,9 +183,10 @@ def _is_harmless(found: Fit) -> bool:
     return found.chosen.harm == 0 or found.plan.name == "float16"
 
 
-def _is_better(made: Model, other: Model, model: Model, calibration: Calibration) -> bool:
+def _is_better(bench: _Bench, made: Model, other: Model) -> bool:
     """Compare two plans on samples that neither was chosen or fitted on."""
-    expected = run_samples(model, calibration.held)
+    calibration = draw_calibration(bench.model, bench.task)
+    expected = run_samples(bench.model, calibration.held)
     first, second = (
         measure_distance(run_samples(each, calibration.held), expected, classes=calibration.classes)
         for each in (made, other)
@@ -171,11 +194,11 @@ def _is_better(made: Model, other: Model, model: Model, calibration: Calibration
     return first < second
 
 
-def _scorer(model: Model, task: Task | None, scored: int | None) -> Callable[[Model], float | None]:
+def _scorer(model: Model, task: Task | None) -> Callable[[Model], float | None]:
     """Return what measures a model's accuracy; it answers None without labelled samples."""
     if task is None:
         return lambda _: None
-    found = labelled(task, scored, inputs=model.inputs, part="validation")
+    found = labelled(task, None, inputs=model.inputs, part="validation")
     if found is None:
         return lambda _: None
     feeds, labels = found
@@ -204,16 +227,14 @@ def _check(
     return Check(name=name, unit=unit, predicted=predicted, measured=None, limit=limit)
 
 
-def _infeasible(
-    candidates: tuple[Candidate, ...], target: Target, left_out: Sequence[Method]
-) -> Infeasible:
+def _infeasible(candidates: tuple[Candidate, ...], left_out: Sequence[Method]) -> Infeasible:
     """Say which limit binds, how near the best plan came, and what would be enough."""
     best = min(candidates, key=_excess)
     binding = max(best.broken, key=_overrun)
     hint = f"; or add a [task]: {', '.join(left_out)} needs samples" if left_out else ""
     asked = " ".join(_relaxed(each) for each in best.broken)
     return Infeasible(
-        f"no plan fits the budget on {target.name}: the limit on {binding.name} binds",
+        f"no plan fits the budget: the limit on {binding.name} binds",
         why="; ".join(
             f"the best plan, {best.plan.name}, needs {_printed(each, each.predicted)} of"
             f" {each.name}, allowed is {_printed(each, each.limit)}"

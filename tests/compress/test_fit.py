@@ -9,17 +9,10 @@ from edgeopt.budget import Budget
 from edgeopt.compress import Fit, Infeasible, fit_plan
 from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_samples, seeded_inputs
-from edgeopt.target import Cluster, Isa, Target
 from edgeopt.task import Arrays
 from tests.graphs import image_model
 
 METHODS: tuple[Method, ...] = ("float32", "float16", "int8-weights", "int8-static")
-TARGET = Target(
-    name="test",
-    title="Test",
-    isa=Isa(machine="aarch64", features=()),
-    cluster=(Cluster(core="cortex-a72", count=4),),
-)
 
 
 def costs(*peaks: int) -> Callable[[Model], Footprint]:
@@ -55,7 +48,7 @@ def fit(
     methods: tuple[Method, ...] = METHODS,
 ) -> Fit:
     model = image_model(folder)
-    return fit_plan(model, TARGET, methods, budget, task, cost=cost, directory=folder / "fit")
+    return fit_plan(model, methods, budget, task, cost=cost, directory=folder / "fit")
 
 
 def test_without_limits_the_least_harm_is_chosen(tmp_path: Path, task: Arrays) -> None:
@@ -130,7 +123,6 @@ def test_fitting_twice_decides_the_same_to_the_byte(tmp_path: Path, task: Arrays
     found = [
         fit_plan(
             image_model(tmp_path),
-            TARGET,
             ("int8-static",),
             Budget(),
             task,

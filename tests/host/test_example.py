@@ -123,7 +123,6 @@ def test_the_fitter_takes_the_first_plan_that_a_budget_allows(
     feeds, _ = scored(example, 8)
     found = fit_plan(
         example.model,
-        target,
         ("float32", "float16", "int8-rows", "int8-weights"),
         Budget(ram=20_000_000, accuracy_drop=0.02),
         example.task,
@@ -131,7 +130,6 @@ def test_the_fitter_takes_the_first_plan_that_a_budget_allows(
             each, target, runtime=4_000_000, program=2_700_000, samples=feeds
         ),
         directory=tmp_path,
-        scored=100,
     )
     assert found.plan.name == "int8-weights"
     assert [each.footprint.peak > 20_000_000 for each in found.candidates] == [True] * 3 + [False]

@@ -1,0 +1,151 @@
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt.artifact import MIXED, Choice, Footprint, Method, Model, Plan
+from edgeopt.budget import Budget
+from edgeopt.compress import fit_plan, predict_footprint
+from edgeopt.compress.mix import Mixer, mixable_choices
+from edgeopt.compress.plan import apply_plan
+from edgeopt.compress.sensitivity import (
+    Option,
+    Sensitivity,
+    draw_calibration,
+    measure_distance,
+    measure_sensitivity,
+)
+from edgeopt.model.oracle import run_samples
+from edgeopt.target import Target, load_target
+from tests.graphs import text_model
+
+METHODS: tuple[Method, ...] = (
+    "float32",
+    "float16",
+    "int8-rows",
+    "int8-weights",
+    "int4-blocks",
+    "int2-blocks",
+)
+PROGRAM = 1_000_000
+
+
+@pytest.fixture
+def target() -> Target:
+    return load_target("rpi4")
+
+
+def cost(target: Target, model: Model) -> Footprint:
+    return predict_footprint(model, target, runtime=3_000_000, program=PROGRAM)
+
+
+def measured(model: Model, folder: Path) -> Sensitivity:
+    calibration = draw_calibration(model, None)
+    choices = mixable_choices(model, METHODS, reconstruct=False)
+    return measure_sensitivity(model, choices, calibration, directory=folder)
+
+
+def options(sensitivity: Sensitivity) -> Mapping[str, list[Option]]:
+    return {layer[0].choice.weight: list(layer) for layer in sensitivity.layers}
+
+
+def test_harm_is_that_of_the_plan_which_changes_one_weight_only(tmp_path: Path) -> None:
+    model = text_model(tmp_path)
+    sensitivity = measured(model, tmp_path / "harm")
+    calibration = draw_calibration(model, None)
+    expected = run_samples(model, calibration.judged)
+    for layer in options(sensitivity).values():
+        assert layer[0].choice.method == "float32"
+        assert layer[0].harm == 0.0
+        for option in layer[1:]:
+            plan = _plan(option.choice)
+            made = apply_plan(model, plan, directory=tmp_path / "one")
+            found = run_samples(made, calibration.judged)
+            distance = measure_distance(found, expected, classes=False)
+            assert option.harm == pytest.approx(distance, rel=0.02, abs=1e-13)
+            assert option.harm > 0
+
+
+def _plan(choice: Choice) -> Plan:
+    return Plan(name="one", choices=(choice,))
+
+
+def test_fewer_bits_harm_more_and_take_less(tmp_path: Path) -> None:
+    for layer in options(measured(text_model(tmp_path), tmp_path / "harm")).values():
+        by_method = {each.choice.method: each for each in layer if each.choice.block in (None, 32)}
+        four, two = by_method.get("int4-blocks"), by_method.get("int2-blocks")
+        if four is None or two is None:
+            continue
+        assert by_method["float16"].harm < four.harm < two.harm
+        assert by_method["float16"].size > four.size > two.size
+
+
+def test_nothing_is_left_behind_by_measuring(tmp_path: Path) -> None:
+    measured(text_model(tmp_path), tmp_path / "harm")
+    assert not list((tmp_path / "harm").iterdir())
+
+
+def test_a_mixture_meets_its_limits_and_harms_less_than_a_method_of_the_same_size(
+    tmp_path: Path, target: Target
+) -> None:
+    model = text_model(tmp_path)
+    mixer = Mixer(
+        model,
+        measured(model, tmp_path / "harm"),
+        lambda made: cost(target, made),
+        samples=None,
+        plain=True,
+    )
+    whole = fit_plan(
+        model,
+        ("int4-blocks",),
+        Budget(),
+        None,
+        cost=lambda made: cost(target, made),
+        directory=tmp_path / "whole",
+    )
+    limit = whole.chosen.footprint.flash
+    mixture = mixer.mix(Budget(flash=limit), tmp_path / "mixed")
+    assert mixture is not None
+    assert mixture.plan.name == MIXED
+    assert mixture.footprint.flash <= limit
+    calibration = draw_calibration(model, None)
+    expected = run_samples(model, calibration.judged)
+    harms = [
+        measure_distance(run_samples(each, calibration.judged), expected, classes=False)
+        for each in (mixture.model, whole.model)
+    ]
+    assert harms[0] <= harms[1] * 1.001
+    assert sum(each.after for each in mixture.entries) < sum(
+        each.before for each in mixture.entries
+    )
+
+
+def test_without_a_limit_nothing_is_changed(tmp_path: Path, target: Target) -> None:
+    model = text_model(tmp_path)
+    sensitivity = measured(model, tmp_path / "harm")
+    mixer = Mixer(model, sensitivity, lambda made: cost(target, made), samples=None, plain=True)
+    mixture = mixer.mix(Budget(), tmp_path / "mixed")
+    assert mixture is not None
+    assert mixture.model.sha256 == model.sha256
+
+
+def test_below_the_smallest_mixture_no_limit_can_be_met(tmp_path: Path, target: Target) -> None:
+    model = text_model(tmp_path)
+    sensitivity = measured(model, tmp_path / "harm")
+    mixer = Mixer(model, sensitivity, lambda made: cost(target, made), samples=None, plain=True)
+    least = mixer.smallest(tmp_path / "least").footprint.flash
+    assert mixer.mix(Budget(flash=least - 1), tmp_path / "mixed") is None
+    assert mixer.mix(Budget(flash=least), tmp_path / "mixed") is not None
+
+
+def test_divergence_of_classes_is_zero_for_equal_scores_and_grows_with_their_distance() -> None:
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((16, 1, 6)).astype(np.float32)
+    near, far = scores + np.float32(0.01) * scores, scores + scores
+    distances = [measure_distance([each], [scores], classes=True) for each in (scores, near, far)]
+    assert distances[0] == 0.0
+    assert 0 < distances[1] < distances[2]
+    # Probabilities do not change when the same number is added to all scores.
+    assert measure_distance([scores + 3], [scores], classes=True) == pytest.approx(0, abs=1e-6)
