@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from statistics import median
 
-from edgeopt.artifact import Check, Measurement, Report, Row, Tried
+from edgeopt.artifact import Check, Entry, Measurement, Report, Row, Tried
 from edgeopt.board import Kind
 from edgeopt.chart import draw_latencies, draw_memory, draw_plans
 from edgeopt.units import format_bytes, format_figure
@@ -111,6 +111,19 @@ def format_tried(tried: Sequence[Tried]) -> str:
         metric = "-" if each.metric is None else f"{each.metric:.4f}"
         cells = (each.plan, format_bytes(each.flash), format_bytes(each.peak), metric)
         rows.append((*cells, format_figure(each.drop, "fraction"), "; ".join(each.broken) or "-"))
+    return format_columns(rows, indent="")
+
+
+def format_entries(entries: Sequence[Entry]) -> str:
+    """Print what was done to each weight, and what the next larger form would cost and save."""
+    rows = [("weight", "form", "before", "now", "harm", "next form costs", "and saves")]
+    for each in entries:
+        choice = each.choice
+        form = choice.method if choice.block is None else f"{choice.method} of {choice.block}"
+        more = "-" if each.more_bytes is None else format_bytes(each.more_bytes)
+        less = "-" if each.less_harm is None else f"{each.less_harm:.1e}"
+        sizes = (format_bytes(each.before), format_bytes(each.after))
+        rows.append((choice.weight, form, *sizes, f"{each.harm:.1e}", more, less))
     return format_columns(rows, indent="")
 
 

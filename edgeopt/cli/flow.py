@@ -108,6 +108,9 @@ def plan(
     every: Annotated[
         bool, typer.Option("--all", help="Try every plan there is, not only the profile's.")
     ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show what a mixed plan does to every weight, and why.")
+    ] = False,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     as_json: options.Json = False,
@@ -136,7 +139,7 @@ def plan(
         facts = {"fit": built.fit, "bundle": built.bundle}
         options.print_document({k: each.model_dump(mode="json") for k, each in facts.items()})
         return
-    typer.echo(_format_built(built))
+    typer.echo(_format_built(built, layers=layers))
     typer.echo(f"next: edgeopt deploy --target {target}", err=True)
 
 
@@ -224,15 +227,16 @@ def _candidates_shown() -> Iterator[None]:
         raise
 
 
-def _format_built(built: "Built") -> str:
-    from edgeopt.report import format_tried
+def _format_built(built: "Built", *, layers: bool = False) -> str:
+    from edgeopt.report import format_entries, format_tried
     from edgeopt.units import format_bytes
     from edgeopt.verdict import tried_of
 
     need = built.bundle.footprint
-    lines = [
-        format_tried(tried_of(built.fit.candidates)),
-        "",
+    lines = [format_tried(tried_of(built.fit.candidates)), ""]
+    if layers and built.fit.entries:
+        lines += [format_entries(built.fit.entries), ""]
+    lines += [
         f"chosen: {built.fit.chosen.plan.name}, bundle {built.bundle.digest[:12]}: "
         f"flash {format_bytes(need.flash)}, peak memory {format_bytes(need.peak)} "
         f"(weights {format_bytes(need.weights_resident)}, arena {format_bytes(need.arena)}, "
