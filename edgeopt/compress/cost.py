@@ -9,7 +9,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeopt.artifact import Footprint, Model
 from edgeopt.compress.arena import peak_activations
-from edgeopt.model.graph import consumers, initializers, producers
+from edgeopt.model.graph import attribute, consumers, initializers, producers
 from edgeopt.model.oracle import Array
 from edgeopt.target import Target
 
@@ -17,6 +17,13 @@ from edgeopt.target import Target
 _HEADER, _RECORD, _ALIGNMENT, _TABLE_ALIGNMENT = 16, 112, 64, 16384
 #: Smaller tables are read like any other weight.
 _LARGE_TABLE = 64 * 1024
+#: Bits of the types that are stored packed.
+_NARROW: Mapping[int, int] = {
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.INT2: 2,
+    TensorProto.UINT2: 2,
+}
 #: Compiled code: 93 to 171 kB for the six plans of a MiniLM-L6. The compiler knows exactly.
 CODE = 128 * 1024
 
@@ -57,19 +64,41 @@ def predict_footprint(
 
 
 def stored_bytes(tensor: TensorProto) -> int:
-    """Return the size of a tensor's values as the weights file holds them."""
-    itemsize = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    return int(math.prod(tensor.dims) * itemsize)
+    """Return the size of a tensor's values as the weights file holds them, packed."""
+    count = int(math.prod(tensor.dims))
+    bits = _NARROW.get(tensor.data_type)
+    if bits is not None:
+        return -(-count * bits // 8)
+    return count * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
 def _tables(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    """Map each stored tensor that only Gather reads, by rows, to those nodes."""
+    """Map each stored tensor of which only rows are read to the nodes that look them up.
+
+    Codes in blocks and their scales are decoded by DequantizeLinear before the lookup: kernels
+    decode the rows that are read.
+    """
     readers = consumers(graph)
     found = {}
     for name in initializers(graph):
-        nodes = readers.get(name, [])
-        if nodes and all(_by_rows(node, name) for node in nodes):
+        nodes = _lookups(readers, name)
+        if nodes:
             found[name] = nodes
+    return found
+
+
+def _lookups(readers: Mapping[str, list[NodeProto]], name: str) -> list[NodeProto]:
+    """Return the nodes that look up rows of a tensor; none where one reads it otherwise."""
+    found: list[NodeProto] = []
+    for node in readers.get(name, []):
+        if _by_rows(node, name):
+            found.append(node)
+            continue
+        decodes = node.op_type == "DequantizeLinear" and attribute(node, "block_size", 0)
+        further = _lookups(readers, node.output[0]) if decodes or node.op_type == "Cast" else []
+        if not further:
+            return []
+        found.extend(further)
     return found
 
 
