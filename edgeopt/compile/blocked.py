@@ -54,16 +54,23 @@ class _Constant:
 
 
 def _read(site: Site, call: relax.Call) -> _Constant | None:
-    """Read constant operands, moved so that the least code is 0; half float scales stay so."""
+    """Read constant operands, moved so that the least code is 0; scales in half where exact."""
     _, options, codes_of, scales_of, zeros_of = call.args
     codes, stored, zeros = constant_of(codes_of), stored_of(site, scales_of), constant_of(zeros_of)
     if codes is None or stored is None or stored.scales is not None or zeros is None:
         return None
-    scales = stored.values
+    scales = _halved(stored.values)
     facts = json.loads(str(options.value))
     least = int(codes.min())
     moved = (codes.astype(np.int32) - least).astype(np.uint8)
     return _Constant(moved, scales, _move_zeros(zeros, least), facts["axis"], facts["block"])
+
+
+def _halved(scales: np.ndarray) -> np.ndarray:
+    """Store scales in half precision where it holds them all: a cast may have widened them."""
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    return half if np.array_equal(half, scales) else scales
 
 
 def _move_zeros(zeros: np.ndarray, least: int) -> np.ndarray:

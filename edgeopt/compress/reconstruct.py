@@ -72,20 +72,24 @@ def reconstruct(
     )
     stored = initializers(model.graph)
     result = {}
+    factors: dict[tuple[_Source, ...], Doubles] = {}
     for weight, choice in wanted:
         values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
-        hessian = np.sum([hessians[each] for each in sources[weight.name]], axis=0)
-        result[weight.name] = _round(weight, values, choice, hessian)
+        key = tuple(sources[weight.name])
+        if key not in factors:
+            # Query, key and value read the same tensor.
+            factors[key] = inverse_factor(np.sum([hessians[each] for each in key], axis=0))
+        result[weight.name] = _round(weight, values, choice, factors[key])
     return result
 
 
-def _round(weight: Weight, values: Floats, choice: Choice, hessian: Doubles) -> Rounded:
+def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> Rounded:
     """Round one weight in the form of its choice."""
     rows = blocks_last(weight, values)
     if choice.block is not None:
-        return round_blocks(rows, hessian, block=choice.block, bits=BITS[choice.method])
+        return round_blocks(rows, factor, block=choice.block, bits=BITS[choice.method])
     _, scales = encode_weight(rows, axis=0)
-    return round_channels(rows, hessian, scales)
+    return round_channels(rows, factor, scales)
 
 
 def _sources(nodes: Sequence[NodeProto]) -> list[_Source]:
@@ -114,10 +118,23 @@ def collect_hessians(
                 rows = found[name] if last else found[name].T
                 rows = rows.reshape(-1, rows.shape[-1])
                 _require_finite(name, rows)
+                rows = _unmasked(rows, feeds)
                 # Products in float32, sums over samples in float64: a sample has few rows.
                 product = (rows.T @ rows).astype(np.float64)
                 sums[source] = sums[source] + product if source in sums else product
     return sums
+
+
+def _unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
+    """Leave out the rows that a mask among the inputs hides: padding would outweigh the tokens.
+
+    Of a short question most tokens are padding. What is computed there reaches no output.
+    """
+    for name, value in feeds.items():
+        if "mask" in name.lower() and value.dtype.kind in "biu" and value.size == len(rows):
+            kept: Array = rows[value.reshape(-1) != 0]
+            return kept
+    return rows
 
 
 def _exposed(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
@@ -156,13 +173,12 @@ def inverse_factor(hessian: Doubles) -> Doubles:
     return factor
 
 
-def round_blocks(rows: Floats, hessian: Doubles, *, block: int, bits: int) -> Rounded:
-    """Round W [N, K] with a scale per block, chosen when its first column is reached.
+def round_blocks(rows: Floats, factor: Doubles, *, block: int, bits: int) -> Rounded:
+    """Round W [N, K] by its inverse_factor, with scales chosen as blocks are reached.
 
     By then the block holds what the columns before left it. A scale is the one of least squared
     error, each column weighted by how much is lost by its error, 1 / U[k, k]^2.
     """
-    factor = inverse_factor(hessian)
     importance = (1 / np.diag(factor) ** 2).astype(np.float32)
     rounded = scale_rounding(rows, bits)
     found = np.empty((len(rows), rows.shape[1] // block), np.float32)
@@ -181,14 +197,14 @@ def round_blocks(rows: Floats, hessian: Doubles, *, block: int, bits: int) -> Ro
     return Rounded(codes, found)
 
 
-def round_channels(rows: Floats, hessian: Doubles, scales: Floats) -> Rounded:
-    """Round W [N, K] to int8 codes with one scale per row."""
+def round_channels(rows: Floats, factor: Doubles, scales: Floats) -> Rounded:
+    """Round W [N, K] by its inverse_factor to int8 codes with one scale per row."""
 
     def code_of(values: Floats, scales: Floats) -> Floats:
         nearest: Floats = np.clip(np.rint(values / scales), -127, 127)
         return nearest
 
-    codes = _spread_errors(rows, inverse_factor(hessian), _LAZY, lambda *_: scales, code_of)
+    codes = _spread_errors(rows, factor, _LAZY, lambda *_: scales, code_of)
     return Rounded(codes, scales[:, None])
 
 
@@ -199,19 +215,20 @@ def _spread_errors(
 
     scale_of takes a column and what is left of the columns from it to the end of its piece.
     """
-    left = rows.astype(np.float32)
+    # Columns as rows, which lie together in memory.
+    left = np.array(rows.T, np.float32, order="C")
     steps = factor.astype(np.float32)
-    codes = np.empty(rows.shape, np.int8)
-    depth = rows.shape[1]
+    codes = np.empty(left.shape, np.int8)
+    depth = len(left)
     for first in range(0, depth, width):
         end = min(first + width, depth)
-        errors = np.empty((len(rows), end - first), np.float32)
+        errors = np.empty((end - first, len(rows)), np.float32)
         for column in range(first, end):
-            scale = scale_of(column, left[:, column:end])
-            code = code_of(left[:, column], scale)
-            codes[:, column] = code
-            error = (left[:, column] - code * scale) / steps[column, column]
-            left[:, column:end] -= np.outer(error, steps[column, column:end])
-            errors[:, column - first] = error
-        left[:, end:] -= errors @ steps[first:end, end:]
-    return codes
+            scale = scale_of(column, left[column:end].T)
+            code = code_of(left[column], scale)
+            codes[column] = code
+            error = (left[column] - code * scale) / steps[column, column]
+            left[column:end] -= np.outer(steps[column, column:end], error)
+            errors[column - first] = error
+        left[end:] -= steps[first:end, end:].T @ errors
+    return np.ascontiguousarray(codes.T)

@@ -56,7 +56,7 @@ def remove_one_by_one(rows: Array, hessian: Array, scales: Array, bits: int) -> 
 @pytest.mark.parametrize("seed", range(5))
 def test_codes_are_those_of_the_formula_column_by_column(bits: int, seed: int) -> None:
     rows, hessian = normal(seed, 6, 48), hessian_of(correlated(seed + 50, 200, 48))
-    found = round_blocks(rows, hessian, block=16, bits=bits)
+    found = round_blocks(rows, inverse_factor(hessian), block=16, bits=bits)
     # The scales are data of the comparison: which they are is asked below.
     wanted = remove_one_by_one(rows, hessian, found.scales, bits)
     # float32 rounds one of several hundred codes to its neighbour, next to a tie.
@@ -65,7 +65,7 @@ def test_codes_are_those_of_the_formula_column_by_column(bits: int, seed: int) -
 
 def test_the_formula_without_its_update_gives_other_codes() -> None:
     rows, hessian = normal(0, 6, 48), hessian_of(correlated(50, 200, 48))
-    found = round_blocks(rows, hessian, block=16, bits=4)
+    found = round_blocks(rows, inverse_factor(hessian), block=16, bits=4)
     spread = np.repeat(found.scales, 16, axis=1)
     nearest = round_codes(rows, spread, 4)
     assert np.count_nonzero(found.codes != nearest) > 40
@@ -88,7 +88,7 @@ def test_the_error_of_a_layer_on_correlated_inputs_shrinks(
     rows, x = normal(seed, 40, 128), correlated(seed + 9, 400, 128)
     unseen = correlated(seed + 9, 800, 128)[400:]
     nearest = rows - decoded(*encode_blocks(rows, block=block, bits=bits))
-    found = round_blocks(rows, hessian_of(x), block=block, bits=bits)
+    found = round_blocks(rows, inverse_factor(hessian_of(x)), block=block, bits=bits)
     made = rows - decoded(found.codes, found.scales)
     for inputs in (x, unseen):
         assert np.linalg.norm(inputs @ made.T) < 0.6 * np.linalg.norm(inputs @ nearest.T)
@@ -99,7 +99,7 @@ def test_the_error_of_a_layer_on_correlated_inputs_shrinks(
 def test_the_error_of_eight_bits_shrinks_as_well() -> None:
     rows, x = normal(0, 40, 128), correlated(9, 400, 128)
     codes, scales = encode_weight(rows, axis=0)
-    found = round_channels(rows, hessian_of(x), scales)
+    found = round_channels(rows, inverse_factor(hessian_of(x)), scales)
     made, nearest = (rows - decoded(each, scales[:, None]) for each in (found.codes, codes))
     assert np.linalg.norm(x @ made.T) < 0.6 * np.linalg.norm(x @ nearest.T)
 
@@ -107,17 +107,17 @@ def test_the_error_of_eight_bits_shrinks_as_well() -> None:
 def test_inputs_without_correlation_leave_nothing_to_make_up_for() -> None:
     rows = normal(0, 8, 64)
     codes, scales = encode_weight(rows, axis=0)
-    found = round_channels(rows, 100 * np.eye(64), scales)
+    found = round_channels(rows, inverse_factor(100 * np.eye(64)), scales)
     assert np.array_equal(found.codes, codes)
 
 
 def test_inputs_that_are_always_zero_do_not_break_the_rounding() -> None:
     rows, x = normal(0, 8, 64), correlated(1, 50, 64)
     x[:, 3:9] = 0
-    found = round_blocks(rows, hessian_of(x), block=32, bits=4)
+    found = round_blocks(rows, inverse_factor(hessian_of(x)), block=32, bits=4)
     assert np.isfinite(found.scales).all()
     codes, scales = encode_blocks(rows, block=32, bits=4)
-    silent = round_blocks(rows, np.zeros((64, 64)), block=32, bits=4)
+    silent = round_blocks(rows, inverse_factor(np.zeros((64, 64))), block=32, bits=4)
     assert np.array_equal(silent.codes, codes)
     assert np.array_equal(silent.scales, scales)
 
@@ -132,6 +132,25 @@ def test_a_hessian_is_the_sum_over_samples_of_what_a_node_is_given(tmp_path: Pat
     assert np.allclose(found["h", True], rows.T @ rows, rtol=1e-4)
     turned = seen.transpose(0, 2, 1).reshape(-1, 4)
     assert np.allclose(found["x", False], turned.T @ turned, rtol=1e-4)
+
+
+def test_what_a_mask_hides_does_not_count(tmp_path: Path) -> None:
+    text = """
+    agraph (float[1,4,32] x, int64[1,4] attention_mask) => (float[1,4,8] y) {
+        number = Cast<to=1>(attention_mask)
+        column = Unsqueeze(number, two)
+        h = MatMul(x, w)
+        y = Mul(h, column)
+    }"""
+    stored = {"w": normal(0, 32, 8), "two": np.array([2])}
+    path = save_graph(tmp_path / "m.onnx", text, stored)
+    x, mask = normal(1, 5, 1, 4, 32), np.array([[[1, 1, 0, 0]]] * 5)
+    model, source = onnx.load(path), ("x", True)
+    found = collect_hessians(model, {source}, {"x": x, "attention_mask": mask})[source]
+    seen = x[:, 0, :2].reshape(-1, 32)
+    assert np.allclose(found, seen.T @ seen, rtol=1e-4, atol=1e-4)
+    whole = collect_hessians(model, {source}, {"x": x, "attention_mask": np.ones_like(mask)})
+    assert not np.allclose(found, whole[source], rtol=0.1)
 
 
 @pytest.mark.parametrize(
