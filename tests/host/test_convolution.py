@@ -110,6 +110,27 @@ def test_minimal_filtering_keeps_its_error_bound(case: tuple[Any, ...], tmp_path
         assert any("winograd" in variable.name_hint for variable in module.functions)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_filters_beyond_the_cache_are_read_panel_by_panel(dtype: type, tmp_path: Path) -> None:
+    filters: np.ndarray = draw(0, 269, 160, 3, 3).astype(dtype)
+
+    def build(graph: Graph, x: str) -> Any:
+        weight = graph.constant(filters)
+        if dtype is np.float16:
+            weight = graph.add("Cast", weight, to=1)
+        attributes: dict[str, Any] = {"pads": [1, 0, 1, 1], "strides": [1, 2]}
+        return graph.add("Relu", graph.add("Conv", x, weight, graph.weight(269), **attributes))
+
+    path = compare(tmp_path, (2, 160, 5, 15), build, limit=1e-5)
+    cpu = describe_cpu(make_target("x86_64"))
+    module, refusals = lower_natively(path, cpu)
+    assert refusals == ()
+    assert 160 * 9 * 269 * np.dtype(dtype).itemsize > cpu.l2 // 2
+    convolution = next(str(f) for v, f in module.functions.items() if "conv" in v.name_hint)
+    # The outer loop of the product, the last one that cores share, walks panels: not 2 x 5 rows.
+    assert "T.parallel(T.int64(10))" not in convolution.split('sblock("product_init")')[0]
+
+
 TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "kernel is stride": ((1, 6, 5, 7), (6, 5, 2, 2), {"strides": [2, 2]}),
     "overlapping": ((1, 4, 5, 6), (4, 7, 4, 3), {"strides": [2, 1], "pads": [1, 0, 1, 2]}),

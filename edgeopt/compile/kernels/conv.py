@@ -27,6 +27,8 @@ Finish = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
 
 #: How a pool joins the values of a window.
 MAXIMUM, SUM = "max", "sum"
+#: Vectors of output channels across a dense tile where A is broadcast from memory.
+_MOST_VECTORS = 3
 #: Columns of a channelwise tile where no vector divides the channels.
 _SCALAR_COLUMNS = 4
 
@@ -118,7 +120,11 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     # A core in program order waits longer for a small tile than for what is spilled.
     if key.kind == ODD and cpu.vector_a and not cpu.in_order:
         cpu = replace(cpu, registers=cpu.registers // 2)
-    return tile.rank_tiles(cpu, key.rows, key.columns)
+    ranked = tile.rank_tiles(cpu, key.rows, key.columns)
+    if cpu.vector_a:
+        return ranked
+    # Measured on AVX-512: 7 x 64, which fills the register file, is moved about by LLVM.
+    return [shape for shape in ranked if shape[1] <= _MOST_VECTORS * cpu.lanes]
 
 
 def dense_tile(cpu: Cpu, window: Window, outputs: int, dtype: object) -> Tile | None:
@@ -188,6 +194,8 @@ def define_dense(window: Window, outputs: int, shape: tuple[int, int]) -> Callab
                 rows=height,
                 columns=width,
                 unroll=tile.unroll_of(window.inputs),
+                bytes=window.depth * outputs * np.dtype(str(filters.dtype)).itemsize,
+                read=int(np.prod(window.shape)) * 4,
             ),
         )
 

@@ -21,16 +21,23 @@ _STRIPS = (8, 7, 6, 5, 4, 3, 2, 1)
 
 
 def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
-    """Schedule a dense convolution: rows of the image in parallel, tiles of columns inside."""
+    """Schedule a dense convolution by tiles of columns: rows, or panels of filters, in parallel."""
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
     kept, last = inline_around(sch, product, keep=("padded", tile.WIDENED))
     batch, row, column, channel = sch.get_loops(last)
     # The last tile of a width that is no multiple reads a region whose size is not constant.
     whole = extent(sch, column) % shape[0] == 0
     tiles, column_in, panels, channel_in = tile.tile_output(sch, column, channel, shape)
-    widened, padded = tile.inline_widened(sch, cpu, kept, extent(sch, tiles))
-    sch.reorder(batch, row, panels, tiles, column_in, channel_in)
-    sch.parallel(sch.fuse(batch, row))
+    rows = extent(sch, batch) * extent(sch, row)
+    streamed = _is_streamed(sch, cpu, product, rows=rows, panels=extent(sch, panels))
+    reads = extent(sch, tiles) * (rows if streamed else 1)
+    widened, padded = tile.inline_widened(sch, cpu, kept, reads)
+    if streamed:
+        sch.reorder(panels, batch, row, tiles, column_in, channel_in)
+        sch.parallel(panels)
+    else:
+        sch.reorder(batch, row, panels, tiles, column_in, channel_in)
+        sch.parallel(sch.fuse(batch, row))
     for block in padded:
         tile.place_padded(sch, cpu, block)
     tile.finish_output(sch, column_in, channel_in, cpu.lanes)
@@ -45,6 +52,15 @@ def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
         sch.vectorize(loops[-1])
         sch.unroll(loops[-2])
     tile.seal_product(sch, product, first)
+
+
+def _is_streamed(sch: Schedule, cpu: Cpu, product: Block, *, rows: int, panels: int) -> bool:
+    """Tell whether each panel of filters is read once, for all rows, and the image once a panel.
+
+    Filters that do not stay in L2 would come from beyond it for each row.
+    """
+    filters, image = marked_int(sch, product, "bytes"), marked_int(sch, product, "read")
+    return filters > cpu.l2 // 2 and panels >= cpu.threads and image * panels < filters * rows
 
 
 def schedule_channelwise(sch: Schedule, _: Cpu, product: Block) -> None:
