@@ -39,6 +39,7 @@ def deploy(
     ] = True,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
+    trim_vocabulary: options.TrimVocabulary = None,
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
@@ -59,6 +60,7 @@ def deploy(
         ssh_config=ssh_config,
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
+        trim_vocabulary=trim_vocabulary,
     )
     check_output(html)
     order = make_order(request)
@@ -110,6 +112,7 @@ def plan(
     ] = False,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
+    trim_vocabulary: options.TrimVocabulary = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what deploy would choose and what it would need; nothing is sent anywhere."""
@@ -125,6 +128,7 @@ def plan(
         values=value or (),
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
+        trim_vocabulary=trim_vocabulary,
         on_board=False,
     )
     order = make_order(request)
@@ -133,8 +137,10 @@ def plan(
         return
     built = _build(order)
     if as_json:
-        facts = {"fit": built.fit, "bundle": built.bundle}
-        options.print_document({k: each.model_dump(mode="json") for k, each in facts.items()})
+        facts = {"fit": built.fit, "bundle": built.bundle, "vocabulary": built.vocabulary}
+        options.print_document(
+            {name: each.model_dump(mode="json") for name, each in facts.items() if each}
+        )
         return
     typer.echo(_format_built(built))
     typer.echo(f"next: edgeopt deploy --target {target}", err=True)
@@ -165,6 +171,7 @@ def compile_bundle(
     project: options.Folder = Path(),
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
+    trim_vocabulary: options.TrimVocabulary = None,
 ) -> None:
     """Fit and compile, and write the files that would go to the board."""
     if output.exists():
@@ -181,6 +188,7 @@ def compile_bundle(
         values=value or (),
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
+        trim_vocabulary=trim_vocabulary,
         on_board=False,
     )
     built = _build(make_order(request))
@@ -238,6 +246,11 @@ def _format_built(built: "Built") -> str:
         f"(weights {format_bytes(need.weights_resident)}, arena {format_bytes(need.arena)}, "
         f"runtime {format_bytes(need.runtime)})",
     ]
+    if built.vocabulary:
+        lines.append(
+            f"{built.vocabulary}: feed it with the bundle's tokenizer.json, "
+            f"{format_bytes(built.vocabulary.size)} of its flash"
+        )
     lines += [
         f"warning: {each.function} has no fast kernel and is {each.flops_share:.1%} of the "
         "arithmetic"

@@ -29,7 +29,7 @@ class Candidate(Fact):
     footprint: Footprint
     #: Of the task's metric on its labelled samples; None without a task.
     accuracy: float | None
-    #: Accuracy of the float32 model minus this one's.
+    #: The fit's baseline minus this accuracy.
     drop: float | None
     checks: tuple[Check, ...]
 
@@ -46,7 +46,8 @@ class Fit(Fact):
     #: What the chosen plan makes of the model.
     model: Model
     candidates: tuple[Candidate, ...]
-    #: Accuracy of the float32 model; None without a task.
+    #: Accuracy that drops count from: the float32 model's, with its whole vocabulary; None without
+    #: a task.
     baseline: float | None
 
     @property
@@ -63,7 +64,7 @@ class Infeasible(BudgetExceeded):
         self.candidates = candidates
 
 
-def fit_plan(
+def fit_plan(  # noqa: PLR0913  (what a fit depends on)
     model: Model,
     target: Target,
     methods: Sequence[Method],
@@ -73,15 +74,18 @@ def fit_plan(
     cost: Callable[[Model], Footprint],
     directory: Path,
     scored: int | None = None,
+    baseline: float | None = None,
 ) -> Fit:
     """Return the first method, from the least harm to the most, that meets the budget.
 
     Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's first
-    scored labelled samples (None: all). Latency is not predicted here, so it refuses nothing.
+    scored labelled samples (None: all); drops count from baseline (None: from what model keeps
+    now). Latency is not predicted here, so it refuses nothing.
     Raises Infeasible, exit code 3, when no method meets the budget.
     """
     measure = _scorer(model, task, scored)
-    baseline = measure(model)
+    own = measure(model)
+    baseline = own if baseline is None else baseline
     candidates: list[Candidate] = []
     left_out = [each for each in methods if task is None and each in _CALIBRATED]
     for harm, method in enumerate(methods):
@@ -91,7 +95,7 @@ def fit_plan(
             model, method, samples=_calibration(model, method, task), directory=directory / method
         )
         made = apply_plan(model, plan, directory=directory / method)
-        accuracy = baseline if made.sha256 == model.sha256 else measure(made)
+        accuracy = own if made.sha256 == model.sha256 else measure(made)
         drop = None if baseline is None or accuracy is None else baseline - accuracy
         footprint = cost(made)
         candidate = Candidate(
