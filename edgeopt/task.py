@@ -174,7 +174,7 @@ def read_texts(path: Path, labels: Sequence[str] | None) -> list[tuple[str, str]
             raise _bad_line(path, number, str(error)) from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise _bad_line(path, number, "there is no text in it")
-        label = record.get("label") if labels is not None else ""
+        label = "" if labels is None else str(record.get("label"))
         if labels is not None and label not in labels:
             raise _bad_line(path, number, f"the label {label!r} is not in task.labels")
         pairs.append((record["text"], label))

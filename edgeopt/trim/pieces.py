@@ -76,7 +76,7 @@ def _kept(spelling: Spelling, seen: Set[str]) -> set[str]:
     unspelled = {
         piece for piece in spelling.pieces if not single.issuperset(spelling.symbols(piece))
     }
-    return single | unspelled | seen.intersection(spelling.pieces)
+    return single | unspelled | (seen & set(spelling.pieces))
 
 
 def _choose_merged(table: ModelTable, seen: Set[str]) -> frozenset[str]:

@@ -114,7 +114,8 @@ def _stored_table(graph: GraphProto, gather: NodeProto, gathers: Sequence[NodePr
     """Return the stored tensor that a lookup reads; nothing but such lookups may read it."""
     makers, readers = producers(graph), consumers(graph)
     outputs = {each.name for each in graph.output}
-    name, allowed = gather.input[0], list(gathers)
+    name: str = gather.input[0]
+    allowed = list(gathers)
     while True:
         others = [node for node in readers[name] if node not in allowed]
         if others or name in outputs:
