@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -38,7 +40,7 @@ def test_the_file_is_smaller_by_the_rows_left_out(tmp_path: Path) -> None:
 
 
 def graph(folder: Path, nodes: str, outputs: str = "float[4,2] y") -> Model:
-    stored = {
+    stored: dict[str, npt.NDArray[Any]] = {
         "table": normal(0, 30, 2),
         "half": normal(1, 30, 2).astype(np.float16),
         "row": np.array([[1]]),
