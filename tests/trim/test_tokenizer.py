@@ -2,7 +2,7 @@ import json
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
@@ -34,6 +34,7 @@ def tokenizers(draw: st.DrawFn) -> Tokenizer:
             return scored({each: draw(score) for each in (*LETTERS, *longer)})
 
 
+@settings(deadline=None)
 @given(tokenizers(), st.lists(TEXTS, min_size=1), st.lists(TEXTS))
 def test_kept_texts_are_cut_as_before_and_no_other_one_becomes_unknown(
     whole: Tokenizer, corpus: list[str], others: list[str]
@@ -48,6 +49,7 @@ def test_kept_texts_are_cut_as_before_and_no_other_one_becomes_unknown(
         assert "".join(pieces_of(short, text)[1:-1]).replace("##", "") == text.replace(" ", "")
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS), st.text("abx", min_size=1, max_size=6))
 def test_what_was_unknown_stays_unknown(corpus: list[str], word: str) -> None:
     whole = word_piece([*LETTERS, *(f"##{each}" for each in LETTERS), *SPELLED])
