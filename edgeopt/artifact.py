@@ -62,6 +62,21 @@ class Model(Fact):
     provenance: tuple[str, ...]
 
 
+class Vocabulary(Fact):
+    """A task's vocabulary without the pieces that its texts do not need."""
+
+    #: The tokenizer.json that the application must use from now on, its digest and its bytes.
+    tokenizer: Path
+    sha256: str
+    size: int
+    #: Number of pieces.
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        return f"vocabulary {self.before} -> {self.after} pieces"
+
+
 class Choice(Fact):
     """What is done to one weight, named by its initializer in the normalized graph."""
 
@@ -323,6 +338,8 @@ class Report(Fact):
     checks: tuple[Check, ...]
     rows: tuple[Row, ...]
     tried: tuple[Tried, ...]
+    #: When the vocabulary was trimmed: what the application's tokenizer must be.
+    vocabulary: Vocabulary | None = None
     stages: tuple[StageRecord, ...]
     warnings: tuple[str, ...] = ()
     #: Exit code of the first gate that failed; 0 when all held.

@@ -14,10 +14,11 @@ from edgeopt.artifact import (
     Model,
     Parity,
     StageRecord,
+    Vocabulary,
 )
 from edgeopt.board import Kind
 from edgeopt.profile import Profile
-from edgeopt.store import Result, Store
+from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
 from edgeopt.task import Task
 from edgeopt.tiles import Tile, TileKey
@@ -48,6 +49,10 @@ class Job:
     allow_unscheduled: bool = False
     #: Tiles that were measured on such a board to be better than the default.
     tiles: Mapping[TileKey, Tile] = field(default_factory=dict)
+    #: What trimming made of the vocabulary; the task's tokenizer is then the shorter one.
+    vocabulary: Vocabulary | None = None
+    #: Accuracy that drops are measured from; None: that of the model that is fitted.
+    baseline: float | None = None
 
     @property
     def sample_count(self) -> int:
@@ -107,6 +112,14 @@ class Run:
         record = StageRecord(name=name, detail=detail, cached=cached, seconds=seconds)
         self.records.append(record)
         self.tell(record)
+
+
+def digest_task(job: Job) -> object:
+    """Return what a key says of the job's task: its settings, and the digests of its files."""
+    if job.task is None:
+        return None
+    files = {name: digest_file(value) for name, value in job.task if isinstance(value, Path)}
+    return [job.task.model_dump(mode="json"), files]
 
 
 def plan_name(model: Model) -> str:

@@ -5,12 +5,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from edgeopt.artifact import Bundle, Footprint, Method, Model, Release, Report, Row, Tried
+from edgeopt.artifact import (
+    Bundle,
+    Footprint,
+    Method,
+    Model,
+    Release,
+    Report,
+    Row,
+    Tried,
+    Vocabulary,
+)
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, plan_name
-from edgeopt.store import digest_file, digest_tree
+from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task, plan_name
+from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
 from edgeopt.verdict import (
     check_figures,
     check_footprint,
@@ -36,24 +46,45 @@ class Built:
 
     fit: "Fit"
     bundle: Bundle
+    #: When it was trimmed.
+    vocabulary: Vocabulary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The model as it was, compiled, with the samples that it takes."""
+
+    run: Run
+    model: Model
+    samples: Samples
+    bundle: Bundle
 
 
 def deploy(run: Run, connect: Callable[[], Board], *, reference: bool = True) -> Report:
     """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it."""
-    model = prepare_model(run)
-    samples = draw_samples(run, model)
-    built = build(run, model, samples)
-    changed = built.fit.model.sha256 != model.sha256
-    original = compile_plan(run, model, samples) if reference and changed else None
+    whole = prepare_model(run)
+    short, model = trim_model(run, whole)
+    samples = draw_samples(short, model)
+    built = build(short, model, samples)
+    original = None
+    if reference and built.fit.model.sha256 != whole.sha256:
+        # With its whole vocabulary it takes other token ids.
+        original = _compile_original(run, whole, samples if short is run else None)
     board = connect()
     try:
-        return _deploy_on(board, run, samples, model, built, original)
+        return _deploy_on(board, short, samples, model, built, original)
     finally:
         board.close()
 
 
+def _compile_original(run: Run, model: Model, samples: Samples | None) -> Original:
+    run = keep_vocabulary(run)
+    samples = samples or draw_samples(run, model)
+    return Original(run, model, samples, compile_plan(run, model, samples))
+
+
 def _deploy_on(
-    board: Board, run: Run, samples: Samples, model: Model, built: Built, original: Bundle | None
+    board: Board, run: Run, samples: Samples, model: Model, built: Built, original: Original | None
 ) -> Report:
     from edgeopt.board.facts import read_facts
     from edgeopt.board.lease import hold
@@ -63,7 +94,7 @@ def _deploy_on(
     owner = f"edgeopt deploy {run.job.app}"
     with hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS) as lease:
         seat = Seat(run, board, read_facts(board), samples)
-        before = _reference_row(seat, model, original, built)
+        before = _reference_row(seat, original, built)
         release, trial = _try(seat, built)
         correction = Correction()
         for _ in range(ROUNDS - 1):
@@ -86,21 +117,22 @@ def _deploy_on(
         return report
 
 
-def _reference_row(seat: "Seat", model: Model, original: Bundle | None, built: Built) -> Row | None:
+def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:
     """Measure the model as it was; a board that is too small for it is told so, not an error."""
     from edgeopt.trial import try_reference
 
-    if original is None or original.digest == built.bundle.digest:
+    if original is None or original.bundle.digest == built.bundle.digest:
         return None
     trial, note = None, ""
+    seat = replace(seat, run=original.run, samples=original.samples)
     try:
-        trial = try_reference(seat, original, model)
+        trial = try_reference(seat, original.bundle, original.model)
     except (BoardIncompatible, BudgetExceeded) as error:
         note = f"not run on the board: {error.why or error.what}"
     return Row(
         plan="float32",
         role="reference",
-        footprint=original.footprint,
+        footprint=original.bundle.footprint,
         metric_host=built.fit.baseline,
         measurement=trial.measurement if trial else None,
         parity=trial.parity if trial else None,
@@ -183,13 +215,13 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> R
 
 def plan(run: Run) -> Built:
     """Fit and compile, and refuse what cannot fit: what deploy would send, without a board."""
-    model = prepare_model(run)
+    run, model = trim_model(run, prepare_model(run))
     return build(run, model, draw_samples(run, model))
 
 
 def survey_plans(run: Run) -> tuple[Tried, ...]:
     """Try every plan there is against the job's budget, also those that the profile leaves out."""
-    model = prepare_model(run)
+    run, model = trim_model(run, prepare_model(run))
     samples = draw_samples(run, model)
     limits, found = run.job.profile.budget, []
     for method in get_args(Method):
@@ -201,55 +233,13 @@ def survey_plans(run: Run) -> tuple[Tried, ...]:
     return tried_of(found)
 
 
-def prepare_model(run: Run) -> Model:
-    """Load the model, normalize it, and refuse operators that cannot be compiled."""
-    job = run.job
-
-    def load(folder: Path) -> Model:
-        from edgeopt.model import load_model
-
-        return load_model(job.model, directory=folder, search=job.project)
-
-    loaded = run.stage("load", [job.model, _digest_source(run)], Model, load, detail=job.model)
-
-    def normalize(folder: Path) -> Model:
-        from edgeopt.compile import check_operators
-        from edgeopt.model import normalize_model
-
-        model = normalize_model(loaded, shapes=job.shapes, values=job.values, directory=folder)
-        check_operators(model.path)
-        return model
-
-    shapes = {name: list(shape) for name, shape in job.shapes.items()}
-    return run.stage("normalize", [loaded.sha256, shapes, dict(job.values)], Model, normalize)
-
-
-def _digest_source(run: Run) -> object:
-    """Return digests of a model file and of its external data, or of a factory's whole folder."""
-    from edgeopt.model.guard import check_external, check_model_file
-    from edgeopt.model.load import ExternalData, find_external
-
-    job = run.job
-    if not job.model.endswith(".onnx"):
-        return digest_tree(job.project)
-    path = check_model_file(job.project / job.model)
-    own = digest_file(path)
-
-    def find(folder: Path) -> ExternalData:
-        return find_external(path, directory=folder)
-
-    entries = run.store.stage("external", own, ExternalData, find, fresh=job.fresh).value.entries
-    check_external(entries, path.parent)
-    return [own, {each.location: digest_file(path.parent / each.location) for each in entries}]
-
-
 def draw_samples(run: Run, model: Model) -> Samples:
     """Choose the inputs that will run on the board: labelled where the task has them."""
     from edgeopt.trial import make_samples
 
     job = run.job
     inputs = [each.model_dump(mode="json") for each in model.inputs]
-    key = [inputs, _digest_task(job), job.sample_count, model.sha256]
+    key = [inputs, digest_task(job), job.sample_count, model.sha256]
     return run.stage(
         "samples",
         key,
@@ -257,13 +247,6 @@ def draw_samples(run: Run, model: Model) -> Samples:
         lambda folder: make_samples(job, model, folder),
         detail=f"{job.sample_count} that run on the board",
     )
-
-
-def _digest_task(job: Job) -> object:
-    if job.task is None:
-        return None
-    files = {name: digest_file(value) for name, value in job.task if isinstance(value, Path)}
-    return [job.task.model_dump(mode="json"), files]
 
 
 def build(
@@ -281,7 +264,7 @@ def build(
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle)
+            return Built(fit, bundle, run.job.vocabulary)
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",
@@ -292,7 +275,7 @@ def build(
 
 def fit_model(run: Run) -> Model:
     """Return the model that deploy would compile."""
-    model = prepare_model(run)
+    run, model = trim_model(run, prepare_model(run))
     return choose_plan(run, model, draw_samples(run, model), Correction()).model
 
 
@@ -308,8 +291,9 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "methods": profile.methods,
         "mixed": profile.mixed,
         "budget": profile.budget.model_dump(mode="json"),
-        "task": _digest_task(job),
+        "task": digest_task(job),
         "samples": samples.sha256,
+        "baseline": job.baseline,
         "correction": correction.model_dump(mode="json"),
     }
 
@@ -324,6 +308,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             cost=_predictor(job, samples, correction=correction, program=program),
             directory=folder,
             search=(lambda: measure_harm(run, model)) if profile.mixed else None,
+            baseline=job.baseline,
         )
 
     return run.stage("fit", key, Fit, fit)
@@ -342,7 +327,7 @@ def measure_harm(run: Run, model: Model) -> "Sensitivity":
         choices = mixable_choices(model, job.profile.methods, reconstruct=fitted)
         return measure_sensitivity(model, choices, calibration, directory=folder)
 
-    key = [model.sha256, job.profile.methods, _digest_task(job)]
+    key = [model.sha256, job.profile.methods, digest_task(job)]
     return run.stage("harm", key, Sensitivity, measure, detail="of every form of every weight")
 
 
@@ -356,7 +341,7 @@ def _predictor(
 
     target = job.target
     runtime = runtime_bytes(target.isa.machine, target.software.linkage) + correction.memory
-    size = program.size + correction.flash
+    size = program.size + correction.flash + (job.vocabulary.size if job.vocabulary else 0)
     feeds, _ = read_samples(samples)
     return lambda model: predict_footprint(
         model, target, runtime=runtime, program=size, samples=feeds
@@ -380,10 +365,10 @@ def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
     """Compile one model for the job's target; the same inputs give the same bytes."""
 
     def work(folder: Path) -> Bundle:
-        from edgeopt.compile import compile_model
+        from edgeopt.compile import compile_model, ship_tokenizer
         from edgeopt.trial import read_samples
 
-        return compile_model(
+        bundle = compile_model(
             model,
             run.job.target,
             directory=folder,
@@ -393,12 +378,15 @@ def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
             allow_unscheduled=run.job.allow_unscheduled,
             tiles=run.job.tiles,
         )
+        return ship_tokenizer(bundle, vocabulary.tokenizer) if vocabulary else bundle
 
+    vocabulary = run.job.vocabulary
     key = {
         "model": model.sha256,
         "target": run.job.target.model_dump(mode="json"),
         "samples": samples.sha256,
         "threads": run.job.threads,
+        "tokenizer": vocabulary.sha256 if vocabulary else None,
         "allow_unscheduled": run.job.allow_unscheduled,
         "tiles": sorted((str(key), tile) for key, tile in run.job.tiles.items()),
     }

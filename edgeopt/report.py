@@ -136,6 +136,8 @@ def format_table(report: Report) -> str:
         ending = f"not kept: {report.failure}"
     parts = [title, format_checks(report), format_rows(report), ending]
     parts += [f"note: {row.plan}: {row.note}" for row in report.rows if row.note]
+    if report.vocabulary:
+        parts.append(f"{report.vocabulary}: feed it with the release's tokenizer.json")
     parts += [f"warning: {each}" for each in report.warnings]
     if report.caveat:
         parts.append(f"emulation: {report.caveat}")

@@ -14,10 +14,14 @@ from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from tokenizers import Tokenizer
 
     Array = npt.NDArray[Any]
 
 _Item = TypeVar("_Item")
+
+#: The token id that fills up texts that are shorter than a task's length.
+PADDING = 0
 
 
 class _Table(BaseModel):
@@ -40,6 +44,11 @@ class TextClassification(_Table):
     validation: Path | None = None
     #: Samples for scores; none of them may occur in train.
     test: Path
+    #: More texts of the application, as lines {"text": ...}; none of them may occur in test.
+    unlabelled: Path | None = None
+    #: Leave out the pieces that neither train nor unlabelled has, except what unseen words are
+    #: cut into. The application must use the tokenizer that is written: its ids are others.
+    trim_vocabulary: bool = False
     metric: Literal["accuracy"] = "accuracy"
 
 
@@ -95,7 +104,7 @@ def samples(
     match task:
         case TextClassification():
             texts = [text for text, _ in read_texts(task.train, task.labels)]
-            _refuse_leak(texts, task)
+            _refuse_leak(texts, task, task.train)
             return _encode(task, _draw(texts, count, seed), inputs)
         case Arrays():
             stored = _read_arrays(task.train, inputs)
@@ -156,8 +165,11 @@ def _check_classes(task: Task, labels: "Array", classes: int) -> None:
         )
 
 
-def read_texts(path: Path, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Read texts and labels, one JSON object a line; raises ConfigError with file and line."""
+def read_texts(path: Path, labels: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Read texts and labels, one JSON object a line; raises ConfigError with file and line.
+
+    Where no labels are expected (None), they are empty.
+    """
     pairs = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -174,11 +186,10 @@ def read_texts(path: Path, labels: Sequence[str]) -> list[tuple[str, str]]:
             raise _bad_line(path, number, str(error)) from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise _bad_line(path, number, "there is no text in it")
-        if record.get("label") not in labels:
-            raise _bad_line(
-                path, number, f"the label {record.get('label')!r} is not in task.labels"
-            )
-        pairs.append((record["text"], record["label"]))
+        label = "" if labels is None else str(record.get("label"))
+        if labels is not None and label not in labels:
+            raise _bad_line(path, number, f"the label {label!r} is not in task.labels")
+        pairs.append((record["text"], label))
     if not pairs:
         raise ConfigError(
             f"{path} holds no samples",
@@ -196,16 +207,27 @@ def _bad_line(path: Path, number: int, reason: str) -> ConfigError:
     )
 
 
-def _refuse_leak(texts: Sequence[str], task: TextClassification) -> None:
-    """Refuse to calibrate on what will be scored: the score would be too good."""
+def corpus(task: TextClassification) -> list[str]:
+    """Return all texts that may decide what is kept of a model: none is for scores."""
+    train = [text for text, _ in read_texts(task.train, task.labels)]
+    _refuse_leak(train, task, task.train)
+    if task.unlabelled is None:
+        return train
+    more = [text for text, _ in read_texts(task.unlabelled, None)]
+    _refuse_leak(more, task, task.unlabelled)
+    return train + more
+
+
+def _refuse_leak(texts: Sequence[str], task: TextClassification, source: Path) -> None:
+    """Refuse to learn anything from what will be scored: the score would be too good."""
     for path in filter(None, (task.validation, task.test)):
         scored = {" ".join(text.split()) for text, _ in read_texts(path, task.labels)}
         shared = [text for text in texts if " ".join(text.split()) in scored]
         if shared:
             raise ConfigError(
-                f"{task.train.name} and {path.name} share {len(shared)} texts",
+                f"{source.name} and {path.name} share {len(shared)} texts",
                 why=f"a score on texts seen before is too good; one is {shared[0][:80]!r}",
-                fix=f"remove them from {task.train.name}",
+                fix=f"remove them from {source.name}",
             )
 
 
@@ -222,18 +244,10 @@ def _encode(
 ) -> "dict[str, Array]":
     """Turn texts into the token ids, masks and types that the inputs ask for by their names."""
     import numpy as np
-    from tokenizers import Tokenizer
 
-    try:
-        tokenizer = Tokenizer.from_file(str(task.tokenizer))
-    except Exception as error:  # the library raises nothing narrower
-        raise ConfigError(
-            f"{task.tokenizer} is not a tokenizer",
-            why=str(error),
-            fix="save it with the library tokenizers, as tokenizer.json",
-        ) from error
+    tokenizer = open_tokenizer(task.tokenizer)
     tokenizer.enable_truncation(task.length)
-    tokenizer.enable_padding(length=task.length)
+    tokenizer.enable_padding(length=task.length, pad_id=PADDING)
     encoded = tokenizer.encode_batch(list(texts))
     feeds = {}
     for spec in inputs:
@@ -246,6 +260,32 @@ def _encode(
         rows = np.array([getattr(each, _part(spec.name)) for each in encoded])
         feeds[spec.name] = rows.reshape(-1, *spec.shape).astype(spec.dtype)
     return feeds
+
+
+def open_tokenizer(path: Path) -> "Tokenizer":
+    """Read a tokenizer.json; raises ConfigError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(
+            f"{path} is not a tokenizer",
+            why=str(error),
+            fix="save it with the library tokenizers, as tokenizer.json",
+        ) from error
+
+
+def name_ids(inputs: Sequence[TensorSpec]) -> str:
+    """Return the one input that takes token ids; raises ConfigError."""
+    found = [each.name for each in inputs if _part(each.name) == "ids"]
+    if len(found) != 1:
+        raise ConfigError(
+            "the input that takes the token ids is not known",
+            why=f"by their names these do: {', '.join(found) or 'none'}",
+            fix="name the model's inputs input_ids, attention_mask and token_type_ids",
+        )
+    return found[0]
 
 
 def _part(name: str) -> str:

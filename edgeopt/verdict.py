@@ -156,6 +156,7 @@ def make_report(
         checks=checks,
         rows=rows,
         tried=tried,
+        vocabulary=job.vocabulary,
         stages=tuple(run.records),
         warnings=_warnings(bundle, rows),
         exit_code=failure.exit_code if failure else 0,

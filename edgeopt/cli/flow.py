@@ -39,6 +39,7 @@ def deploy(
     ] = True,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
+    trim_vocabulary: options.TrimVocabulary = None,
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
@@ -59,6 +60,7 @@ def deploy(
         ssh_config=ssh_config,
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
+        trim_vocabulary=trim_vocabulary,
     )
     check_output(html)
     order = make_order(request)
@@ -113,6 +115,7 @@ def plan(
     ] = False,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
+    trim_vocabulary: options.TrimVocabulary = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what deploy would choose and what it would need; nothing is sent anywhere."""
@@ -128,6 +131,7 @@ def plan(
         values=value or (),
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
+        trim_vocabulary=trim_vocabulary,
         on_board=False,
     )
     order = make_order(request)
@@ -136,8 +140,10 @@ def plan(
         return
     built = _build(order)
     if as_json:
-        facts = {"fit": built.fit, "bundle": built.bundle}
-        options.print_document({k: each.model_dump(mode="json") for k, each in facts.items()})
+        facts = {"fit": built.fit, "bundle": built.bundle, "vocabulary": built.vocabulary}
+        options.print_document(
+            {name: each.model_dump(mode="json") for name, each in facts.items() if each}
+        )
         return
     typer.echo(_format_built(built, layers=layers))
     typer.echo(f"next: edgeopt deploy --target {target}", err=True)
@@ -168,6 +174,7 @@ def compile_bundle(
     project: options.Folder = Path(),
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
+    trim_vocabulary: options.TrimVocabulary = None,
 ) -> None:
     """Fit and compile, and write the files that would go to the board."""
     if output.exists():
@@ -184,6 +191,7 @@ def compile_bundle(
         values=value or (),
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
+        trim_vocabulary=trim_vocabulary,
         on_board=False,
     )
     built = _build(make_order(request))
@@ -242,6 +250,11 @@ def _format_built(built: "Built", *, layers: bool = False) -> str:
         f"(weights {format_bytes(need.weights_resident)}, arena {format_bytes(need.arena)}, "
         f"runtime {format_bytes(need.runtime)})",
     ]
+    if built.vocabulary:
+        lines.append(
+            f"{built.vocabulary}: feed it with the bundle's tokenizer.json, "
+            f"{format_bytes(built.vocabulary.size)} of its flash"
+        )
     lines += [
         f"warning: {each.function} has no fast kernel and is {each.flops_share:.1%} of the "
         "arithmetic"

@@ -50,6 +50,13 @@ Unscheduled = Annotated[
     bool,
     typer.Option("--allow-unscheduled", help="Compile operators without a fast kernel, slowly."),
 ]
+TrimVocabulary = Annotated[
+    bool | None,
+    typer.Option(
+        "--trim-vocabulary/--no-trim-vocabulary",
+        help="Leave out pieces that the task's texts do not need; token ids change.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[
     str | None,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeopt.job import Job, Run
     from edgeopt.project import Project
     from edgeopt.target import Target
+    from edgeopt.task import Task
     from edgeopt.tiles import Tile, TileKey
 
 
@@ -43,6 +44,7 @@ class Request:
     ssh_config: Path | None = None
     fresh: bool = False
     allow_unscheduled: bool = False
+    trim_vocabulary: bool | None = None
     #: Whether a board will be asked for; what is only compiled needs none.
     on_board: bool = True
     #: Whether tiles that were measured before are used.
@@ -66,7 +68,6 @@ def make_order(request: Request) -> Order:
     from edgeopt.model import parse_shape
     from edgeopt.profile import load_profile
     from edgeopt.target import load_target
-    from edgeopt.task import resolve_task
 
     folder = request.project.resolve()
     target = load_target(request.target, project=folder)
@@ -92,13 +93,29 @@ def make_order(request: Request) -> Order:
         values=project.values | dict(_parse_value(each) for each in request.values),
         target=as_emulated(target) if choice.kind == "emulated" else target,
         profile=profile.model_copy(update={"budget": profile.budget.merged(limits)}),
-        task=resolve_task(project.task, folder) if project.task else None,
+        task=_task_of(request, project, folder),
         kind=choice.kind,
         fresh=request.fresh,
         allow_unscheduled=request.allow_unscheduled,
         tiles=_tiles_for(target, choice.kind) if request.tuned else {},
     )
     return Order(job, choice.connect, f"{project.app} for {target.title}: {choice.why}")
+
+
+def _task_of(request: Request, project: "Project", folder: Path) -> "Task | None":
+    from edgeopt.task import TextClassification, resolve_task
+
+    task = project.task
+    wanted = request.trim_vocabulary
+    if wanted and not isinstance(task, TextClassification):
+        raise ConfigError(
+            "--trim-vocabulary needs a task of texts",
+            why="its texts and its tokenizer say which pieces are needed",
+            fix='add [task] with kind = "text-classification" to edgeopt.toml',
+        )
+    if wanted is not None and isinstance(task, TextClassification):
+        task = task.model_copy(update={"trim_vocabulary": wanted})
+    return resolve_task(task, folder) if task else None
 
 
 def _tiles_for(target: "Target", kind: "Kind") -> "Mapping[TileKey, Tile]":

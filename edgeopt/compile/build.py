@@ -31,6 +31,8 @@ PROGRAM = "edgeopt-run"
 LIBRARY = "model.so"
 WEIGHTS = "weights.bin"
 MANIFEST = "manifest.json"
+#: Only of a model whose vocabulary was trimmed: what feeds it must use this one.
+TOKENIZER = "tokenizer.json"
 #: Features that code for one machine may use, as /proc/cpuinfo spells them; the last group only
 #: where a kernel was chosen for it.
 _BASELINE = {
@@ -75,7 +77,8 @@ def compile_model(
     arena = planned_arena(planned) + planned_workspace(planned, threads) + _inputs(model)
     directory.mkdir(parents=True, exist_ok=True)
     # A library left by a bundle of the other linkage would be taken for part of this one.
-    (directory / LIBRARY).unlink(missing_ok=True)
+    for name in (LIBRARY, TOKENIZER):
+        (directory / name).unlink(missing_ok=True)
     _write_weights(directory / WEIGHTS, lifted, lowered.tables)
     glibc = _write_code(planned, cpu, target, directory=directory, cache=cache)
     resident = _resident_weights(
@@ -99,6 +102,15 @@ def compile_model(
             unscheduled=unscheduled,
         ),
     )
+
+
+def ship_tokenizer(bundle: Bundle, tokenizer: Path) -> Bundle:
+    """Make a tokenizer.json part of a bundle: it is pushed and counted like its other files."""
+    shutil.copyfile(tokenizer, bundle.path / TOKENIZER)
+    before = (bundle.path / MANIFEST).stat().st_size
+    flash = bundle.footprint.flash - before + tokenizer.stat().st_size
+    footprint = bundle.footprint.model_copy(update={"flash": flash})
+    return _write_manifest(bundle.path, bundle.model_copy(update={"footprint": footprint}))
 
 
 def plan_module(module: tvm.IRModule, cpu: Cpu, threads: int | None = None) -> tvm.IRModule:
@@ -241,7 +253,7 @@ def _write_manifest(directory: Path, bundle: Bundle) -> Bundle:
     """Write the manifest, whose digest is the release's identity."""
     files = tuple(
         _describe_file(directory / name)
-        for name in (LIBRARY, PROGRAM, WEIGHTS)
+        for name in (LIBRARY, PROGRAM, WEIGHTS, TOKENIZER)
         if (directory / name).exists()
     )
     bundle = bundle.model_copy(update={"files": files})

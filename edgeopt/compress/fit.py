@@ -34,7 +34,7 @@ class Candidate(Fact):
     footprint: Footprint
     #: Of the task's metric on its samples for validation; None without a task.
     accuracy: float | None
-    #: Accuracy of the float32 model minus this one's.
+    #: The fit's baseline minus this accuracy.
     drop: float | None
     checks: tuple[Check, ...]
 
@@ -51,7 +51,8 @@ class Fit(Fact):
     #: What the chosen plan makes of the model.
     model: Model
     candidates: tuple[Candidate, ...]
-    #: Accuracy of the float32 model; None without a task.
+    #: Accuracy that drops count from: the float32 model's, with its whole vocabulary; None without
+    #: a task.
     baseline: float | None
     #: What was done to each weight, where each has a form of its own.
     entries: tuple[Entry, ...] = ()
@@ -80,13 +81,14 @@ class _Bench:
     cost: Callable[[Model], Footprint]
     directory: Path
     measure: Callable[[Model], float | None]
+    #: What the model keeps as it is, and what drops count from.
+    own: float | None
     baseline: float | None
 
     def judge(self, plan: Plan, made: Model, harm: int) -> Candidate:
         """Predict what a plan needs and measure what it loses."""
-        accuracy = self.baseline if made.sha256 == self.model.sha256 else self.measure(made)
-        lost = self.baseline is not None and accuracy is not None
-        drop = self.baseline - accuracy if lost else None  # type: ignore[operator]
+        accuracy = self.own if made.sha256 == self.model.sha256 else self.measure(made)
+        drop = None if self.baseline is None or accuracy is None else self.baseline - accuracy
         footprint = self.cost(made)
         checks = _checks(footprint, drop, self.budget)
         return Candidate(
@@ -94,7 +96,7 @@ class _Bench:
         )
 
 
-def fit_plan(
+def fit_plan(  # noqa: PLR0913  (what a fit depends on)
     model: Model,
     methods: Sequence[Method],
     budget: Budget,
@@ -103,6 +105,7 @@ def fit_plan(
     cost: Callable[[Model], Footprint],
     directory: Path,
     search: Callable[[], Sensitivity] | None = None,
+    baseline: float | None = None,
 ) -> Fit:
     """Return the plan of least harm that meets the budget.
 
@@ -112,11 +115,14 @@ def fit_plan(
     plans only).
 
     Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's samples
-    for validation. Latency is not predicted here, so it refuses nothing. Raises Infeasible, exit
-    code 3, when no plan meets the budget.
+    for validation, and drops count from baseline (None: from what the model keeps now). Latency is
+    not predicted here, so it refuses nothing. Raises Infeasible, exit code 3, when no plan meets
+    the budget.
     """
     measure = _scorer(model, task)
-    bench = _Bench(model, task, budget, cost, directory, measure, measure(model))
+    own = measure(model)
+    baseline = own if baseline is None else baseline
+    bench = _Bench(model, task, budget, cost, directory, measure, own, baseline)
     left_out = [each for each in methods if task is None and each in _CALIBRATED]
     tried = [each for each in methods if each not in left_out] or list(methods)
     found, candidates = _climb(bench, methods, tried)

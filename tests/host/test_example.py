@@ -1,5 +1,8 @@
 """The question classifier from its packages to every plan, with the accuracy that each keeps."""
 
+import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,3 +159,22 @@ def test_padding_changes_nothing(example: Example) -> None:
     other = np.where(feeds["attention_mask"] == 0, 7, feeds["input_ids"])
     after = run_samples(example.model, {**feeds, "input_ids": other})[0]
     assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
+
+
+def test_a_trimmed_vocabulary_is_planned_for_and_named(example: Example) -> None:
+    argv = [sys.executable, "-m", "edgeopt", "plan", "--target", "x86-64", "--json"]
+    done = subprocess.run(
+        [*argv, "--profile", "float16", "--max-drop", "2%", "--trim-vocabulary"],
+        cwd=example.folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "vocabulary 30522 -> 9472 pieces" in done.stderr
+    assert (found["vocabulary"]["before"], found["vocabulary"]["after"]) == (30522, 9472)
+    assert found["fit"]["baseline"] == pytest.approx(example.facts.test_accuracy, abs=0.002)
+    assert found["bundle"]["footprint"]["flash"] < 34_000_000
+    sizes = {each["name"]: each["size"] for each in found["bundle"]["files"]}
+    assert sizes["tokenizer.json"] == found["vocabulary"]["size"]

@@ -1,0 +1,119 @@
+"""Take a model in: loaded, normalized, and with the vocabulary that its task needs."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from edgeopt.artifact import Fact, Model
+from edgeopt.job import Run, digest_task
+from edgeopt.store import digest_file, digest_tree
+from edgeopt.task import TextClassification, labelled, score
+
+
+class Baseline(Fact):
+    """What the accuracy of every plan is compared with."""
+
+    #: Of the task's metric, on all labelled samples.
+    accuracy: float
+
+
+def prepare_model(run: Run) -> Model:
+    """Load the model, normalize it, and refuse operators that cannot be compiled."""
+    job = run.job
+
+    def load(folder: Path) -> Model:
+        from edgeopt.model import load_model
+
+        return load_model(job.model, directory=folder, search=job.project)
+
+    loaded = run.stage("load", [job.model, _digest_source(run)], Model, load, detail=job.model)
+
+    def normalize(folder: Path) -> Model:
+        from edgeopt.compile import check_operators
+        from edgeopt.model import normalize_model
+
+        model = normalize_model(loaded, shapes=job.shapes, values=job.values, directory=folder)
+        check_operators(model.path)
+        return model
+
+    shapes = {name: list(shape) for name, shape in job.shapes.items()}
+    return run.stage("normalize", [loaded.sha256, shapes, dict(job.values)], Model, normalize)
+
+
+def _digest_source(run: Run) -> object:
+    """Return digests of a model file and of its external data, or of a factory's whole folder."""
+    from edgeopt.model.guard import check_external, check_model_file
+    from edgeopt.model.load import ExternalData, find_external
+
+    job = run.job
+    if not job.model.endswith(".onnx"):
+        return digest_tree(job.project)
+    path = check_model_file(job.project / job.model)
+    own = digest_file(path)
+
+    def find(folder: Path) -> ExternalData:
+        return find_external(path, directory=folder)
+
+    entries = run.store.stage("external", own, ExternalData, find, fresh=job.fresh).value.entries
+    check_external(entries, path.parent)
+    return [own, {each.location: digest_file(path.parent / each.location) for each in entries}]
+
+
+def trim_model(run: Run, model: Model) -> tuple[Run, Model]:
+    """Trim model and tokenizer where the task asks for it, else return both as they are.
+
+    The run that is returned has the shorter tokenizer, and its drops are measured from the
+    accuracy of the model as it was, with the tokenizer as it was.
+    """
+    from edgeopt.trim import Trimmed, trim_vocabulary
+
+    task = run.job.task
+    if not isinstance(task, TextClassification) or not task.trim_vocabulary:
+        return run, model
+    started = time.monotonic()
+
+    def trim(folder: Path) -> Trimmed:
+        return trim_vocabulary(model, task, directory=folder)
+
+    run.begin("trim")
+    key = [model.sha256, digest_task(run.job), [each.name for each in model.inputs]]
+    staged = run.store.stage("trim", key, Trimmed, trim, fresh=run.job.fresh)
+    made, seconds = staged.value, time.monotonic() - started
+    run.note("trim", str(made.vocabulary), cached=staged.cached, seconds=seconds)
+    job = replace(
+        run.job,
+        task=task.model_copy(
+            update={"tokenizer": made.vocabulary.tokenizer, "trim_vocabulary": False}
+        ),
+        vocabulary=made.vocabulary,
+        baseline=_measure_baseline(run, model),
+    )
+    return replace(run, job=job), made.model
+
+
+def keep_vocabulary(run: Run) -> Run:
+    """Return the run that is not asked to trim anything."""
+    task = run.job.task
+    if not isinstance(task, TextClassification):
+        return run
+    kept = task.model_copy(update={"trim_vocabulary": False})
+    return replace(run, job=replace(run.job, task=kept))
+
+
+def _measure_baseline(run: Run, model: Model) -> float:
+    """Score the model before anything is done to it."""
+    run = keep_vocabulary(run)
+    task = run.job.task
+    assert task is not None
+
+    def measure(_folder: Path) -> Baseline:
+        from edgeopt.model.oracle import run_samples
+
+        found = labelled(task, None, inputs=model.inputs)
+        assert found is not None
+        feeds, labels = found
+        return Baseline(accuracy=score(task, run_samples(model, feeds), labels))
+
+    key = [model.sha256, digest_task(run.job)]
+    detail = "accuracy with the whole vocabulary"
+    return run.stage("baseline", key, Baseline, measure, detail=detail).accuracy
