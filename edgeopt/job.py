@@ -5,7 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from edgeopt.artifact import Fact, Footprint, Measurement, Method, Model, Parity, StageRecord
+from edgeopt.artifact import (
+    Bundle,
+    Fact,
+    Footprint,
+    Measurement,
+    Method,
+    Model,
+    Parity,
+    Release,
+    Report,
+    StageRecord,
+)
 from edgeopt.board import Kind
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store
@@ -141,3 +152,12 @@ class Trial(Fact):
 
     measurement: Measurement
     parity: Parity
+
+
+class Deployed(Fact):
+    """What a deploy tried on the board; the release is there if the report says it was kept."""
+
+    report: Report
+    release: Release
+    bundle: Bundle
+    samples: Samples

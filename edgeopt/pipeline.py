@@ -1,6 +1,7 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -9,7 +10,7 @@ from edgeopt.artifact import Bundle, Footprint, Method, Model, Release, Report, 
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, plan_name
+from edgeopt.job import Correction, Deployed, Job, Program, Run, Samples, Trial, plan_name
 from edgeopt.store import digest_file, digest_tree
 from edgeopt.verdict import (
     check_figures,
@@ -21,6 +22,7 @@ from edgeopt.verdict import (
 )
 
 if TYPE_CHECKING:
+    from edgeopt.board.lease import Lease
     from edgeopt.compress import Fit
     from edgeopt.trial import Seat
 
@@ -38,8 +40,17 @@ class Built:
     bundle: Bundle
 
 
-def deploy(run: Run, connect: Callable[[], Board], *, reference: bool = True) -> Report:
-    """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it."""
+def deploy(
+    run: Run, connect: Callable[[], Board], *, reference: bool = True, held: "Lease | None" = None
+) -> Deployed:
+    """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it.
+
+    A caller that holds the board's lease already gives it, and keeps it.
+    """
+    from edgeopt.board.facts import read_facts
+    from edgeopt.board.lease import hold
+    from edgeopt.trial import ROOT, Seat
+
     model = prepare_model(run)
     samples = draw_samples(run, model)
     built = build(run, model, samples)
@@ -47,43 +58,42 @@ def deploy(run: Run, connect: Callable[[], Board], *, reference: bool = True) ->
     original = compile_plan(run, model, samples) if reference and changed else None
     board = connect()
     try:
-        return _deploy_on(board, run, samples, model, built, original)
+        owner = f"edgeopt deploy {run.job.app}"
+        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS)
+        with nullcontext(held) if held else holding as lease:
+            seat = Seat(run, board, read_facts(board), samples)
+            return _deploy_on(seat, lease, model, built, original)
     finally:
         board.close()
 
 
 def _deploy_on(
-    board: Board, run: Run, samples: Samples, model: Model, built: Built, original: Bundle | None
-) -> Report:
-    from edgeopt.board.facts import read_facts
-    from edgeopt.board.lease import hold
+    seat: "Seat", lease: "Lease", model: Model, built: Built, original: Bundle | None
+) -> Deployed:
     from edgeopt.deploy import activate_release, discard_release
-    from edgeopt.trial import ROOT, Seat
 
-    owner = f"edgeopt deploy {run.job.app}"
-    with hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS) as lease:
-        seat = Seat(run, board, read_facts(board), samples)
-        before = _reference_row(seat, model, original, built)
+    run, board, samples = seat.run, seat.board, seat.samples
+    before = _reference_row(seat, model, original, built)
+    release, trial = _try(seat, built)
+    correction = Correction()
+    for _ in range(ROUNDS - 1):
+        excess = _excess(run.job, built.bundle, trial)
+        if excess is None:
+            break
+        # Never less than before: a plan that was refused must not be chosen again.
+        correction = Correction(memory=max(excess, correction.memory))
+        lease.renew(LEASE_SECONDS)
+        discard_release(release, board)
+        built = build(run, model, samples, correction=correction)
         release, trial = _try(seat, built)
-        correction = Correction()
-        for _ in range(ROUNDS - 1):
-            excess = _excess(run.job, built.bundle, trial)
-            if excess is None:
-                break
-            # Never less than before: a plan that was refused must not be chosen again.
-            correction = Correction(memory=max(excess, correction.memory))
-            lease.renew(LEASE_SECONDS)
-            discard_release(release, board)
-            built = build(run, model, samples, correction=correction)
-            release, trial = _try(seat, built)
-        report = _conclude(seat, built, trial, before)
-        if report.kept:
-            # A run that outlived its lease must not undo what the next holder did.
-            lease.confirm()
-            activate_release(release, board)
-        else:
-            discard_release(release, board)
-        return report
+    report = _conclude(seat, built, trial, before)
+    if report.kept:
+        # A run that outlived its lease must not undo what the next holder did.
+        lease.confirm()
+        activate_release(release, board)
+    else:
+        discard_release(release, board)
+    return Deployed(report=report, release=release, bundle=built.bundle, samples=samples)
 
 
 def _reference_row(seat: "Seat", model: Model, original: Bundle | None, built: Built) -> Row | None:
