@@ -21,8 +21,9 @@ _NORMAL = 2.575829
 _SEED = 20_240_501
 #: Fewer launches of each, or blocks, have no spread that could be relied on.
 FEWEST_LAUNCHES = 4
-#: Two counts of the same instructions agree at least so well, as a share.
-COUNTED = 0.002
+#: Launches after which two counts of the same instructions agree so well, as a share.
+COUNTED_LAUNCHES = 3
+_COUNTED = 0.005
 
 Verdict = Literal["faster", "slower", "inconclusive"]
 #: The samples of each launch, in ns or instructions.
@@ -94,15 +95,29 @@ def compare_blocks(base: Launches, other: Launches, *, tolerance: float = 0.0) -
 
 
 def compare_counts(base: Launches, other: Launches, *, tolerance: float = 0.0) -> Comparison:
-    """Compare instructions, which repeat: one launch of each is enough."""
-    first, second = _log_medians(base), _log_medians(other)
-    ratio = float(np.exp(np.mean(second) - np.mean(first)))
+    """Compare instructions. The same inference repeats; what disturbs it only ever adds to it.
+
+    Inferences differ from one another by their inputs, so each counts by the least of its launches.
+    """
+    _log_medians(base)
+    _log_medians(other)
+    lengths = {len(each) for each in (*base, *other)}
+    if len(lengths) != 1:
+        raise ConfigError(
+            "instructions of different inferences cannot be compared",
+            why=f"launches have {', '.join(map(str, sorted(lengths)))} samples",
+            fix="measure both with the same number of iterations",
+        )
+    ratio = float(np.sum(np.min(other, axis=0)) / np.sum(np.min(base, axis=0)))
+    count = min(len(base), len(other))
+    few = f"{count} launches are too few, it takes {COUNTED_LAUNCHES}"
     return Comparison(
         ratio=ratio,
-        low=ratio * (1 - COUNTED),
-        high=ratio * (1 + COUNTED),
+        low=ratio * (1 - _COUNTED),
+        high=ratio * (1 + _COUNTED),
         tolerance=tolerance,
-        count=min(len(first), len(second)),
+        count=count,
+        reasons=(few,) if count < COUNTED_LAUNCHES else (),
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeopt.artifact import Bundle, Measurement, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
-from edgeopt.compare import Comparison, compare_blocks, compare_counts
+from edgeopt.compare import COUNTED_LAUNCHES, Comparison, compare_blocks, compare_counts
 from edgeopt.deploy import discard_release, stage_bundle
 from edgeopt.measure import measure_release
 
@@ -51,10 +51,10 @@ def take_turns(
 ) -> Comparison:
     """Launch both as A B B A, block after block, and compare; the caller holds the lease.
 
-    An emulated board counts, so that one launch of each is enough. What spoils any launch
+    An emulated board counts, so that a few launches are enough. What spoils any launch
     (throttling, a reboot) leaves no verdict.
     """
-    count = 1 if board.kind == "emulated" else 2 * schedule.blocks
+    count = COUNTED_LAUNCHES if board.kind == "emulated" else 2 * schedule.blocks
     taken: dict[bool, list[Measurement]] = {False: [], True: []}
     sides = {False: _installed(base, board, facts), True: _installed(other, board, facts)}
     try:
@@ -86,11 +86,10 @@ def take_turns(
 def turns(count: int) -> tuple[bool, ...]:
     """Return whose turn it is, the second one's where True, for so many launches of each.
 
-    >>> "".join("AB"[each] for each in turns(4))
-    'ABBAABBA'
+    >>> "".join("AB"[each] for each in turns(3)), "".join("AB"[each] for each in turns(4))
+    ('ABBAAB', 'ABBAABBA')
     """
-    block = (False, True, True, False)
-    return block[:2] if count == 1 else block * (count // 2)
+    return ((False, True, True, False) * count)[: 2 * count]
 
 
 def _installed(side: Side, board: Board, facts: BoardFacts) -> Side:

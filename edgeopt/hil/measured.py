@@ -9,6 +9,7 @@ import pytest
 
 from edgeopt.artifact import Bundle, Measurement, Parity, Release, Report
 from edgeopt.board.facts import BoardFacts
+from edgeopt.compare import COUNTED_LAUNCHES
 from edgeopt.hil.baseline import Baselines
 from edgeopt.job import Samples
 from edgeopt.measure import Statistics, summarize_samples
@@ -109,9 +110,8 @@ class Measured:
     @cached_property
     def launches(self) -> tuple[Measurement, ...]:
         """Launches for a comparison: the first one, and as many more as it takes."""
-        if self.kind == "emulated":
-            return (self.deployment.first,)
-        return (self.deployment.first, *self.deployment.launch(self.launch_count - 1))
+        count = COUNTED_LAUNCHES if self.kind == "emulated" else self.launch_count
+        return (self.deployment.first, *self.deployment.launch(count - 1))
 
     def _timed(self) -> Statistics:
         if self.kind == "emulated":
