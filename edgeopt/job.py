@@ -7,12 +7,15 @@ from typing import get_args
 
 from edgeopt.artifact import (
     MIXED,
+    Bundle,
     Fact,
     Footprint,
     Measurement,
     Method,
     Model,
     Parity,
+    Release,
+    Report,
     StageRecord,
     Vocabulary,
 )
@@ -164,3 +167,12 @@ class Trial(Fact):
 
     measurement: Measurement
     parity: Parity
+
+
+class Deployed(Fact):
+    """What a deploy tried on the board; the release is there if the report says it was kept."""
+
+    report: Report
+    release: Release
+    bundle: Bundle
+    samples: Samples

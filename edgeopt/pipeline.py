@@ -1,13 +1,13 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from edgeopt.artifact import (
     Bundle,
-    Footprint,
     Method,
     Model,
     Release,
@@ -19,7 +19,8 @@ from edgeopt.artifact import (
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task, plan_name
+from edgeopt.fitting import choose_plan
+from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
 from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
 from edgeopt.verdict import (
     check_figures,
@@ -31,7 +32,8 @@ from edgeopt.verdict import (
 )
 
 if TYPE_CHECKING:
-    from edgeopt.compress import Fit, Sensitivity
+    from edgeopt.board.lease import Lease
+    from edgeopt.compress import Fit
     from edgeopt.trial import Seat
 
 #: A figure that breaks the budget corrects the prediction, and the fitter runs again.
@@ -60,8 +62,17 @@ class Original:
     bundle: Bundle
 
 
-def deploy(run: Run, connect: Callable[[], Board], *, reference: bool = True) -> Report:
-    """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it."""
+def deploy(
+    run: Run, connect: Callable[[], Board], *, reference: bool = True, held: "Lease | None" = None
+) -> Deployed:
+    """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it.
+
+    A caller that holds the board's lease already gives it, and keeps it.
+    """
+    from edgeopt.board.facts import read_facts
+    from edgeopt.board.lease import hold
+    from edgeopt.trial import ROOT, Seat
+
     whole = prepare_model(run)
     short, model = trim_model(run, whole)
     samples = draw_samples(short, model)
@@ -72,7 +83,11 @@ def deploy(run: Run, connect: Callable[[], Board], *, reference: bool = True) ->
         original = _compile_original(run, whole, samples if short is run else None)
     board = connect()
     try:
-        return _deploy_on(board, short, samples, model, built, original)
+        owner = f"edgeopt deploy {run.job.app}"
+        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS)
+        with nullcontext(held) if held else holding as lease:
+            seat = Seat(short, board, read_facts(board), samples)
+            return _deploy_on(seat, lease, model, built, original)
     finally:
         board.close()
 
@@ -84,37 +99,32 @@ def _compile_original(run: Run, model: Model, samples: Samples | None) -> Origin
 
 
 def _deploy_on(
-    board: Board, run: Run, samples: Samples, model: Model, built: Built, original: Original | None
-) -> Report:
-    from edgeopt.board.facts import read_facts
-    from edgeopt.board.lease import hold
+    seat: "Seat", lease: "Lease", model: Model, built: Built, original: Original | None
+) -> Deployed:
     from edgeopt.deploy import activate_release, discard_release
-    from edgeopt.trial import ROOT, Seat
 
-    owner = f"edgeopt deploy {run.job.app}"
-    with hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS) as lease:
-        seat = Seat(run, board, read_facts(board), samples)
-        before = _reference_row(seat, original, built)
+    run, board, samples = seat.run, seat.board, seat.samples
+    before = _reference_row(seat, original, built)
+    release, trial = _try(seat, built)
+    correction = Correction()
+    for _ in range(ROUNDS - 1):
+        excess = _excess(run.job, built.bundle, trial)
+        if excess is None:
+            break
+        # Never less than before: a plan that was refused must not be chosen again.
+        correction = Correction(memory=max(excess, correction.memory))
+        lease.renew(LEASE_SECONDS)
+        discard_release(release, board)
+        built = build(run, model, samples, correction=correction)
         release, trial = _try(seat, built)
-        correction = Correction()
-        for _ in range(ROUNDS - 1):
-            excess = _excess(run.job, built.bundle, trial)
-            if excess is None:
-                break
-            # Never less than before: a plan that was refused must not be chosen again.
-            correction = Correction(memory=max(excess, correction.memory))
-            lease.renew(LEASE_SECONDS)
-            discard_release(release, board)
-            built = build(run, model, samples, correction=correction)
-            release, trial = _try(seat, built)
-        report = _conclude(seat, built, trial, before)
-        if report.kept:
-            # A run that outlived its lease must not undo what the next holder did.
-            lease.confirm()
-            activate_release(release, board)
-        else:
-            discard_release(release, board)
-        return report
+    report = _conclude(seat, built, trial, before)
+    if report.kept:
+        # A run that outlived its lease must not undo what the next holder did.
+        lease.confirm()
+        activate_release(release, board)
+    else:
+        discard_release(release, board)
+    return Deployed(report=report, release=release, bundle=built.bundle, samples=samples)
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:
@@ -277,88 +287,6 @@ def fit_model(run: Run) -> Model:
     """Return the model that deploy would compile."""
     run, model = trim_model(run, prepare_model(run))
     return choose_plan(run, model, draw_samples(run, model), Correction()).model
-
-
-def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
-    """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
-    from edgeopt.compress import Fit, fit_plan
-
-    job = run.job
-    target, profile = job.target, job.profile
-    key = {
-        "model": model.sha256,
-        "target": target.model_dump(mode="json"),
-        "methods": profile.methods,
-        "mixed": profile.mixed,
-        "budget": profile.budget.model_dump(mode="json"),
-        "task": digest_task(job),
-        "samples": samples.sha256,
-        "baseline": job.baseline,
-        "correction": correction.model_dump(mode="json"),
-    }
-
-    program = _device_program(run)
-
-    def fit(folder: Path) -> Fit:
-        return fit_plan(
-            model,
-            profile.methods,
-            profile.budget,
-            job.task,
-            cost=_predictor(job, samples, correction=correction, program=program),
-            directory=folder,
-            search=(lambda: measure_harm(run, model)) if profile.mixed else None,
-            baseline=job.baseline,
-        )
-
-    return run.stage("fit", key, Fit, fit)
-
-
-def measure_harm(run: Run, model: Model) -> "Sensitivity":
-    """Measure what each form of each weight does to the outputs, whatever the budget is."""
-    from edgeopt.compress import Sensitivity, draw_calibration, measure_sensitivity
-    from edgeopt.compress.mix import mixable_choices
-
-    job = run.job
-
-    def measure(folder: Path) -> Sensitivity:
-        calibration = draw_calibration(model, job.task)
-        fitted = calibration.fitted is not None
-        choices = mixable_choices(model, job.profile.methods, reconstruct=fitted)
-        return measure_sensitivity(model, choices, calibration, directory=folder)
-
-    key = [model.sha256, job.profile.methods, digest_task(job)]
-    return run.stage("harm", key, Sensitivity, measure, detail="of every form of every weight")
-
-
-def _predictor(
-    job: Job, samples: Samples, *, correction: Correction, program: Program
-) -> Callable[[Model], Footprint]:
-    """Return what predicts a model's footprint before it is compiled."""
-    from edgeopt.compress import predict_footprint
-    from edgeopt.runner import runtime_bytes
-    from edgeopt.trial import read_samples
-
-    target = job.target
-    runtime = runtime_bytes(target.isa.machine, target.software.linkage) + correction.memory
-    size = program.size + correction.flash + (job.vocabulary.size if job.vocabulary else 0)
-    feeds, _ = read_samples(samples)
-    return lambda model: predict_footprint(
-        model, target, runtime=runtime, program=size, samples=feeds
-    )
-
-
-def _device_program(run: Run) -> Program:
-    """Build the device program once per machine: it is what takes longest on a new computer."""
-    machine = run.job.target.isa.machine
-
-    def work(_folder: Path) -> Program:
-        from edgeopt.runner import build_program
-
-        path = build_program(machine, "dynamic", cache=run.store.root)
-        return Program(size=path.stat().st_size)
-
-    return run.stage("program", machine, Program, work, detail=f"TVM's runtime for {machine}")
 
 
 def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:

@@ -113,22 +113,25 @@ class FaultProxy:
     """A TCP proxy on 127.0.0.1 that breaks its connections after so many bytes from the client.
 
     "reset" sends RST to both ends, "blackhole" swallows everything from then on without a word,
-    "none" only forwards. Only the first `faults` connections break.
+    "flip" changes one bit, "none" only forwards. Only the first `faults` connections break.
+    Every 16 KiB is held back for `delay` seconds, as a slow link does.
     """
 
     def __init__(
         self,
         port: int,
         *,
-        fault: Literal["none", "reset", "blackhole"] = "none",
+        fault: Literal["none", "reset", "blackhole", "flip"] = "none",
         at_byte: int = 0,
         faults: int = 1 << 30,
+        delay: float = 0.0,
     ) -> None:
         self._target = port
         #: May be changed while connections are open.
         self.fault = fault
         self.at_byte = at_byte
         self._faults = faults
+        self._delay = delay
         self._open: list[socket.socket] = []
         self._stopped = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -183,16 +186,23 @@ class FaultProxy:
             while data := source.recv(1 << 14):
                 passed += len(data) if counted else 0
                 self.forwarded += len(data) if counted else 0
+                self._stopped.wait(self._delay)
                 over = self.forwarded if not counted else passed
                 if breaks and self.fault != "none" and over > self.at_byte:
                     if self.fault == "blackhole":
                         continue
-                    _reset(source)
-                    _reset(sink)
-                    return
+                    if self.fault == "reset":
+                        _reset(source)
+                        _reset(sink)
+                        return
+                    data, breaks = (_flip(data), False) if counted else (data, breaks)
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+
+def _flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 def _reset(connection: socket.socket) -> None:

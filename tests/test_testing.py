@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -94,3 +95,25 @@ def test_a_black_hole_swallows_without_a_word(echo: int) -> None:
         client.settimeout(0.3)
         with pytest.raises(TimeoutError):
             client.recv(100)
+
+
+def test_a_flipped_bit_is_one_bit_of_one_connection(echo: int) -> None:
+    with FaultProxy(echo, fault="flip", at_byte=1, faults=1) as proxy:
+        for arrives in (b"12344", b"12345"):
+            with socket.create_connection(("127.0.0.1", proxy.port), 5) as client:
+                client.sendall(b"12345")
+                assert client.recv(100) == arrives
+                client.sendall(b"7")
+                assert client.recv(100) == b"7"
+
+
+def test_a_slow_link_holds_back_what_it_forwards(echo: int) -> None:
+    with (
+        FaultProxy(echo, delay=0.1) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), 5) as client,
+    ):
+        begun = time.monotonic()
+        client.sendall(b"12345")
+        assert client.recv(100) == b"12345"
+        # There and back.
+        assert time.monotonic() - begun >= 0.2

@@ -5,6 +5,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeopt.board.facts import BoardFacts
+    from edgeopt.target import Target
+
+#: Bytes: the smallest bundle with its way back, and what stays for the system.
+_LEAST_FREE = 64_000_000
+_LEAST_MEMORY = 32_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +64,61 @@ def _programs(part: str, names: Sequence[str], fix: str) -> Finding:
     missing = [name for name in names if shutil.which(name) is None]
     found = f"missing {', '.join(missing)}" if missing else ", ".join(names)
     return Finding(part, not missing, found, fix, required=False)
+
+
+def judge_board(target: "Target", facts: "BoardFacts") -> list[Finding]:
+    """Compare what a board says of itself with what the target's code needs."""
+    from edgeopt.units import format_bytes
+
+    probe = "choose another target, or write one: edgeopt targets probe"
+    wanted = target.isa.machine
+    findings = [
+        Finding(
+            "machine", facts.machine == wanted, f"{facts.machine}, the target's is {wanted}", probe
+        )
+    ]
+    absent = sorted(set(target.isa.features) - set(facts.features))
+    have = f"lacks {', '.join(absent)}" if absent else "has all of the target's features"
+    findings.append(Finding("instructions", not absent, have, probe))
+    if target.software.linkage == "dynamic":
+        need = target.software.glibc or "2.17"
+        findings.append(
+            Finding(
+                "C library",
+                _version(facts.glibc) >= _version(need),
+                f"glibc {facts.glibc or 'is not there'}, the target says {need}",
+                "set software.glibc of the target to the board's, or use static linkage",
+            )
+        )
+    elsewhere = "let this account write and run programs in its home folder"
+    usable = facts.writable and facts.executable
+    able = "can be written, and programs run there" if usable else "is read-only or noexec"
+    findings += [
+        Finding("folder", usable, f"{facts.folder} {able}", elsewhere),
+        Finding(
+            "storage",
+            facts.free >= _LEAST_FREE,
+            f"{format_bytes(facts.free)} free",
+            "free some space: a release, and the one before it, must fit",
+            required=False,
+        ),
+        Finding(
+            "memory",
+            facts.ram_available >= _LEAST_MEMORY,
+            f"{format_bytes(facts.ram_available)} of {format_bytes(facts.ram_total)} available",
+            "stop other programs on the board",
+            required=False,
+        ),
+        Finding(
+            "clock",
+            set(facts.governors) <= {"performance"},
+            f"governor {', '.join(sorted(set(facts.governors))) or 'unknown, or none'}",
+            "for latencies that repeat, set the governor to 'performance'",
+            required=False,
+        ),
+    ]
+    return findings
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in text.split(".") if each.isdecimal())

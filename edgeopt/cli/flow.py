@@ -65,7 +65,7 @@ def deploy(
     check_output(html)
     order = make_order(request)
     with started(order) as run, _candidates_shown():
-        report = run_deploy(run, order.connect, reference=reference)
+        report = run_deploy(run, order.connect, reference=reference).report
     _save_report(report, project, html)
     _print_report(report, as_json=as_json)
     raise typer.Exit(report.exit_code)

@@ -2,12 +2,17 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
-from edgeopt.cli.options import Json, print_document
-from edgeopt.errors import ConfigError
+from edgeopt.cli.options import BoardAddress, Folder, Json, SshConfig, print_document
+from edgeopt.cli.request import Request, make_visit
+from edgeopt.errors import ConfigError, EdgeoptError
+
+if TYPE_CHECKING:
+    from edgeopt.cli.checkup import Finding
 
 
 def init(
@@ -54,22 +59,58 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def doctor(as_json: Json = False) -> None:
-    """Check what this machine has for compiling, exporting and emulating."""
+def doctor(
+    target: Annotated[
+        str | None, Option("--target", "-t", help="Check a board of this kind as well.")
+    ] = None,
+    board: BoardAddress = None,
+    project: Folder = Path(),
+    ssh_config: SshConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Check what this machine has for compiling and emulating, and what a board has to run it."""
     from edgeopt.cli.checkup import examine
 
     findings = examine()
+    if target is not None:
+        findings += _examine_board(
+            Request(target=target, project=project, board=board, ssh_config=ssh_config)
+        )
+    elif board is not None:
+        raise ConfigError(f"--board {board}: which kind of device is it?", fix="add --target rpi4")
     if as_json:
         rows = [{"part": f.part, "ok": f.ok, "found": f.found, "fix": f.fix} for f in findings]
         print_document({"findings": rows})
     else:
         for each in findings:
-            mark = "ok  " if each.ok else "MISS"
+            mark = "ok  " if each.ok else "MISS" if each.required else "warn"
             typer.echo(f"{mark}  {each.part}: {each.found}")
             if not each.ok:
                 typer.echo(f"      fix: {each.fix}")
     if any(not each.ok and each.required for each in findings):
         raise typer.Exit(2)
+
+
+def _examine_board(request: Request) -> "list[Finding]":
+    """Reach the target's board, if it lets us in, and look at it; nothing is changed there."""
+    from edgeopt.board.facts import read_facts
+    from edgeopt.cli.checkup import Finding, judge_board
+    from edgeopt.target import load_target
+    from edgeopt.trial import ROOT
+
+    visit = make_visit(request, "doctor")
+    target = load_target(request.target, project=request.project.resolve())
+    try:
+        live = visit.connect()
+        try:
+            facts = read_facts(live, folder=ROOT)
+        finally:
+            live.close()
+    except EdgeoptError as error:
+        found = "; ".join(filter(None, (error.what, error.why)))
+        return [Finding("board", False, found, error.fix)]
+    reached = Finding("board", True, f"{live.name} answers", "")
+    return [reached, *judge_board(target, facts)]
 
 
 def cache(

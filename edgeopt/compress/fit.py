@@ -96,7 +96,7 @@ class _Bench:
         )
 
 
-def fit_plan(  # noqa: PLR0913  (what a fit depends on)
+def fit_plan(
     model: Model,
     methods: Sequence[Method],
     budget: Budget,

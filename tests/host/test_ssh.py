@@ -300,6 +300,32 @@ def test_an_upload_cut_by_a_reset_is_sent_again(sshd: Sshd, tmp_path: Path, at_b
         board.close()
 
 
+def test_an_upload_with_a_bit_flipped_on_the_wire_is_sent_again(sshd: Sshd, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4000
+    (tmp_path / "sent").write_bytes(content)
+    with FaultProxy(sshd.port, fault="flip", at_byte=500_000, faults=1) as proxy:
+        board = connect(sshd.write_config(tmp_path / "config", port=proxy.port))
+        board.put(tmp_path / "sent", PurePosixPath(str(tmp_path / "there")), timeout=60)
+        assert (tmp_path / "there").read_bytes() == content
+        # The server found a wrong MAC and hung up.
+        assert (board.reconnects, proxy.accepted) == (1, 2)
+        board.close()
+
+
+def test_a_slow_link_is_slow_and_nothing_else(sshd: Sshd, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000
+    (tmp_path / "sent").write_bytes(content)
+    # 16 KiB in 50 ms each way: 320 kB/s, and 100 ms for every answer.
+    with FaultProxy(sshd.port, delay=0.05) as proxy:
+        board = connect(sshd.write_config(tmp_path / "config", port=proxy.port), patience=HASTY)
+        there = PurePosixPath(str(tmp_path / "there"))
+        board.put(tmp_path / "sent", there, timeout=60)
+        board.get(there, tmp_path / "back", limit=1 << 20, timeout=60)
+        assert (tmp_path / "back").read_bytes() == content
+        assert board.reconnects == 0
+        board.close()
+
+
 def test_a_connection_lost_while_idle_is_opened_again(sshd: Sshd, tmp_path: Path) -> None:
     with FaultProxy(sshd.port) as proxy:
         board = connect(sshd.write_config(tmp_path / "config", port=proxy.port))

@@ -10,7 +10,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_samples
 from edgeopt.task import TextClassification, corpus, labelled, name_ids, score
 from edgeopt.trim import trim_vocabulary
-from tests.compress.test_fit import TARGET, costs
+from tests.compress.test_fit import costs
 from tests.graphs import text_model
 from tests.trim.kit import word_piece
 
@@ -81,7 +81,6 @@ def test_a_drop_counts_from_the_model_as_it_was(task: TextClassification, tmp_pa
     own = score(short, run_samples(made.model, found[0]), found[1])
     fit = fit_plan(
         made.model,
-        TARGET,
         ("float32",),
         Budget(),
         short,

@@ -1,0 +1,93 @@
+"""The fit stage: what the search is given, and where its parts are kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.artifact import Footprint, Model
+from edgeopt.job import Correction, Job, Program, Run, Samples, digest_task
+
+if TYPE_CHECKING:
+    from edgeopt.compress import Fit, Sensitivity
+
+
+def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
+    """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
+    from edgeopt.compress import Fit, fit_plan
+
+    job = run.job
+    target, profile = job.target, job.profile
+    key = {
+        "model": model.sha256,
+        "target": target.model_dump(mode="json"),
+        "methods": profile.methods,
+        "mixed": profile.mixed,
+        "budget": profile.budget.model_dump(mode="json"),
+        "task": digest_task(job),
+        "samples": samples.sha256,
+        "baseline": job.baseline,
+        "correction": correction.model_dump(mode="json"),
+    }
+
+    program = _device_program(run)
+
+    def fit(folder: Path) -> Fit:
+        return fit_plan(
+            model,
+            profile.methods,
+            profile.budget,
+            job.task,
+            cost=_predictor(job, samples, correction=correction, program=program),
+            directory=folder,
+            search=(lambda: measure_harm(run, model)) if profile.mixed else None,
+            baseline=job.baseline,
+        )
+
+    return run.stage("fit", key, Fit, fit)
+
+
+def measure_harm(run: Run, model: Model) -> "Sensitivity":
+    """Measure what each form of each weight does to the outputs, whatever the budget is."""
+    from edgeopt.compress import Sensitivity, draw_calibration, measure_sensitivity
+    from edgeopt.compress.mix import mixable_choices
+
+    job = run.job
+
+    def measure(folder: Path) -> Sensitivity:
+        calibration = draw_calibration(model, job.task)
+        fitted = calibration.fitted is not None
+        choices = mixable_choices(model, job.profile.methods, reconstruct=fitted)
+        return measure_sensitivity(model, choices, calibration, directory=folder)
+
+    key = [model.sha256, job.profile.methods, digest_task(job)]
+    return run.stage("harm", key, Sensitivity, measure, detail="of every form of every weight")
+
+
+def _predictor(
+    job: Job, samples: Samples, *, correction: Correction, program: Program
+) -> Callable[[Model], Footprint]:
+    """Return what predicts a model's footprint before it is compiled."""
+    from edgeopt.compress import predict_footprint
+    from edgeopt.runner import runtime_bytes
+    from edgeopt.trial import read_samples
+
+    target = job.target
+    runtime = runtime_bytes(target.isa.machine, target.software.linkage) + correction.memory
+    size = program.size + correction.flash + (job.vocabulary.size if job.vocabulary else 0)
+    feeds, _ = read_samples(samples)
+    return lambda model: predict_footprint(
+        model, target, runtime=runtime, program=size, samples=feeds
+    )
+
+
+def _device_program(run: Run) -> Program:
+    """Build the device program once per machine: it is what takes longest on a new computer."""
+    machine = run.job.target.isa.machine
+
+    def work(_folder: Path) -> Program:
+        from edgeopt.runner import build_program
+
+        path = build_program(machine, "dynamic", cache=run.store.root)
+        return Program(size=path.stat().st_size)
+
+    return run.stage("program", machine, Program, work, detail=f"TVM's runtime for {machine}")

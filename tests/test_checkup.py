@@ -1,0 +1,74 @@
+"""edgeopt doctor: what a board lacks is named with the way to mend it, before anything is sent."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from edgeopt import cli
+from edgeopt.cli.checkup import judge_board
+from edgeopt.errors import ConfigError
+from edgeopt.target import load_target
+from tests.deploy.kit import board_facts
+
+TARGET = load_target("rpi5")
+GOOD = {"machine": "aarch64", "features": TARGET.isa.features, "governors": ("performance",)}
+
+
+def lacking(**changes: Any) -> dict[str, bool]:
+    """Return what is not as it must be, and whether nothing can be deployed for it."""
+    found = judge_board(TARGET, board_facts(**(GOOD | changes)))
+    assert all(each.fix for each in found)
+    return {each.part: each.required for each in found if not each.ok}
+
+
+def test_a_board_that_is_as_its_target_says_lacks_nothing() -> None:
+    assert lacking() == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"machine": "arm"}, {"machine": True}),
+        ({"features": ("fp", "asimd")}, {"instructions": True}),
+        ({"glibc": "2.5"}, {"C library": True}),
+        ({"glibc": ""}, {"C library": True}),
+        ({"writable": False}, {"folder": True}),
+        ({"executable": False}, {"folder": True}),
+        ({"free": 1_000_000}, {"storage": False}),
+        ({"ram_available": 1_000_000}, {"memory": False}),
+        ({"governors": ("performance", "ondemand")}, {"clock": False}),
+    ],
+)
+def test_what_a_board_lacks_is_named(changes: dict[str, Any], missing: dict[str, bool]) -> None:
+    assert lacking(**changes) == missing
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="target x86-64; run: on x86-64")
+def test_doctor_looks_at_this_machine_as_a_board() -> None:
+    done = CliRunner().invoke(
+        cli.app, ["doctor", "--target", "x86-64", "--board", "local", "--json"]
+    )
+    assert done.exit_code == 0, done.stdout
+    found = {each["part"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["board"]["found"].startswith("this machine answers")
+    assert found["machine"]["ok"] is found["folder"]["ok"] is True
+
+
+def test_doctor_says_why_a_board_cannot_be_reached_and_goes_on(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    # Port 1 of this machine: nothing listens there.
+    config.write_text("Host desk\n  HostName 127.0.0.1\n  Port 1\n")
+    options = ["--target", "rpi4", "--board", "pi@desk", "--ssh-config", str(config)]
+    done = CliRunner().invoke(cli.app, ["doctor", *options])
+    assert done.exit_code == 2
+    assert "MISS  board: pi@desk: " in done.stdout
+    assert "ok    compiler: " in done.stdout
+
+
+def test_a_board_without_its_kind_is_a_mistake() -> None:
+    done = CliRunner().invoke(cli.app, ["doctor", "--board", "pi@desk"])
+    assert isinstance(done.exception, ConfigError)
