@@ -29,7 +29,7 @@ Method = Literal[
 #: The name of a plan whose weights have forms of their own.
 MIXED = "mixed"
 #: Methods whose codes can be rounded by what samples say of the layer's input.
-RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks")
+_RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks")
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -92,7 +92,7 @@ class Choice(Fact):
         if self.method.endswith("-blocks") != (self.block is not None):
             needs = "needs a block size" if self.block is None else "has no blocks"
             raise ValueError(f"{self.method} {needs}")
-        if self.reconstruct and self.method not in RECONSTRUCTED:
+        if self.reconstruct and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self
 

@@ -109,10 +109,10 @@ def fit_plan(
 ) -> Fit:
     """Return the plan of least harm that meets the budget.
 
-    Methods are tried on the whole model first, from the least harm to the most. Where that takes
-    more than storing halves, a form is chosen for every weight instead, if the outputs then move
-    less on samples held back; search measures what each form does to the outputs (None: whole
-    plans only).
+    Methods are tried on the whole model first, from the least harm to the most. Where none meets
+    the budget, or the one that does loses accuracy, a form is chosen for every weight instead, if
+    the outputs then move less on samples held back; search measures what each form does to the
+    outputs (None: whole plans only).
 
     Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's samples
     for validation, and drops count from baseline (None: from what the model keeps now). Latency is
@@ -185,8 +185,9 @@ def _fit(
 
 
 def _is_harmless(found: Fit) -> bool:
-    """Tell whether a plan cannot be improved on by much: the first that is allowed, or halves."""
-    return found.chosen.harm == 0 or found.plan.name == "float16"
+    """Tell whether a plan is not worth improving on: nothing is lost, as far as is known."""
+    drop = found.chosen.drop
+    return found.chosen.harm == 0 or drop is None or drop <= 0
 
 
 def _is_better(bench: _Bench, made: Model, other: Model) -> bool:

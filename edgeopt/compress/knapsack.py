@@ -61,7 +61,8 @@ def _solve(
         constraints=constraints,
         integrality=np.ones(count),
         bounds=Bounds(0, allowed.astype(float)),
-        options={"mip_rel_gap": 0.0},
+        # Simplifying first saves nothing here, and HiGHS then writes remarks of its own to stdout.
+        options={"mip_rel_gap": 0.0, "presolve": False},
     )
     if found.x is None:
         return None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from edgeopt.artifact import (
     MIXED,
-    RECONSTRUCTED,
     Choice,
     Entry,
     Footprint,
@@ -49,7 +48,7 @@ def mixable_choices(
 ) -> dict[str, tuple[Choice, ...]]:
     """List the forms that a mixture may choose from, those of the allowed methods.
 
-    reconstruct: round by samples where a form can be; it is never worse on them.
+    reconstruct: round by samples what has few bits; 8 bits gain nothing by it.
     """
     allowed = set(methods) & set(_STORED)
     if "int8-weights" in allowed:
@@ -66,9 +65,7 @@ def mixable_choices(
 
 
 def _reconstructed(choice: Choice) -> Choice:
-    """Round by samples where a form has codes that can be."""
-    able = choice.method in RECONSTRUCTED
-    return choice.model_copy(update={"reconstruct": able})
+    return choice.model_copy(update={"reconstruct": choice.block is not None})
 
 
 @dataclass(frozen=True, slots=True)
