@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from edgeopt.artifact import Report, Row
+from edgeopt.artifact import Report, Row, Tried
 from edgeopt.units import format_bytes, format_millis
 
 _WIDTH = 860
@@ -123,9 +123,9 @@ def draw_memory(report: Report) -> str:
     return _svg(int(y) + 24, "peak memory", shapes)
 
 
-def draw_plans(report: Report) -> str:
+def draw_plans(plans: Sequence[Tried]) -> str:
     """Draw size against accuracy for every plan tried."""
-    tried = [each for each in report.tried if each.metric is not None]
+    tried = [each for each in plans if each.metric is not None]
     if not tried:
         return ""
     across = _span([float(each.flash) for each in tried])

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgeopt.artifact import Footprint, Model
 from edgeopt.job import Correction, Job, Program, Run, Samples, digest_task
 
 if TYPE_CHECKING:
-    from edgeopt.compress import Fit, Sensitivity
+    from edgeopt.compress import Candidate, Fit, Sensitivity
 
 
 def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
     """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
     from edgeopt.compress import Fit, fit_plan
+    from edgeopt.compress.mix import can_mix
 
     job = run.job
     target, profile = job.target, job.profile
@@ -30,6 +32,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
     }
 
     program = _device_program(run)
+    mixes = profile.mixed and can_mix(profile.methods)
 
     def fit(folder: Path) -> Fit:
         return fit_plan(
@@ -39,11 +42,30 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             job.task,
             cost=_predictor(job, samples, correction=correction, program=program),
             directory=folder,
-            search=(lambda: measure_harm(run, model)) if profile.mixed else None,
+            search=(lambda: measure_harm(run, model)) if mixes else None,
             baseline=job.baseline,
         )
 
     return run.stage("fit", key, Fit, fit)
+
+
+def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[Candidate, ...]":
+    """Find the mixtures of least harm at so many sizes, of all forms that weights can have."""
+    from edgeopt.compress import trace_front
+
+    job = run.job
+    program = _device_program(run)
+    with TemporaryDirectory(prefix="edgeopt-front-") as folder:
+        return trace_front(
+            model,
+            job.profile.methods,
+            job.task,
+            measure_harm(run, model),
+            cost=_predictor(job, samples, correction=Correction(), program=program),
+            directory=Path(folder),
+            points=points,
+            baseline=job.baseline,
+        )
 
 
 def measure_harm(run: Run, model: Model) -> "Sensitivity":

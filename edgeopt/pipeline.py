@@ -1,6 +1,6 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from edgeopt.artifact import (
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan
+from edgeopt.fitting import choose_plan, draw_front
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
 from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
+from edgeopt.profile import Profile
 from edgeopt.verdict import (
     check_figures,
     check_footprint,
@@ -33,7 +34,7 @@ from edgeopt.verdict import (
 
 if TYPE_CHECKING:
     from edgeopt.board.lease import Lease
-    from edgeopt.compress import Fit
+    from edgeopt.compress import Candidate, Fit
     from edgeopt.trial import Seat
 
 #: A figure that breaks the budget corrects the prediction, and the fitter runs again.
@@ -233,14 +234,33 @@ def survey_plans(run: Run) -> tuple[Tried, ...]:
     """Try every plan there is against the job's budget, also those that the profile leaves out."""
     run, model = trim_model(run, prepare_model(run))
     samples = draw_samples(run, model)
-    limits, found = run.job.profile.budget, []
+    found = []
     for method in get_args(Method):
         free = run.job.profile.model_copy(update={"methods": (method,), "budget": Budget()})
         alone = replace(run, job=replace(run.job, profile=free))
-        candidate = choose_plan(alone, model, samples, Correction()).chosen
-        checks = check_figures(candidate.footprint, candidate.drop, limits)
-        found.append(candidate.model_copy(update={"checks": checks}))
-    return tried_of(found)
+        found.append(choose_plan(alone, model, samples, Correction()).chosen)
+    return tried_of(_checked(found, run.job.profile.budget))
+
+
+def survey_front(run: Run, points: int) -> tuple[Tried, ...]:
+    """Try the best mixture at so many sizes, of all forms there are, against the job's budget."""
+    run, model = trim_model(run, prepare_model(run))
+    job = run.job
+    free = replace(run, job=replace(job, profile=_every_method(job)))
+    found = draw_front(free, model, draw_samples(run, model), points)
+    return tried_of(_checked(found, job.profile.budget))
+
+
+def _every_method(job: Job) -> Profile:
+    return job.profile.model_copy(update={"methods": get_args(Method)})
+
+
+def _checked(found: "Sequence[Candidate]", budget: Budget) -> "list[Candidate]":
+    """Compare candidates with limits that did not choose them."""
+    return [
+        each.model_copy(update={"checks": check_figures(each.footprint, each.drop, budget)})
+        for each in found
+    ]
 
 
 def draw_samples(run: Run, model: Model) -> Samples:

@@ -109,7 +109,7 @@ def _measure_baseline(run: Run, model: Model) -> float:
     def measure(_folder: Path) -> Baseline:
         from edgeopt.model.oracle import run_samples
 
-        found = labelled(task, None, inputs=model.inputs)
+        found = labelled(task, None, inputs=model.inputs, part="validation")
         assert found is not None
         feeds, labels = found
         return Baseline(accuracy=score(task, run_samples(model, feeds), labels))

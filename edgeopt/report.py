@@ -168,6 +168,6 @@ def format_html(report: Report) -> str:
         stages=list(format_stages(report)),
         latencies=draw_latencies(report),
         memory=draw_memory(report),
-        plans=draw_plans(report),
+        plans=draw_plans(report.tried),
         data=report.model_dump_json(indent=1),
     )

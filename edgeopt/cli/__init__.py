@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import boards, catalogs, flow, project, tuning
+from edgeopt.cli import boards, catalogs, flow, planning, project, tuning
 from edgeopt.errors import ConfigError, EdgeoptError, Interrupted
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _root(
     """Give it a model, a board and a budget; get back a verified deployment on that board."""
 
 
+planning.register(app)
 flow.register(app)
 tuning.register(app)
 project.register(app)

@@ -1,8 +1,5 @@
 """edgeopt deploy and what surrounds it: plan, compile, status, history, rollback, report."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +7,12 @@ import typer
 
 from edgeopt.cli import options
 from edgeopt.cli.places import check_output, report_folder, write_output
-from edgeopt.cli.request import Order, Request, Visit, make_order, make_visit, started
+from edgeopt.cli.planning import candidates_shown
+from edgeopt.cli.request import Request, Visit, make_order, make_visit, started
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Report
-    from edgeopt.pipeline import Built
 
 
 def deploy(
@@ -64,7 +61,7 @@ def deploy(
     )
     check_output(html)
     order = make_order(request)
-    with started(order) as run, _candidates_shown():
+    with started(order) as run, candidates_shown():
         report = run_deploy(run, order.connect, reference=reference).report
     _save_report(report, project, html)
     _print_report(report, as_json=as_json)
@@ -95,172 +92,6 @@ def _print_report(report: "Report", *, as_json: bool) -> None:
     from edgeopt.report import format_table
 
     typer.echo(report.model_dump_json(indent=1) if as_json else format_table(report))
-
-
-def plan(
-    target: options.TargetName,
-    model: options.ModelSpec = None,
-    profile: options.ProfileName = None,
-    ram: options.Ram = None,
-    flash: options.Flash = None,
-    max_drop: options.MaxDrop = None,
-    shape: options.Shapes = None,
-    value: options.Values = None,
-    project: options.Folder = Path(),
-    every: Annotated[
-        bool, typer.Option("--all", help="Try every plan there is, not only the profile's.")
-    ] = False,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Show what a mixed plan does to every weight, and why.")
-    ] = False,
-    fresh: options.Fresh = False,
-    allow_unscheduled: options.Unscheduled = False,
-    trim_vocabulary: options.TrimVocabulary = None,
-    as_json: options.Json = False,
-) -> None:
-    """Show what deploy would choose and what it would need; nothing is sent anywhere."""
-    request = Request(
-        target=target,
-        project=project,
-        model=model,
-        profile=profile,
-        ram=ram,
-        flash=flash,
-        max_drop=max_drop,
-        shapes=shape or (),
-        values=value or (),
-        fresh=fresh,
-        allow_unscheduled=allow_unscheduled,
-        trim_vocabulary=trim_vocabulary,
-        on_board=False,
-    )
-    order = make_order(request)
-    if every:
-        _show_every_plan(order, as_json=as_json)
-        return
-    built = _build(order)
-    if as_json:
-        facts = {"fit": built.fit, "bundle": built.bundle, "vocabulary": built.vocabulary}
-        options.print_document(
-            {name: each.model_dump(mode="json") for name, each in facts.items() if each}
-        )
-        return
-    typer.echo(_format_built(built, layers=layers))
-    typer.echo(f"next: edgeopt deploy --target {target}", err=True)
-
-
-def _show_every_plan(order: Order, *, as_json: bool) -> None:
-    from edgeopt.pipeline import survey_plans
-    from edgeopt.report import format_tried
-
-    with started(order) as run:
-        tried = survey_plans(run)
-    if as_json:
-        options.print_document({"plans": [each.model_dump(mode="json") for each in tried]})
-    else:
-        typer.echo(format_tried(tried))
-
-
-def compile_bundle(
-    target: options.TargetName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the bundle.")],
-    model: options.ModelSpec = None,
-    profile: options.ProfileName = None,
-    ram: options.Ram = None,
-    flash: options.Flash = None,
-    max_drop: options.MaxDrop = None,
-    shape: options.Shapes = None,
-    value: options.Values = None,
-    project: options.Folder = Path(),
-    fresh: options.Fresh = False,
-    allow_unscheduled: options.Unscheduled = False,
-    trim_vocabulary: options.TrimVocabulary = None,
-) -> None:
-    """Fit and compile, and write the files that would go to the board."""
-    if output.exists():
-        raise ConfigError(f"{output} exists", fix="name a folder that does not exist yet")
-    request = Request(
-        target=target,
-        project=project,
-        model=model,
-        profile=profile,
-        ram=ram,
-        flash=flash,
-        max_drop=max_drop,
-        shapes=shape or (),
-        values=value or (),
-        fresh=fresh,
-        allow_unscheduled=allow_unscheduled,
-        trim_vocabulary=trim_vocabulary,
-        on_board=False,
-    )
-    built = _build(make_order(request))
-    _copy_bundle(built, output)
-    typer.echo(_format_built(built))
-    typer.echo(f"wrote {output} (model.onnx is the compressed model, for any runtime)", err=True)
-
-
-def _copy_bundle(built: "Built", output: Path) -> None:
-    """Copy a bundle and its model to a new folder: all of it, or nothing."""
-    names = [*(each.name for each in built.bundle.files), "manifest.json"]
-    # Outside: a folder that somebody else made meanwhile is not ours to remove.
-    output.mkdir(parents=True)
-    try:
-        for name in dict.fromkeys(names):
-            shutil.copy2(built.bundle.path / name, output / name)
-        shutil.copy2(built.fit.model.path, output / "model.onnx")
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
-
-
-def _build(order: Order) -> "Built":
-    from edgeopt.pipeline import plan as run_plan
-
-    with started(order) as run, _candidates_shown():
-        return run_plan(run)
-
-
-@contextmanager
-def _candidates_shown() -> Iterator[None]:
-    """When no plan meets the budget, show how near each one came."""
-    from edgeopt.compress import Infeasible
-    from edgeopt.report import format_tried
-    from edgeopt.verdict import tried_of
-
-    try:
-        yield
-    except Infeasible as error:
-        typer.echo(format_tried(tried_of(error.candidates)), err=True)
-        raise
-
-
-def _format_built(built: "Built", *, layers: bool = False) -> str:
-    from edgeopt.report import format_entries, format_tried
-    from edgeopt.units import format_bytes
-    from edgeopt.verdict import tried_of
-
-    need = built.bundle.footprint
-    lines = [format_tried(tried_of(built.fit.candidates)), ""]
-    if layers and built.fit.entries:
-        lines += [format_entries(built.fit.entries), ""]
-    lines += [
-        f"chosen: {built.fit.chosen.plan.name}, bundle {built.bundle.digest[:12]}: "
-        f"flash {format_bytes(need.flash)}, peak memory {format_bytes(need.peak)} "
-        f"(weights {format_bytes(need.weights_resident)}, arena {format_bytes(need.arena)}, "
-        f"runtime {format_bytes(need.runtime)})",
-    ]
-    if built.vocabulary:
-        lines.append(
-            f"{built.vocabulary}: feed it with the bundle's tokenizer.json, "
-            f"{format_bytes(built.vocabulary.size)} of its flash"
-        )
-    lines += [
-        f"warning: {each.function} has no fast kernel and is {each.flops_share:.1%} of the "
-        "arithmetic"
-        for each in built.bundle.unscheduled
-    ]
-    return "\n".join(lines)
 
 
 def status(
@@ -384,7 +215,5 @@ def report(
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(deploy)
-    app.command()(plan)
-    app.command("compile")(compile_bundle)
     for command in (status, history, rollback, report):
         app.command()(command)

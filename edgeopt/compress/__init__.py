@@ -2,7 +2,7 @@
 
 from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.cost import predict_footprint
-from edgeopt.compress.fit import Candidate, Fit, Infeasible, fit_plan
+from edgeopt.compress.fit import Candidate, Fit, Infeasible, fit_plan, trace_front
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 
@@ -18,4 +18,5 @@ __all__ = [
     "measure_sensitivity",
     "possible_choices",
     "predict_footprint",
+    "trace_front",
 ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from edgeopt.artifact import MIXED, Check, Entry, Fact, Footprint, Method, Model, Plan
 from edgeopt.budget import Budget
 from edgeopt.compress.mix import Mixer
@@ -119,10 +121,7 @@ def fit_plan(
     not predicted here, so it refuses nothing. Raises Infeasible, exit code 3, when no plan meets
     the budget.
     """
-    measure = _scorer(model, task)
-    own = measure(model)
-    baseline = own if baseline is None else baseline
-    bench = _Bench(model, task, budget, cost, directory, measure, own, baseline)
+    bench = _set_up(model, task, budget, cost, directory, baseline)
     left_out = [each for each in methods if task is None and each in _CALIBRATED]
     tried = [each for each in methods if each not in left_out] or list(methods)
     found, candidates = _climb(bench, methods, tried)
@@ -138,6 +137,56 @@ def fit_plan(
     if found is None:
         raise _infeasible(tuple(candidates), left_out)
     return found
+
+
+def trace_front(
+    model: Model,
+    methods: Sequence[Method],
+    task: Task | None,
+    sensitivity: Sensitivity,
+    *,
+    cost: Callable[[Model], Footprint],
+    directory: Path,
+    points: int,
+    baseline: float | None = None,
+) -> tuple[Candidate, ...]:
+    """Return the mixtures of least harm at so many sizes, from the model's own to the smallest.
+
+    Sizes that the same mixture is best at count once.
+    """
+    bench = _set_up(model, task, Budget(), cost, directory, baseline)
+    mixer = _mixer(bench, sensitivity, plain="float32" in methods)
+    folder = directory / MIXED
+    least = mixer.smallest(folder)
+    limits = np.geomspace(cost(model).flash, least.footprint.flash, points)[:-1]
+    mixtures = [mixer.mix(Budget(flash=math.ceil(limit)), folder) for limit in limits]
+    # Each was written over the one before: what is kept is made again when it is judged.
+    plans = [each.plan for each in (*mixtures, least) if each is not None]
+    different = {plan.choices: plan for plan in plans}.values()
+    return tuple(
+        bench.judge(plan, apply_plan(model, plan, directory=folder, samples=mixer.samples), place)
+        for place, plan in enumerate(different)
+    )
+
+
+def _set_up(
+    model: Model,
+    task: Task | None,
+    budget: Budget,
+    cost: Callable[[Model], Footprint],
+    directory: Path,
+    baseline: float | None,
+) -> _Bench:
+    """Measure what the model keeps as it is; without a baseline drops count from that."""
+    measure = _scorer(model, task)
+    own = measure(model)
+    baseline = own if baseline is None else baseline
+    return _Bench(model, task, budget, cost, directory, measure, own, baseline)
+
+
+def _mixer(bench: _Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
+    fitted = draw_calibration(bench.model, bench.task).fitted
+    return Mixer(bench.model, sensitivity, bench.cost, samples=fitted, plain=plain)
 
 
 def _climb(
@@ -160,8 +209,7 @@ def _climb(
 
 def _mix(bench: _Bench, sensitivity: Sensitivity, *, plain: bool, harm: int) -> Fit:
     """Return the best mixture within the budget; the smallest of all where none is."""
-    fitted = draw_calibration(bench.model, bench.task).fitted
-    mixer = Mixer(bench.model, sensitivity, bench.cost, samples=fitted, plain=plain)
+    mixer = _mixer(bench, sensitivity, plain=plain)
     folder = bench.directory / MIXED
     mixture = mixer.mix(bench.budget, folder) or mixer.smallest(folder)
     chosen = bench.judge(mixture.plan, mixture.model, harm)

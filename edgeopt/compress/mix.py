@@ -64,6 +64,11 @@ def mixable_choices(
     }
 
 
+def can_mix(methods: Sequence[Method]) -> bool:
+    """Tell whether methods leave a weight more than one form."""
+    return len(set(methods) & {"float32", *_STORED}) > 1
+
+
 def _reconstructed(choice: Choice) -> Choice:
     return choice.model_copy(update={"reconstruct": choice.block is not None})
 
