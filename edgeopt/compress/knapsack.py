@@ -22,6 +22,10 @@ class Limit:
     costs: Figures
     most: float
 
+    def spent(self, places: Sequence[int]) -> float:
+        """Return what a choice costs, the place of an option in each layer."""
+        return sum(layer[place] for layer, place in zip(self.costs, places, strict=True))
+
 
 def choose_options(harm: Figures, limits: Sequence[Limit]) -> list[int] | None:
     """Return the place of each layer's option of least total harm; None where no choice is allowed.
@@ -70,10 +74,5 @@ def _solve(
     taken = [
         int(found.x[at : at + size].argmax()) for at, size in zip(starts, lengths, strict=True)
     ]
-    return taken if all(_within(limit, taken) for limit in limits) else None
-
-
-def _within(limit: Limit, taken: Sequence[int]) -> bool:
-    """Check a choice by plain addition: the solver allows a millionth of a limit more."""
-    spent = sum(layer[place] for layer, place in zip(limit.costs, taken, strict=True))
-    return spent <= limit.most
+    # By plain addition: the solver allows a millionth of a limit more.
+    return taken if all(limit.spent(taken) <= limit.most for limit in limits) else None

@@ -19,8 +19,8 @@ from edgeopt.compress.knapsack import Limit, choose_options
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Samples, Sensitivity
 
-#: A prediction that was too low is added to the next one.
-_ROUNDS = 4
+#: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
+_ROUNDS = 8
 #: Blocks that are tried: fewer bytes for scales beyond 128 no longer matter.
 _BLOCKS = (None, 32, 128)
 #: Forms that change how activations are computed are whole plans of their own.
@@ -93,17 +93,18 @@ class Mixer:
             places = choose_options(harms, limits)
             if places is None:
                 return None
-            found = self._make(places, directory)
-            need = found.footprint
+            need = self._predict(places, directory)
             over = [
                 max(figure - most, 0.0)
                 for figure, most in ((need.flash, budget.flash), (need.peak, budget.ram))
                 if most is not None
             ]
             if not any(over):
-                return found
+                return self._make(places, directory)
             limits = [
-                replace(limit, most=limit.most - more)
+                replace(
+                    limit, most=min(limit.most, limit.spent(places)) - more if more else limit.most
+                )
                 for limit, more in zip(limits, over, strict=True)
             ]
         return None
@@ -140,6 +141,13 @@ class Mixer:
         tables = sum(layer[0].size for layer in layers if _is_table(layer))
         rest = now.weights - tables
         return min(max(now.weights_resident - rest, 0) / tables, 1.0) if tables else 1.0
+
+    def _predict(self, places: Sequence[int], directory: Path) -> Footprint:
+        """Predict what a choice needs: rounding, which takes long, changes no size."""
+        chosen = [layer[place].choice for layer, place in zip(self._layers(), places, strict=True)]
+        nearest = tuple(each.model_copy(update={"reconstruct": False}) for each in chosen)
+        made = apply_plan(self.model, Plan(name=MIXED, choices=nearest), directory=directory)
+        return self.cost(made)
 
     def _make(self, places: Sequence[int], directory: Path) -> Mixture:
         layers = self._layers()
