@@ -11,6 +11,8 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
+#: How often the solver is asked for less than it gave.
+_ATTEMPTS = 20
 #: One figure for every option of every layer.
 Figures = Sequence[Sequence[float]]
 
@@ -39,13 +41,35 @@ def choose_options(harm: Figures, limits: Sequence[Limit]) -> list[int] | None:
     # Without it, the solver's tolerance no longer hides differences between the small ones.
     total = sum(layer[place] for layer, place in zip(harm, first, strict=True))
     flat = np.concatenate([np.asarray(layer, float) for layer in harm])
-    return _solve(harm, limits, flat <= total)
+    return _solve(harm, limits, flat <= total) or first
 
 
 def _solve(
     harm: Figures, limits: Sequence[Limit], allowed: npt.NDArray[np.bool_]
 ) -> list[int] | None:
-    """Solve the program over the options that are allowed."""
+    """Solve the program over the options that are allowed, within limits by plain addition.
+
+    The solver lets a choice exceed a limit by a millionth: it is asked again for that much less.
+    """
+    bounds = [limit.most for limit in limits]
+    for _ in range(_ATTEMPTS):
+        taken = _ask(harm, limits, bounds, allowed)
+        if taken is None:
+            return None
+        over = [limit.spent(taken) - limit.most for limit in limits]
+        if all(each <= 0 for each in over):
+            return taken
+        bounds = [bound - max(each, 0.0) for bound, each in zip(bounds, over, strict=True)]
+    return None
+
+
+def _ask(
+    harm: Figures,
+    limits: Sequence[Limit],
+    bounds: Sequence[float],
+    allowed: npt.NDArray[np.bool_],
+) -> list[int] | None:
+    """Ask the solver once."""
     lengths = [len(layer) for layer in harm]
     layers = np.repeat(np.arange(len(lengths)), lengths)
     count = len(layers)
@@ -56,10 +80,10 @@ def _solve(
             csr_matrix((np.ones(count), (layers, np.arange(count)))), np.ones(len(lengths)), 1
         )
     ]
-    for limit in limits:
+    for limit, bound in zip(limits, bounds, strict=True):
         costs = np.concatenate([np.asarray(layer, float) for layer in limit.costs])
-        scale = max(abs(limit.most), costs.max(initial=0.0), 1.0)
-        constraints.append(LinearConstraint(costs[None, :] / scale, -np.inf, limit.most / scale))
+        scale = max(abs(bound), costs.max(initial=0.0), 1.0)
+        constraints.append(LinearConstraint(costs[None, :] / scale, -np.inf, bound / scale))
     found = milp(
         flat / largest if largest > 0 else flat,
         constraints=constraints,
@@ -71,8 +95,4 @@ def _solve(
     if found.x is None:
         return None
     starts = np.cumsum([0, *lengths[:-1]])
-    taken = [
-        int(found.x[at : at + size].argmax()) for at, size in zip(starts, lengths, strict=True)
-    ]
-    # By plain addition: the solver allows a millionth of a limit more.
-    return taken if all(limit.spent(taken) <= limit.most for limit in limits) else None
+    return [int(found.x[at : at + size].argmax()) for at, size in zip(starts, lengths, strict=True)]

@@ -54,6 +54,15 @@ def test_small_harms_are_told_apart_beside_a_huge_one() -> None:
     assert solve(layers, (6, 0)) == [(5e-8, 4, 0), (2e-8, 2, 0)]
 
 
+def test_a_limit_of_millions_is_kept_to_the_byte() -> None:
+    # The solver alone takes 4 bytes more than 11,964,640 as within it.
+    sizes = [[11_964_644.0, 11_964_641.0, 11_964_640.0, 11_964_000.0], [0.0, 0.0, 0.0, 0.0]]
+    harm = [[0.0, 0.1, 0.2, 0.3], [0.0, 0.0, 0.0, 0.0]]
+    places = choose_options(harm, [Limit(sizes, 11_964_640.0)])
+    assert places is not None
+    assert places[0] == 2
+
+
 def test_the_same_figures_give_the_same_choice() -> None:
     layers = [[(0.5, 3, 1), (0.5, 3, 1), (0.7, 1, 1)] for _ in range(6)]
     assert solve(layers, (12, 9)) == solve(layers, (12, 9))
