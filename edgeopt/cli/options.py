@@ -64,6 +64,17 @@ AppName = Annotated[
         "--app", help="What was deployed (default: edgeopt.toml's, or the last report's)."
     ),
 ]
+Every = Annotated[
+    bool, typer.Option("--all", help="Try every plan there is, not only the profile's.")
+]
+Front = Annotated[
+    int | None,
+    typer.Option("--front", min=2, metavar="N", help="Show the best mixture at N sizes."),
+]
+Svg = Annotated[Path | None, typer.Option("--svg", help="Draw the plans of --all or --front here.")]
+Layers = Annotated[
+    bool, typer.Option("--layers", help="Show what a mixed plan does to every weight, and why.")
+]
 
 
 def print_document(facts: Mapping[str, object]) -> None:

@@ -27,22 +27,10 @@ def plan(
     shape: options.Shapes = None,
     value: options.Values = None,
     project: options.Folder = Path(),
-    every: Annotated[
-        bool, typer.Option("--all", help="Try every plan there is, not only the profile's.")
-    ] = False,
-    front: Annotated[
-        int | None,
-        typer.Option(
-            "--front", min=2, metavar="N", help="Show the best mixture at N sizes, no budget asked."
-        ),
-    ] = None,
-    svg: Annotated[
-        Path | None,
-        typer.Option("--svg", help="Draw size against accuracy of --all or --front here."),
-    ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Show what a mixed plan does to every weight, and why.")
-    ] = False,
+    every: options.Every = False,
+    front: options.Front = None,
+    svg: options.Svg = None,
+    layers: options.Layers = False,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
