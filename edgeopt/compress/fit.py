@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgeopt.artifact import MIXED, Check, Entry, Fact, Footprint, Method, Model, Plan
+from edgeopt.artifact import MIXED, Check, Choice, Entry, Fact, Footprint, Method, Model, Plan
 from edgeopt.budget import Budget
 from edgeopt.compress.mix import Mixer
 from edgeopt.compress.plan import apply_plan, make_plan
@@ -156,17 +156,18 @@ def trace_front(
     """
     bench = _set_up(model, task, Budget(), cost, directory, baseline)
     mixer = _mixer(bench, sensitivity, plain="float32" in methods)
-    folder = directory / MIXED
-    least = mixer.smallest(folder)
+    least = mixer.smallest(directory / "least")
     limits = np.geomspace(cost(model).flash, least.footprint.flash, points)[:-1]
-    mixtures = [mixer.mix(Budget(flash=math.ceil(limit)), folder) for limit in limits]
-    # Each was written over the one before: what is kept is made again when it is judged.
-    plans = [each.plan for each in (*mixtures, least) if each is not None]
-    different = {plan.choices: plan for plan in plans}.values()
-    return tuple(
-        bench.judge(plan, apply_plan(model, plan, directory=folder, samples=mixer.samples), place)
-        for place, plan in enumerate(different)
-    )
+    found: dict[tuple[Choice, ...], Candidate] = {}
+    for limit in limits:
+        mixture = mixer.mix(Budget(flash=math.ceil(limit)), directory / MIXED)
+        # Judged at once, as the next one is written over it.
+        if mixture is not None and mixture.plan.choices not in found:
+            judged = bench.judge(mixture.plan, mixture.model, len(found))
+            found[mixture.plan.choices] = judged
+    if least.plan.choices not in found:
+        found[least.plan.choices] = bench.judge(least.plan, least.model, len(found))
+    return tuple(found.values())
 
 
 def _set_up(
