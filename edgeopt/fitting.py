@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgeopt.artifact import Footprint, Model
+from edgeopt.artifact import Footprint, Model, Plan
 from edgeopt.job import Correction, Job, Program, Run, Samples, digest_task
 
 if TYPE_CHECKING:
@@ -50,6 +50,28 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         )
 
     return run.stage("fit", key, Fit, fit)
+
+
+def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
+    """Apply a plan that was made before."""
+    from edgeopt.compress import Cost, Fit, replay_plan
+
+    job = run.job
+    program = _device_program(run)
+
+    def apply(folder: Path) -> Fit:
+        return replay_plan(
+            model,
+            plan,
+            job.task,
+            cost=Cost(_predictor(job, samples, correction=Correction(), program=program)),
+            directory=folder,
+            baseline=job.baseline,
+        )
+
+    key = [model.sha256, plan.model_dump(mode="json"), digest_task(job), samples.sha256]
+    target = job.target.model_dump(mode="json")
+    return run.stage("replay", [*key, target, job.baseline], Fit, apply, detail=plan.name)
 
 
 def predict_time(job: Job, model: Model) -> float:

@@ -12,6 +12,7 @@ from edgeopt.artifact import (
     Measurement,
     Method,
     Model,
+    Plan,
     Release,
     Report,
     Row,
@@ -21,7 +22,7 @@ from edgeopt.artifact import (
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan, draw_front, predict_time
+from edgeopt.fitting import choose_plan, draw_front, predict_time, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
 from edgeopt.measure import summarize_samples
 from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
@@ -338,10 +339,24 @@ def build(
     )
 
 
-def fit_model(run: Run) -> Model:
-    """Return the model that deploy would compile."""
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fit, the model that its plan is for, and the vocabulary when it was trimmed."""
+
+    fit: "Fit"
+    source: Model
+    vocabulary: Vocabulary | None
+
+
+def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
+    """Return the model that deploy would compile, or what a plan made before makes of it."""
     run, model = trim_model(run, prepare_model(run))
-    return choose_plan(run, model, draw_samples(run, model), Correction()).model
+    samples = draw_samples(run, model)
+    if plan is not None:
+        found = replay(run, model, samples, plan)
+    else:
+        found = choose_plan(run, model, samples, Correction())
+    return Fitted(found, model, run.job.vocabulary)
 
 
 def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:

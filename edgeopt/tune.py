@@ -79,7 +79,7 @@ def tune_model(run: Run, connect: Callable[[], Board], *, kernels: int, story: S
     from edgeopt.board.facts import read_facts
     from edgeopt.board.lease import hold
 
-    fitted = fit_model(run)
+    fitted = fit_model(run).fit.model
     board = connect()
     try:
         with (

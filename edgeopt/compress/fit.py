@@ -163,6 +163,25 @@ def fit_plan(
     return found
 
 
+def replay_plan(
+    model: Model,
+    plan: Plan,
+    task: Task | None,
+    *,
+    cost: Cost,
+    directory: Path,
+    baseline: float | None = None,
+) -> Fit:
+    """Apply a plan that was made before, and judge it without any limit.
+
+    The same model and plan give the same bytes. Raises ConfigError where it is another model's.
+    """
+    bench = _set_up(model, task, Budget(), cost, directory, baseline)
+    samples = draw_calibration(model, task).fitted
+    made = apply_plan(model, plan, directory=directory, samples=samples)
+    return _fit(bench, bench.judge(plan, made, 0), made, ())
+
+
 def trace_front(
     model: Model,
     methods: Sequence[Method],
