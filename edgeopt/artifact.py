@@ -30,6 +30,8 @@ Method = Literal[
 MIXED = "mixed"
 #: Methods whose codes can be rounded by what samples say of the layer's input.
 _RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks")
+#: Methods that the factors of a weight of low rank can be stored by.
+_FACTORED = ("float32", "float16", "int8-weights", "int4-blocks", "int2-blocks")
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -84,15 +86,22 @@ class Choice(Fact):
     method: Method
     #: Values of K, or of a table's row, that share one scale: for int4-blocks and int2-blocks.
     block: int | None = Field(default=None, ge=16, le=128, multiple_of=16)
-    #: Whether codes are rounded by GPTQ, from calibration samples, and not each to the nearest.
+    #: Whether codes are rounded by GPTQ, from calibration samples, and not each to the nearest; of
+    #: low rank, whether the factors are those that are best on these samples too.
     reconstruct: bool = False
+    #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
+    rank: int | None = Field(default=None, ge=16, multiple_of=16)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.method.endswith("-blocks") != (self.block is not None):
             needs = "needs a block size" if self.block is None else "has no blocks"
             raise ValueError(f"{self.method} {needs}")
-        if self.reconstruct and self.method not in _RECONSTRUCTED:
+        if self.rank is not None and self.method not in _FACTORED:
+            raise ValueError(f"{self.method} cannot store factors of low rank")
+        if self.rank is not None and self.rank % (self.block or 1):
+            raise ValueError(f"blocks of {self.block} do not divide the rank {self.rank}")
+        if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self
 

@@ -1,6 +1,6 @@
 """The forms that each weight of a graph can have, and what a method means for it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -8,6 +8,7 @@ from onnx import GraphProto, numpy_helper
 
 from edgeopt.artifact import Choice, Method, Model
 from edgeopt.compress.blocks import BITS, OPSETS, block_axis
+from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
 
@@ -16,6 +17,8 @@ SMALLEST = 1024
 #: Sizes of blocks that are tried, and that of a plan made from a name: the first that divides.
 BLOCKS = (32, 64, 128)
 _DEFAULT_BLOCKS = (32, 16)
+#: How factors of low rank are stored: what is left out of a weight is more than 4 bits lose.
+_FACTORS: Method = "int4-blocks"
 
 #: The methods of each role, from the least harm to the most.
 _FORMS: Mapping[Role, tuple[Method, ...]] = {
@@ -47,8 +50,8 @@ _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
 def possible_choices(model: Model) -> dict[str, tuple[Choice, ...]]:
     """List the forms that each weight of at least SMALLEST values can have, other than float32.
 
-    From the least harm to the most by method, and by size of block. Those that can be
-    reconstructed are listed as they are without.
+    From the least harm to the most by method, and by size of block; then those of low rank. Those
+    that can be reconstructed are listed as they are without.
     """
     loaded = onnx.load(model.path)
     return {
@@ -68,7 +71,17 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
             found.extend(Choice(weight=weight.name, method=method, block=each) for each in sizes)
         elif _can_hold(model.graph, weight, method):
             found.append(Choice(weight=weight.name, method=method))
-    return tuple(found)
+    return (*found, *_low_rank_forms(model, weight))
+
+
+def _low_rank_forms(model: onnx.ModelProto, weight: Weight) -> Iterator[Choice]:
+    """List the ranks that a weight can have, the highest first."""
+    if obstacle(model, OPSETS[_FACTORS]) is not None:
+        return
+    for rank in reversed(possible_ranks(weight)):
+        choice = Choice(weight=weight.name, method=_FACTORS, block=BLOCKS[0], rank=rank)
+        if misfit(weight, choice) is None:
+            yield choice
 
 
 def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
@@ -86,6 +99,8 @@ def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
 
 def misfit(weight: Weight, choice: Choice) -> str | None:
     """Say why a weight has no such form; None when it has."""
+    if choice.rank is not None:
+        return _misfit_rank(weight, choice, choice.rank)
     if choice.method != "float32" and choice.method not in _FORMS[weight.role]:
         return f"{choice.method} is no form of {weight.name!r}, a {weight.role} weight"
     if choice.block is not None and not _divides(choice.block, weight):
@@ -93,6 +108,23 @@ def misfit(weight: Weight, choice: Choice) -> str | None:
         return f"blocks of {choice.block} do not divide the {depth} values of {weight.name!r}"
     if choice.reconstruct and weight.role not in ("matmul", "gemm"):
         return f"{weight.name!r}, a {weight.role} weight, cannot be reconstructed"
+    return None
+
+
+def _misfit_rank(weight: Weight, choice: Choice, rank: int) -> str | None:
+    """Say why a weight has no such factors; blocks divide the rank, and have to divide K as well.
+
+    A table's first factor has its blocks along the rank.
+    """
+    if weight.role not in ("table", "matmul", "gemm"):
+        return f"{weight.name!r}, a {weight.role} weight, has no form of low rank"
+    if rank >= min(weight.shape):
+        return f"a rank of {rank} is none below those that {weight.name!r} can have"
+    if weight.role == "table":
+        return f"{weight.name!r}, a table, cannot be reconstructed" if choice.reconstruct else None
+    if choice.block is not None and not _divides(choice.block, weight):
+        depth = weight.shape[block_axis(weight)]
+        return f"blocks of {choice.block} do not divide the {depth} values of {weight.name!r}"
     return None
 
 

@@ -70,7 +70,8 @@ def can_mix(methods: Sequence[Method]) -> bool:
 
 
 def _reconstructed(choice: Choice) -> Choice:
-    return choice.model_copy(update={"reconstruct": choice.block is not None})
+    fitted = choice.block is not None or choice.rank is not None
+    return choice.model_copy(update={"reconstruct": fitted})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.half import store_half
+from edgeopt.compress.lowrank import factorize
 from edgeopt.compress.opset import raise_opset
 from edgeopt.compress.reconstruct import Rounded, reconstruct
 from edgeopt.compress.rows import store_rows
@@ -70,20 +71,20 @@ def apply_plan(
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "compressed.onnx"
-    if all(each.method == "float32" for each in plan.choices):
+    if all(each.method == "float32" and each.rank is None for each in plan.choices):
         shutil.copyfile(model.path, path)
         return _made(model, path, plan)
     loaded = onnx.load(model.path)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
+    found = _found(loaded, plan)
+    low = [(found[each.weight], each) for each in plan.choices if each.rank is not None]
+    loaded, factors = factorize(loaded, low, samples)
+    choices = (*(each for each in plan.choices if each.rank is None), *factors)
     found = {each.name: each for each in weights(loaded.graph)}
     edit = Edit(loaded)
-    for choice in plan.choices:
-        if choice.weight not in found:
-            raise _foreign(plan, f"the model has no weight {choice.weight!r}")
-        _refuse_foreign(edit, found[choice.weight], choice, plan)
-    reconstructed = [each for each in plan.choices if each.reconstruct]
+    reconstructed = [each for each in choices if each.reconstruct]
     rounded = reconstruct(loaded, [(found[each.weight], each) for each in reconstructed], samples)
-    for choice in plan.choices:
+    for choice in choices:
         _apply(edit, found[choice.weight], choice, plan, rounded.get(choice.weight))
     path.write_bytes(edit.finish().SerializeToString(deterministic=True))
     return _made(model, path, plan)
@@ -98,6 +99,17 @@ def _made(model: Model, path: Path, plan: Plan) -> Model:
             "provenance": (*model.provenance, plan.name),
         }
     )
+
+
+def _found(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
+    """Return the model's weights by name; refuses choices that they have no form for."""
+    found = {each.name: each for each in weights(model.graph)}
+    edit = Edit(model)
+    for choice in plan.choices:
+        if choice.weight not in found:
+            raise _foreign(plan, f"the model has no weight {choice.weight!r}")
+        _refuse_foreign(edit, found[choice.weight], choice, plan)
+    return found
 
 
 def _refuse_foreign(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> None:

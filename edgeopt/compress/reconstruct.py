@@ -28,7 +28,7 @@ from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
 
 #: A tensor, and whether its values of K lie along the last axis or, of a Gemm, the first.
-_Source: TypeAlias = tuple[str, bool]
+Source: TypeAlias = tuple[str, bool]
 #: Gives the scales [N] of a column, from its place and what is left of its piece.
 _Scales: TypeAlias = Callable[[int, Floats], Floats]
 #: Gives the codes [N] of values [N] at scales [N].
@@ -62,20 +62,15 @@ def reconstruct(
     """
     if not wanted:
         return {}
-    if not samples or not len(next(iter(samples.values()))):
-        raise ConfigError(
-            "there are no calibration samples",
-            why="weights are reconstructed from what their layer is given on real inputs",
-            fix="name some in [task], or use a plan that does not reconstruct",
-        )
+    samples = require_samples(samples)
     readers = consumers(model.graph)
-    sources = {weight.name: _sources(readers[weight.name]) for weight, _ in wanted}
+    sources = {weight.name: sources_of(readers[weight.name]) for weight, _ in wanted}
     hessians = collect_hessians(
         model, {each for group in sources.values() for each in group}, samples
     )
     stored = initializers(model.graph)
     result = {}
-    factors: dict[tuple[_Source, ...], Doubles] = {}
+    factors: dict[tuple[Source, ...], Doubles] = {}
     for weight, choice in wanted:
         values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
         key = tuple(sources[weight.name])
@@ -84,6 +79,17 @@ def reconstruct(
             factors[key] = inverse_factor(np.sum([hessians[each] for each in key], axis=0))
         result[weight.name] = _round(weight, values, choice, factors[key])
     return result
+
+
+def require_samples(samples: Mapping[str, Array] | None) -> Mapping[str, Array]:
+    """Return the samples; raises ConfigError where there are none."""
+    if not samples or not len(next(iter(samples.values()))):
+        raise ConfigError(
+            "there are no calibration samples",
+            why="weights are reconstructed from what their layer is given on real inputs",
+            fix="name some in [task], or use a plan that does not reconstruct",
+        )
+    return samples
 
 
 def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> Rounded:
@@ -95,7 +101,7 @@ def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> R
     return round_channels(rows, factor, scales)
 
 
-def _sources(nodes: Sequence[NodeProto]) -> list[_Source]:
+def sources_of(nodes: Sequence[NodeProto]) -> list[Source]:
     """List what the readers of a weight multiply it with."""
     return [
         (node.input[0], node.op_type != "Gemm" or not attribute(node, "transA", 0))
@@ -104,13 +110,13 @@ def _sources(nodes: Sequence[NodeProto]) -> list[_Source]:
 
 
 def collect_hessians(
-    model: ModelProto, sources: set[_Source], samples: Mapping[str, Array]
-) -> dict[_Source, Doubles]:
+    model: ModelProto, sources: set[Source], samples: Mapping[str, Array]
+) -> dict[Source, Doubles]:
     """Sum X^T X of tensors over samples: one sample's tensors and the sums are all that is held."""
     ordered = sorted(sources)
     count = min(len(next(iter(samples.values()))), MOST_SAMPLES)
     names = sorted({name for name, _ in ordered})
-    sums: dict[_Source, Doubles] = {}
+    sums: dict[Source, Doubles] = {}
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         session = open_session(_exposed(model, names, Path(folder)))
         for index in range(count):

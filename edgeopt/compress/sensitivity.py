@@ -20,8 +20,9 @@ from onnx import GraphProto, ModelProto, helper
 
 from edgeopt.artifact import Choice, Fact, Model, Plan
 from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.lowrank import factor_names, join_factors
 from edgeopt.compress.plan import apply_plan
-from edgeopt.model.graph import initializers, producers
+from edgeopt.model.graph import initializers, producers, weights
 from edgeopt.model.oracle import Array, open_session, run_samples, seeded_inputs
 from edgeopt.task import Task, has_classes, samples
 
@@ -107,7 +108,7 @@ def measure_sensitivity(
         chosen = [each for given in choices.values() for each in given if _form(each) == form]
         with _applied(model, chosen, calibration, directory) as made:
             sizes = _sizes(made.graph, list(choices))
-            decoded = _decode(made, [each.weight for each in chosen], directory)
+            decoded = _decode_choices(loaded, made, chosen, directory)
 
         def measure(choice: Choice, decoded: Samples = decoded) -> float:
             if choice.weight in decoded:
@@ -237,6 +238,22 @@ def _sizes(graph: GraphProto, names: Sequence[str]) -> dict[str, int]:
         if owner in known:
             sizes[owner] += stored_bytes(tensor)
     return sizes
+
+
+def _decode_choices(
+    model: ModelProto, made: ModelProto, chosen: Sequence[Choice], folder: Path
+) -> dict[str, Array]:
+    """Compute what weights became, of low rank the product of their factors, where it is stored."""
+    low = [each.weight for each in chosen if each.rank is not None]
+    whole = [each.weight for each in chosen if each.rank is None]
+    parts = [part for name in low for part in factor_names(name)]
+    decoded = _decode(made, [*whole, *parts], folder)
+    known = {each.name: each for each in weights(model.graph)}
+    for name in low:
+        pair = [decoded.pop(part) for part in factor_names(name) if part in decoded]
+        if len(pair) == len(factor_names(name)):
+            decoded[name] = join_factors(known[name], *pair)
+    return decoded
 
 
 def _decode(made: ModelProto, names: Sequence[str], folder: Path) -> dict[str, Array]:
