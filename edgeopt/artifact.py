@@ -15,6 +15,8 @@ from edgeopt.board import Kind
 #: int8-static: activations quantized with calibrated ranges (QDQ).
 #: int4-blocks: one scale per block of values, computed in float32 (DequantizeLinear in blocks).
 #: int2-blocks: the same with four values per byte.
+#: codebook-rows: an embedding table, one byte for each group of a row's values (Gather of codes,
+#: then of the vectors that they stand for).
 Method = Literal[
     "float32",
     "float16",
@@ -24,12 +26,13 @@ Method = Literal[
     "int8-static",
     "int4-blocks",
     "int2-blocks",
+    "codebook-rows",
 ]
 
 #: The name of a plan whose weights have forms of their own.
 MIXED = "mixed"
 #: Methods whose codes can be rounded by what samples say of the layer's input.
-_RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks")
+_RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks", "codebook-rows")
 #: Methods that the factors of a weight of low rank can be stored by.
 _FACTORED = ("float32", "float16", "int8-weights", "int4-blocks", "int2-blocks")
 
@@ -86,8 +89,11 @@ class Choice(Fact):
     method: Method
     #: Values of K, or of a table's row, that share one scale: for int4-blocks and int2-blocks.
     block: int | None = Field(default=None, ge=16, le=128, multiple_of=16)
+    #: Values of a table's row that one byte stands for: for codebook-rows.
+    group: int | None = Field(default=None, ge=2, le=32)
     #: Whether codes are rounded by GPTQ, from calibration samples, and not each to the nearest; of
-    #: low rank, whether the factors are those that are best on these samples too.
+    #: low rank, whether the factors are those that are best on these samples too; of codebook-rows,
+    #: whether a row counts by how often samples read it.
     reconstruct: bool = False
     #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
     rank: int | None = Field(default=None, ge=16, multiple_of=16)
@@ -101,6 +107,9 @@ class Choice(Fact):
             raise ValueError(f"{self.method} cannot store factors of low rank")
         if self.rank is not None and self.rank % (self.block or 1):
             raise ValueError(f"blocks of {self.block} do not divide the rank {self.rank}")
+        if (self.method == "codebook-rows") != (self.group is not None):
+            needs = "needs the size of its groups" if self.group is None else "has no groups"
+            raise ValueError(f"{self.method} {needs}")
         if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self

@@ -8,6 +8,7 @@ from onnx import GraphProto, numpy_helper
 
 from edgeopt.artifact import Choice, Method, Model
 from edgeopt.compress.blocks import BITS, OPSETS, block_axis
+from edgeopt.compress.codebook import possible_groups
 from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
@@ -22,7 +23,7 @@ _FACTORS: Method = "int4-blocks"
 
 #: The methods of each role, from the least harm to the most.
 _FORMS: Mapping[Role, tuple[Method, ...]] = {
-    "table": ("float16", "int8-rows", "int4-blocks", "int2-blocks"),
+    "table": ("float16", "int8-rows", "int4-blocks", "int2-blocks", "codebook-rows"),
     "matmul": (
         "float16", "int8-weights", "int8-dynamic", "int8-static", "int4-blocks", "int2-blocks",
     ),
@@ -44,6 +45,7 @@ _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
     "int8-static": ("int8-weights", "int8-rows"),
     "int4-blocks": ("int8-weights", "int8-rows"),
     "int2-blocks": ("int8-weights", "int8-rows"),
+    "codebook-rows": ("int4-blocks", "int8-weights", "int8-rows"),
 }
 
 
@@ -69,6 +71,9 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
             fits = obstacle(model, OPSETS[method]) is None
             sizes = [each for each in BLOCKS if fits and _divides(each, weight)]
             found.extend(Choice(weight=weight.name, method=method, block=each) for each in sizes)
+        elif method == "codebook-rows":
+            groups = possible_groups(weight)
+            found.extend(Choice(weight=weight.name, method=method, group=each) for each in groups)
         elif _can_hold(model.graph, weight, method):
             found.append(Choice(weight=weight.name, method=method))
     return (*found, *_low_rank_forms(model, weight))
@@ -92,6 +97,10 @@ def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
             block = next((size for size in _DEFAULT_BLOCKS if _divides(size, weight)), None)
             if fits and block is not None:
                 return Choice(weight=weight.name, method=each, block=block)
+        elif each == "codebook-rows":
+            group = next(iter(possible_groups(weight)), None)
+            if group is not None:
+                return Choice(weight=weight.name, method=each, group=group)
         elif each in _FORMS[weight.role] and _can_hold(model.graph, weight, each):
             return Choice(weight=weight.name, method=each)
     return Choice(weight=weight.name, method="float32")
@@ -106,7 +115,11 @@ def misfit(weight: Weight, choice: Choice) -> str | None:
     if choice.block is not None and not _divides(choice.block, weight):
         depth = weight.shape[block_axis(weight)]
         return f"blocks of {choice.block} do not divide the {depth} values of {weight.name!r}"
-    if choice.reconstruct and weight.role not in ("matmul", "gemm"):
+    if choice.group is not None and weight.shape[1] % choice.group:
+        return f"groups of {choice.group} do not divide the rows of {weight.name!r}"
+    if choice.reconstruct and weight.role == "table" and choice.method != "codebook-rows":
+        return f"{weight.name!r}, a table, cannot be reconstructed"
+    if choice.reconstruct and weight.role not in ("matmul", "gemm", "table"):
         return f"{weight.name!r}, a {weight.role} weight, cannot be reconstructed"
     return None
 

@@ -30,6 +30,7 @@ _STORED: tuple[Method, ...] = (
     "int8-weights",
     "int4-blocks",
     "int2-blocks",
+    "codebook-rows",
 )
 
 
@@ -55,7 +56,7 @@ def mixable_choices(
         allowed.add("int8-rows")
     return {
         name: tuple(
-            _reconstructed(each) if reconstruct and not by_rows else each
+            _reconstructed(each) if reconstruct and (each.group or not by_rows) else each
             for each in given
             if each.method in allowed and each.block in _BLOCKS
         )
@@ -70,7 +71,7 @@ def can_mix(methods: Sequence[Method]) -> bool:
 
 
 def _reconstructed(choice: Choice) -> Choice:
-    fitted = choice.block is not None or choice.rank is not None
+    fitted = not {choice.block, choice.rank, choice.group} <= {None}
     return choice.model_copy(update={"reconstruct": fitted})
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
@@ -11,13 +12,15 @@ from edgeopt.artifact import Choice, Method, Model, Plan, Range
 from edgeopt.compress.blocks import BITS, OPSETS, blocks_last, encode_blocks, store_blocks
 from edgeopt.compress.calibrate import calibrate
 from edgeopt.compress.choices import SMALLEST, choose, misfit
+from edgeopt.compress.codebook import encode_groups, store_groups
 from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.half import store_half
 from edgeopt.compress.lowrank import factorize
 from edgeopt.compress.opset import raise_opset
-from edgeopt.compress.reconstruct import Rounded, reconstruct
+from edgeopt.compress.reads import count_reads
+from edgeopt.compress.reconstruct import Rounded, reconstruct, require_samples
 from edgeopt.compress.rows import store_rows
 from edgeopt.compress.static import quantize_static
 from edgeopt.compress.weights import store_weights
@@ -82,12 +85,32 @@ def apply_plan(
     choices = (*(each for each in plan.choices if each.rank is None), *factors)
     found = {each.name: each for each in weights(loaded.graph)}
     edit = Edit(loaded)
-    reconstructed = [each for each in choices if each.reconstruct]
-    rounded = reconstruct(loaded, [(found[each.weight], each) for each in reconstructed], samples)
+    fitted = _fit(loaded, [(found[each.weight], each) for each in choices], samples)
     for choice in choices:
-        _apply(edit, found[choice.weight], choice, plan, rounded.get(choice.weight))
+        _apply(edit, found[choice.weight], choice, plan, fitted)
     path.write_bytes(edit.finish().SerializeToString(deterministic=True))
     return _made(model, path, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What samples said, by weight: codes that were found, and how often rows were read."""
+
+    codes: Mapping[str, Rounded]
+    reads: Mapping[str, Floats]
+
+
+def _fit(
+    model: onnx.ModelProto,
+    wanted: Sequence[tuple[Weight, Choice]],
+    samples: Mapping[str, Array] | None,
+) -> _Fitted:
+    """Ask samples about the weights whose choices say so."""
+    asked = [(weight, choice) for weight, choice in wanted if choice.reconstruct]
+    tables = [weight for weight, choice in asked if choice.method == "codebook-rows"]
+    reads = count_reads(model, tables, require_samples(samples)) if tables else {}
+    rounded = [(weight, choice) for weight, choice in asked if choice.method != "codebook-rows"]
+    return _Fitted(reconstruct(model, rounded, samples), reads)
 
 
 def _made(model: Model, path: Path, plan: Plan) -> Model:
@@ -124,8 +147,8 @@ def _refuse_foreign(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> N
                 raise _foreign(plan, f"it has no range for {node.input[0]!r}")
 
 
-def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, rounded: Rounded | None) -> None:
-    """Rewrite one weight in one form, with the codes that were found for it, if any."""
+def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitted) -> None:
+    """Rewrite one weight in one form, by what samples said of it, if anything."""
     match choice.method:
         case "float32":
             return
@@ -134,21 +157,29 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, rounded: Roun
         case "int8-rows":
             store_rows(edit, weight)
         case "int8-weights":
-            store_weights(edit, weight, _channels(weight, rounded))
+            store_weights(edit, weight, _channels(weight, fitted.codes.get(weight.name)))
         case "int8-dynamic":
             quantize_dynamic(edit, weight)
         case "int8-static":
             quantize_static(edit, weight, plan.ranges)
-        case "int4-blocks" | "int2-blocks":
-            _store_blocks(edit, weight, choice, rounded)
+        case "int4-blocks" | "int2-blocks" | "codebook-rows":
+            _store_few_bits(edit, weight, choice, fitted)
         case _:
             assert_never(choice.method)
 
 
-def _store_blocks(edit: Edit, weight: Weight, choice: Choice, rounded: Rounded | None) -> None:
-    """Store a weight in blocks: by the codes that were found for it, or the nearest."""
+def _store_few_bits(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted) -> None:
+    """Store a table in groups of values, or a weight in blocks by the codes that were found.
+
+    Where none were, each value has the nearest.
+    """
+    if choice.group is not None:
+        reads = fitted.reads.get(weight.name)
+        grouped = encode_groups(edit.value(weight), group=choice.group, importance=reads)
+        store_groups(edit, weight, grouped)
+        return
     assert choice.block is not None
-    bits = BITS[choice.method]
+    rounded, bits = fitted.codes.get(weight.name), BITS[choice.method]
     if rounded is None:
         values = blocks_last(weight, edit.value(weight))
         rounded = Rounded(*encode_blocks(values, block=choice.block, bits=bits))

@@ -127,14 +127,14 @@ def collect_hessians(
                 rows = found[name] if last else found[name].T
                 rows = rows.reshape(-1, rows.shape[-1])
                 _require_finite(name, rows)
-                rows = _unmasked(rows, feeds)
+                rows = unmasked(rows, feeds)
                 # Products in float32, sums over samples in float64: a sample has few rows.
                 product = (rows.T @ rows).astype(np.float64)
                 sums[source] = sums[source] + product if source in sums else product
     return sums
 
 
-def _unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
+def unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
     """Leave out the rows that a mask among the inputs hides: padding would outweigh the tokens.
 
     Of a short question most tokens are padding. What is computed there reaches no output.

@@ -33,6 +33,9 @@ CALIBRATION = 128
 #: Of those, how many harm is measured on, and how many are held back to compare plans on.
 _JUDGED = 32
 _HELD = 32
+#: How many samples codes are fitted to at most: how often rows of tables are read is counted on all
+#: of them, and GPTQ sums Hessians over the first ones.
+_FITTED = 4096
 #: Inputs that are drawn where there are no samples.
 _DRAWN = 8
 
@@ -76,10 +79,11 @@ def draw_calibration(model: Model, task: Task | None) -> Calibration:
         stacked = {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}
         first, rest = _split(stacked, _DRAWN)
         return Calibration(judged=first, fitted=None, held=rest, classes=False)
-    found = samples(task, CALIBRATION, inputs=model.inputs)
+    found, more = _split(samples(task, _FITTED, inputs=model.inputs), CALIBRATION)
     count = len(next(iter(found.values())))
     fitted, held = _split(found, count - min(_HELD, count // 2))
     judged, _ = _split(fitted, _JUDGED)
+    fitted = {name: np.concatenate([values, more[name]]) for name, values in fitted.items()}
     return Calibration(judged=judged, fitted=fitted, held=held, classes=has_classes(task))
 
 
