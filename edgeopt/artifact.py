@@ -15,6 +15,7 @@ from edgeopt.board import Kind
 #: int8-static: activations quantized with calibrated ranges (QDQ).
 #: int4-blocks: one scale per block of values, computed in float32 (DequantizeLinear in blocks).
 #: int2-blocks: the same with four values per byte.
+#: codebook16-blocks, codebook4-blocks: the same, codes choose from 16 or 4 levels of each weight.
 #: codebook-rows: an embedding table, one byte for each group of a row's values (Gather of codes,
 #: then of the vectors that they stand for).
 Method = Literal[
@@ -26,15 +27,32 @@ Method = Literal[
     "int8-static",
     "int4-blocks",
     "int2-blocks",
+    "codebook16-blocks",
+    "codebook4-blocks",
     "codebook-rows",
 ]
 
 #: The name of a plan whose weights have forms of their own.
 MIXED = "mixed"
 #: Methods whose codes can be rounded by what samples say of the layer's input.
-_RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks", "codebook-rows")
+_RECONSTRUCTED = (
+    "int8-weights",
+    "int4-blocks",
+    "int2-blocks",
+    "codebook16-blocks",
+    "codebook4-blocks",
+    "codebook-rows",
+)
 #: Methods that the factors of a weight of low rank can be stored by.
-_FACTORED = ("float32", "float16", "int8-weights", "int4-blocks", "int2-blocks")
+_FACTORED = (
+    "float32",
+    "float16",
+    "int8-weights",
+    "int4-blocks",
+    "int2-blocks",
+    "codebook16-blocks",
+    "codebook4-blocks",
+)
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -87,7 +105,7 @@ class Choice(Fact):
 
     weight: str
     method: Method
-    #: Values of K, or of a table's row, that share one scale: for int4-blocks and int2-blocks.
+    #: Values of K, or of a table's row, that share one scale: for methods in blocks.
     block: int | None = Field(default=None, ge=16, le=128, multiple_of=16)
     #: Values of a table's row that one byte stands for: for codebook-rows.
     group: int | None = Field(default=None, ge=2, le=32)

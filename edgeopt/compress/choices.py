@@ -23,12 +23,17 @@ _FACTORS: Method = "int4-blocks"
 
 #: The methods of each role, from the least harm to the most.
 _FORMS: Mapping[Role, tuple[Method, ...]] = {
-    "table": ("float16", "int8-rows", "int4-blocks", "int2-blocks", "codebook-rows"),
+    "table": (
+        "float16", "int8-rows", "codebook16-blocks", "int4-blocks", "codebook4-blocks",
+        "int2-blocks", "codebook-rows",
+    ),
     "matmul": (
-        "float16", "int8-weights", "int8-dynamic", "int8-static", "int4-blocks", "int2-blocks",
+        "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
+        "int4-blocks", "codebook4-blocks", "int2-blocks",
     ),
     "gemm": (
-        "float16", "int8-weights", "int8-dynamic", "int8-static", "int4-blocks", "int2-blocks",
+        "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
+        "int4-blocks", "codebook4-blocks", "int2-blocks",
     ),
     # There is no integer convolution with dynamic ranges that the compiler reads.
     "conv": ("float16", "int8-weights", "int8-static"),
@@ -45,6 +50,8 @@ _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
     "int8-static": ("int8-weights", "int8-rows"),
     "int4-blocks": ("int8-weights", "int8-rows"),
     "int2-blocks": ("int8-weights", "int8-rows"),
+    "codebook16-blocks": ("int8-weights", "int8-rows"),
+    "codebook4-blocks": ("int8-weights", "int8-rows"),
     "codebook-rows": ("int4-blocks", "int8-weights", "int8-rows"),
 }
 

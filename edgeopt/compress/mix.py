@@ -30,6 +30,8 @@ _STORED: tuple[Method, ...] = (
     "int8-weights",
     "int4-blocks",
     "int2-blocks",
+    "codebook16-blocks",
+    "codebook4-blocks",
     "codebook-rows",
 )
 

@@ -9,7 +9,14 @@ from typing import assert_never
 import onnx
 
 from edgeopt.artifact import Choice, Method, Model, Plan, Range
-from edgeopt.compress.blocks import BITS, OPSETS, blocks_last, encode_blocks, store_blocks
+from edgeopt.compress.blocks import (
+    BITS,
+    CODEBOOKS,
+    OPSETS,
+    blocks_last,
+    encode_blocks,
+    store_blocks,
+)
 from edgeopt.compress.calibrate import calibrate
 from edgeopt.compress.choices import SMALLEST, choose, misfit
 from edgeopt.compress.codebook import encode_groups, store_groups
@@ -17,6 +24,7 @@ from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.half import store_half
+from edgeopt.compress.levels import find_levels
 from edgeopt.compress.lowrank import factorize
 from edgeopt.compress.opset import raise_opset
 from edgeopt.compress.reads import count_reads
@@ -162,7 +170,13 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitt
             quantize_dynamic(edit, weight)
         case "int8-static":
             quantize_static(edit, weight, plan.ranges)
-        case "int4-blocks" | "int2-blocks" | "codebook-rows":
+        case (
+            "int4-blocks"
+            | "int2-blocks"
+            | "codebook16-blocks"
+            | "codebook4-blocks"
+            | "codebook-rows"
+        ):
             _store_few_bits(edit, weight, choice, fitted)
         case _:
             assert_never(choice.method)
@@ -181,9 +195,17 @@ def _store_few_bits(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted)
     assert choice.block is not None
     rounded, bits = fitted.codes.get(weight.name), BITS[choice.method]
     if rounded is None:
-        values = blocks_last(weight, edit.value(weight))
-        rounded = Rounded(*encode_blocks(values, block=choice.block, bits=bits))
-    store_blocks(edit, weight, rounded.codes, rounded.scales, bits=bits)
+        rounded = _round_nearest(blocks_last(weight, edit.value(weight)), choice, choice.block)
+    codes, scales, levels = rounded.codes, rounded.scales, rounded.levels
+    store_blocks(edit, weight, codes, scales, bits=bits, levels=levels)
+
+
+def _round_nearest(values: Floats, choice: Choice, block: int) -> Rounded:
+    """Round every value to the nearest code, or the nearest level of the weight's own."""
+    bits, levels = BITS[choice.method], None
+    if choice.method in CODEBOOKS:
+        levels = find_levels(values, block=block, bits=bits)
+    return Rounded(*encode_blocks(values, block=block, bits=bits, levels=levels), levels)
 
 
 def _channels(weight: Weight, rounded: Rounded | None) -> tuple[Codes, Floats] | None:

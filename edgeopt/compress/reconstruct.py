@@ -21,8 +21,16 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeopt.artifact import Choice
-from edgeopt.compress.blocks import BITS, blocks_last, round_codes, scale_rounding, search_scales
+from edgeopt.compress.blocks import (
+    BITS,
+    CODEBOOKS,
+    blocks_last,
+    round_codes,
+    scale_rounding,
+    search_scales,
+)
 from edgeopt.compress.codes import Codes, Floats, encode_weight
+from edgeopt.compress.levels import Levels, find_levels
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
@@ -49,6 +57,8 @@ class Rounded:
 
     codes: Codes
     scales: Floats
+    #: Of a codebook, whose codes are its levels.
+    levels: Levels | None = None
 
 
 def reconstruct(
@@ -96,7 +106,8 @@ def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> R
     """Round one weight in the form of its choice."""
     rows = blocks_last(weight, values)
     if choice.block is not None:
-        return round_blocks(rows, factor, block=choice.block, bits=BITS[choice.method])
+        bits, book = BITS[choice.method], choice.method in CODEBOOKS
+        return round_blocks(rows, factor, block=choice.block, bits=bits, codebook=book)
     _, scales = encode_weight(rows, axis=0)
     return round_channels(rows, factor, scales)
 
@@ -182,28 +193,34 @@ def inverse_factor(hessian: Doubles) -> Doubles:
     return factor
 
 
-def round_blocks(rows: Floats, factor: Doubles, *, block: int, bits: int) -> Rounded:
+def round_blocks(
+    rows: Floats, factor: Doubles, *, block: int, bits: int, codebook: bool = False
+) -> Rounded:
     """Round W [N, K] by its inverse_factor, with scales chosen as blocks are reached.
 
     By then the block holds what the columns before left it. A scale is the one of least squared
-    error, each column weighted by how much is lost by its error, 1 / U[k, k]^2.
+    error, each column weighted by how much is lost by its error, 1 / U[k, k]^2. Levels of a
+    codebook are found with the same weights before anything is rounded.
     """
     importance = (1 / np.diag(factor) ** 2).astype(np.float32)
-    rounded = scale_rounding(rows, bits)
+    levels = None
+    if codebook:
+        levels = find_levels(rows, block=block, bits=bits, importance=importance)
+    rounded = scale_rounding(rows, bits, levels)
     found = np.empty((len(rows), rows.shape[1] // block), np.float32)
 
     def scale_of(column: int, left: Floats) -> Floats:
         place = column // block
         if column % block == 0:
             part = slice(column, column + block)
-            found[:, place] = search_scales(left, bits, rounded, importance[part])
+            found[:, place] = search_scales(left, bits, rounded, importance[part], levels)
         return found[:, place]
 
     def code_of(values: Floats, scales: Floats) -> Floats:
-        return round_codes(values, scales, bits)
+        return round_codes(values, scales, bits, levels)
 
     codes = _spread_errors(rows, factor, block, scale_of, code_of)
-    return Rounded(codes, found)
+    return Rounded(codes, found, levels)
 
 
 def round_channels(rows: Floats, factor: Doubles, scales: Floats) -> Rounded:
