@@ -116,6 +116,9 @@ class Choice(Fact):
     #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
     rank: int | None = Field(default=None, ge=16, multiple_of=16)
 
+    #: Rows of a table that are kept, for all ids to share; None: each has its own.
+    rows: int | None = Field(default=None, ge=1)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.method.endswith("-blocks") != (self.block is not None):
@@ -128,6 +131,8 @@ class Choice(Fact):
         if (self.method == "codebook-rows") != (self.group is not None):
             needs = "needs the size of its groups" if self.group is None else "has no groups"
             raise ValueError(f"{self.method} {needs}")
+        if self.rows is not None and self.rank is not None:
+            raise ValueError("rows that ids share have no rank of their own")
         if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self

@@ -1,6 +1,7 @@
 """The forms that each weight of a graph can have, and what a method means for it."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from edgeopt.compress.blocks import BITS, OPSETS, block_axis
 from edgeopt.compress.codebook import possible_groups
 from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
+from edgeopt.compress.share import possible_shares
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
 
 #: Smaller tensors (biases, norms, classifier heads) stay float32: their bytes do not matter.
@@ -20,6 +22,8 @@ BLOCKS = (32, 64, 128)
 _DEFAULT_BLOCKS = (32, 16)
 #: How factors of low rank are stored: what is left out of a weight is more than 4 bits lose.
 _FACTORS: Method = "int4-blocks"
+#: The largest groups that are tried of rows which ids share: few rows have room for more codes.
+_SHARED_GROUP = 12
 
 #: The methods of each role, from the least harm to the most.
 _FORMS: Mapping[Role, tuple[Method, ...]] = {
@@ -83,12 +87,20 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
             found.extend(Choice(weight=weight.name, method=method, group=each) for each in groups)
         elif _can_hold(model.graph, weight, method):
             found.append(Choice(weight=weight.name, method=method))
-    return (*found, *_low_rank_forms(model, weight))
+    return (*found, *_shared_forms(weight), *_low_rank_forms(model, weight))
+
+
+def _shared_forms(weight: Weight) -> Iterator[Choice]:
+    """List the forms of a table's rows that ids share: each size with a few groups of values."""
+    for rows in reversed(possible_shares(weight)):
+        for group in possible_groups(replace(weight, shape=(rows, weight.shape[1]))):
+            if group <= _SHARED_GROUP:
+                yield Choice(weight=weight.name, method="codebook-rows", group=group, rows=rows)
 
 
 def _low_rank_forms(model: onnx.ModelProto, weight: Weight) -> Iterator[Choice]:
-    """List the ranks that a weight can have, the highest first."""
-    if obstacle(model, OPSETS[_FACTORS]) is not None:
+    """List the ranks that are tried, the highest first; of a table none is as good as codes are."""
+    if weight.role == "table" or obstacle(model, OPSETS[_FACTORS]) is not None:
         return
     for rank in reversed(possible_ranks(weight)):
         choice = Choice(weight=weight.name, method=_FACTORS, block=BLOCKS[0], rank=rank)
@@ -115,6 +127,8 @@ def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
 
 def misfit(weight: Weight, choice: Choice) -> str | None:
     """Say why a weight has no such form; None when it has."""
+    if choice.rows is not None and (weight.role != "table" or choice.rows >= weight.shape[0]):
+        return f"ids cannot share {choice.rows} rows of {weight.name!r}"
     if choice.rank is not None:
         return _misfit_rank(weight, choice, choice.rank)
     if choice.method != "float32" and choice.method not in _FORMS[weight.role]:

@@ -7,6 +7,7 @@ L^T W has the same right singular vectors. Without inputs, and for tables, H is 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,11 @@ from edgeopt.artifact import Choice, Method
 from edgeopt.compress.blocks import BITS
 from edgeopt.compress.codes import Floats
 from edgeopt.compress.edit import Edit
-from edgeopt.compress.reconstruct import (
-    DAMPING,
-    Doubles,
-    collect_hessians,
-    require_samples,
-    sources_of,
-)
+from edgeopt.compress.reconstruct import DAMPING, Doubles
 from edgeopt.model.graph import Weight
-from edgeopt.model.oracle import Array
 
 #: Ranks that are tried: all are multiples of a block, so that B can have blocks along K too.
-RANKS = (32, 64, 96, 128, 192, 256)
+RANKS = (32, 64, 96, 128)
 
 
 def possible_ranks(weight: Weight) -> tuple[int, ...]:
@@ -77,47 +71,43 @@ def join_factors(weight: Weight, left: Floats, right: Floats) -> Floats:
     return product
 
 
+@dataclass(frozen=True, slots=True)
+class Factorized:
+    """A model with factors in the place of weights, and how these are to be stored."""
+
+    model: ModelProto
+    choices: tuple[Choice, ...]
+    #: H of the factors' layers by their names, for those that are fitted to samples.
+    hessians: Mapping[str, Doubles]
+
+
 def factorize(
     model: ModelProto,
     wanted: Sequence[tuple[Weight, Choice]],
-    samples: Mapping[str, Array] | None,
-) -> tuple[ModelProto, tuple[Choice, ...]]:
-    """Replace weights by two factors each, and say how these are to be stored.
+    hessians: Mapping[str, Doubles],
+) -> Factorized:
+    """Replace weights by two factors each.
 
-    Choices that reconstruct split their weight by what its layer is given on samples. Raises
-    ConfigError where there are none.
+    Choices that reconstruct split their weight by the hessian of its layer. The second factor's
+    layer is given X A where the first one's is given X, so that its hessian is A^T H A.
     """
     if not wanted:
-        return model, ()
+        return Factorized(model, (), {})
     edit = Edit(model)
-    fitted = [weight for weight, choice in wanted if choice.reconstruct]
-    hessians = _hessians(model, edit, fitted, samples)
     choices: list[Choice] = []
+    found: dict[str, Doubles] = {}
     for weight, choice in wanted:
         assert choice.rank is not None
         values = edit.value(weight)
         turned = values.T if _is_turned(weight) else values
-        left, right = split_weight(turned, choice.rank, hessians.get(weight.name))
+        hessian = hessians[weight.name] if choice.reconstruct else None
+        left, right = split_weight(turned, choice.rank, hessian)
+        if hessian is not None:
+            first, second = factor_names(weight.name)
+            found |= {first: hessian, second: left.T @ hessian @ left}
         _put_factors(edit, weight, left, right.T if _is_turned(weight) else right)
         choices.extend(_stored_as(weight, choice))
-    return edit.finish(), tuple(choices)
-
-
-def _hessians(
-    model: ModelProto,
-    edit: Edit,
-    fitted: Sequence[Weight],
-    samples: Mapping[str, Array] | None,
-) -> dict[str, Doubles]:
-    """Collect what the layers of these weights are given, by the weights' names."""
-    if not fitted:
-        return {}
-    given = require_samples(samples)
-    sources = {weight.name: sources_of(edit.readers(weight.name)) for weight in fitted}
-    found = collect_hessians(model, {each for group in sources.values() for each in group}, given)
-    return {
-        name: np.sum([found[each] for each in group], axis=0) for name, group in sources.items()
-    }
+    return Factorized(edit.finish(), tuple(choices), found)
 
 
 def _stored_as(weight: Weight, choice: Choice) -> tuple[Choice, Choice]:

@@ -24,12 +24,13 @@ from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.half import store_half
+from edgeopt.compress.learned import Learned, learn
 from edgeopt.compress.levels import find_levels
 from edgeopt.compress.lowrank import factorize
 from edgeopt.compress.opset import raise_opset
-from edgeopt.compress.reads import count_reads
-from edgeopt.compress.reconstruct import Rounded, reconstruct, require_samples
+from edgeopt.compress.reconstruct import Rounded, reconstruct
 from edgeopt.compress.rows import store_rows
+from edgeopt.compress.share import share_rows
 from edgeopt.compress.static import quantize_static
 from edgeopt.compress.weights import store_weights
 from edgeopt.errors import ConfigError
@@ -73,27 +74,34 @@ def apply_plan(
     *,
     directory: Path,
     samples: Mapping[str, Array] | None = None,
+    learned: Learned | None = None,
 ) -> Model:
     """Write directory/compressed.onnx: standard ONNX with the names and shapes of the model.
 
     The same model, plan and samples give the same bytes. A plan that reconstructs needs samples,
-    inputs as [S, *shape]. Raises ConfigError without them, and for a plan that was made for
-    another model; ModelError where the model's operators keep it from what the plan needs.
+    inputs as [S, *shape], or what was learned from them. Raises ConfigError without, and for a
+    plan that was made for another model; ModelError where the model's operators keep it from what
+    the plan needs.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "compressed.onnx"
-    if all(each.method == "float32" and each.rank is None for each in plan.choices):
+    if all(each.method == "float32" and not (each.rank or each.rows) for each in plan.choices):
         shutil.copyfile(model.path, path)
         return _made(model, path, plan)
     loaded = onnx.load(model.path)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
     found = _found(loaded, plan)
-    low = [(found[each.weight], each) for each in plan.choices if each.rank is not None]
-    loaded, factors = factorize(loaded, low, samples)
-    choices = (*(each for each in plan.choices if each.rank is None), *factors)
+    wanted = [(found[each.weight], each) for each in plan.choices]
+    learned = learned or learn(loaded, wanted, samples)
+    shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
+    low = factorize(shared.model, [each for each in wanted if each[1].rank], learned.hessians)
+    loaded = low.model
+    kept = (each for each in plan.choices if not each.rank and not each.rows)
+    choices = (*kept, *shared.choices, *low.choices)
     found = {each.name: each for each in weights(loaded.graph)}
     edit = Edit(loaded)
-    fitted = _fit(loaded, [(found[each.weight], each) for each in choices], samples)
+    learned = Learned({**learned.hessians, **low.hessians}, {**learned.reads, **shared.reads})
+    fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned)
     for choice in choices:
         _apply(edit, found[choice.weight], choice, plan, fitted)
     path.write_bytes(edit.finish().SerializeToString(deterministic=True))
@@ -109,16 +117,11 @@ class _Fitted:
 
 
 def _fit(
-    model: onnx.ModelProto,
-    wanted: Sequence[tuple[Weight, Choice]],
-    samples: Mapping[str, Array] | None,
+    model: onnx.ModelProto, wanted: Sequence[tuple[Weight, Choice]], learned: Learned
 ) -> _Fitted:
-    """Ask samples about the weights whose choices say so."""
-    asked = [(weight, choice) for weight, choice in wanted if choice.reconstruct]
-    tables = [weight for weight, choice in asked if choice.method == "codebook-rows"]
-    reads = count_reads(model, tables, require_samples(samples)) if tables else {}
-    rounded = [(weight, choice) for weight, choice in asked if choice.method != "codebook-rows"]
-    return _Fitted(reconstruct(model, rounded, samples), reads)
+    """Round the codes of weights whose choices say so."""
+    asked = [each for each in wanted if each[1].reconstruct and each[0].name in learned.hessians]
+    return _Fitted(reconstruct(model, asked, learned.hessians), learned.reads)
 
 
 def _made(model: Model, path: Path, plan: Plan) -> Model:

@@ -17,13 +17,14 @@ from tests.host.test_compile import run_program
 
 pytestmark = pytest.mark.host
 
-GROUPS = (4, 8, 16)
+#: Values that a byte stands for, and rows that ids share.
+FORMS = ((4, None), (16, None), (8, 2000))
 
 
-def compress(folder: Path, group: int) -> Model:
+def compress(folder: Path, group: int, rows: int | None) -> Model:
     """Store the table in groups, and matrices in 4 bits, so that it is most of the bytes."""
     choices = (
-        Choice(weight="table", method="codebook-rows", group=group),
+        Choice(weight="table", method="codebook-rows", group=group, rows=rows),
         *(
             Choice(weight=name, method="int4-blocks", block=32)
             for name in ("widen", "mix", "turned")
@@ -34,33 +35,38 @@ def compress(folder: Path, group: int) -> Model:
     )
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_compiled_groups_give_onnxruntimes_outputs(group: int, tmp_path: Path) -> None:
-    made = compress(tmp_path, group)
+@pytest.mark.parametrize(("group", "rows"), FORMS)
+def test_compiled_groups_give_onnxruntimes_outputs(
+    group: int, rows: int | None, tmp_path: Path
+) -> None:
+    made = compress(tmp_path, group, rows)
     for seed in range(2):
         feeds = seeded_inputs(made, seed)
         found, wanted = run_natively(made.path, feeds)[0], run_model(made, feeds)[0]
         assert distance(found, wanted) < 4e-6
     # What is compared depends on the codes: those of other groups are far away.
-    other = run_model(compress(tmp_path, 2 * group), feeds)[0]
+    other = run_model(compress(tmp_path, 2 * group, rows), feeds)[0]
     assert distance(found, other) > 1e-2
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_tables_stay_bytes_and_vectors_half_floats(group: int, tmp_path: Path) -> None:
-    arrays = lift_constants(lower_natively(compress(tmp_path, group).path)[0]).arrays
+@pytest.mark.parametrize(("group", "rows"), FORMS)
+def test_tables_stay_bytes_and_vectors_half_floats(
+    group: int, rows: int | None, tmp_path: Path
+) -> None:
+    arrays = lift_constants(lower_natively(compress(tmp_path, group, rows).path)[0]).arrays
     shapes = {(each.dtype.name, each.shape) for each in arrays}
-    assert ("uint8", (ROWS, WIDTH // group)) in shapes
+    assert ("uint8", (rows or ROWS, WIDTH // group)) in shapes
+    assert rows is None or ("uint16", (ROWS,)) in shapes
     assert ("float16", (256 * WIDTH // group, group)) in shapes
     assert max(each.nbytes for each in arrays) < 2 * ROWS * WIDTH // group
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("group", "rows"), FORMS)
 @pytest.mark.parametrize("machine", ["aarch64", "arm"])
 def test_arm_reads_groups_in_the_memory_that_was_predicted(
-    group: int, machine: str, tmp_path: Path
+    group: int, rows: int | None, machine: str, tmp_path: Path
 ) -> None:
-    made = compress(tmp_path, group)
+    made = compress(tmp_path, group, rows)
     feeds = seeded_inputs(made, 0)
     target = make_target(machine, static=True)
     samples = {name: value[None] for name, value in feeds.items()}
