@@ -14,10 +14,10 @@ from edgeopt.board import Kind
 #: int8-dynamic: activations quantized at run time (DynamicQuantizeLinear, MatMulInteger).
 #: int8-static: activations quantized with calibrated ranges (QDQ).
 #: int4-blocks: one scale per block of values, computed in float32 (DequantizeLinear in blocks).
-#: int2-blocks: the same with four values per byte.
-#: codebook16-blocks, codebook4-blocks: the same, codes choose from 16 or 4 levels of each weight.
 #: codebook-rows: an embedding table, one byte for each group of a row's values (Gather of codes,
 #: then of the vectors that they stand for).
+#: int2-blocks: as int4-blocks, with four values per byte.
+#: codebook16-blocks, codebook4-blocks: the same two, codes choose from 16 or 4 levels of a weight.
 Method = Literal[
     "float32",
     "float16",
@@ -25,11 +25,11 @@ Method = Literal[
     "int8-weights",
     "int8-dynamic",
     "int8-static",
-    "int4-blocks",
-    "int2-blocks",
     "codebook16-blocks",
-    "codebook4-blocks",
+    "int4-blocks",
     "codebook-rows",
+    "codebook4-blocks",
+    "int2-blocks",
 ]
 
 #: The name of a plan whose weights have forms of their own.
