@@ -1,5 +1,6 @@
 """Stage a bundle on a board, try it there, make it current, go back."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from edgeopt.artifact import Bundle, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
+from edgeopt.deploy.delta import deltas_to_come, plan_deltas
 from edgeopt.deploy.place import place_of
 from edgeopt.deploy.preflight import (
     check_board,
@@ -76,8 +78,13 @@ def stage_bundle(
         damaged = find_damaged(board, survey, bundle.digest, present)
         missing += tuple(each for each in present if each.sha256 in damaged)
     staging = bool(missing) or not survey.installed
-    prepare_place(board, survey.place, bundle.digest if staging else None, missing)
-    sent = upload_files(board, missing, folder=bundle.path, survey=survey, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as drafts:
+        deltas = plan_deltas(missing, survey, source=bundle.path, folder=Path(drafts))
+        coming = (*missing, *deltas_to_come(deltas))
+        prepare_place(board, survey.place, bundle.digest if staging else None, coming)
+        sent = upload_files(
+            board, missing, folder=bundle.path, survey=survey, deltas=deltas, progress=progress
+        )
     if staging:
         assemble_release(board, survey.place, bundle.digest, files)
     return Release(

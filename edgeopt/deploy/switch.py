@@ -196,7 +196,8 @@ sweep() {
     for each in "$root"/objects/*; do
         name=${each##*/}
         case $name in *.part|'*') continue ;; esac
-        if ! grep -qs "^$name " "$root"/apps/*/releases/*/sha256sums; then rm -f "$each"; fi
+        sha256=${name%.chunks}
+        if ! grep -qs "^$sha256 " "$root"/apps/*/releases/*/sha256sums; then rm -f "$each"; fi
     done
 }
 drop() {
