@@ -36,6 +36,7 @@ from edgeopt.board.destination import read_route
 from edgeopt.board.ssh import SshBoard
 from edgeopt.cli.places import cache_folder
 from edgeopt.cli.request import Request, make_order
+from edgeopt.deploy.chunks import SMALLEST_FILE
 from edgeopt.deploy.place import known_digest
 from edgeopt.errors import EdgeoptError
 from edgeopt.job import Run
@@ -315,7 +316,13 @@ class Soak:
             release = self.root / "apps" / APP / "releases" / digest
             wanted |= {str(path.relative_to(self.home)) for path in release.iterdir()}
             sums = (release / "sha256sums").read_text().splitlines()
-            wanted |= {f".edgeopt/objects/{line.split()[0]}" for line in sums}
+            objects = {self.root / "objects" / line.split()[0] for line in sums}
+            objects |= {
+                path.with_name(f"{path.name}.chunks")
+                for path in objects
+                if path.stat().st_size >= SMALLEST_FILE
+            }
+            wanted |= {str(path.relative_to(self.home)) for path in objects}
         wanted |= {".edgeopt", ".edgeopt/apps", f".edgeopt/apps/{APP}", "tmp"}
         wanted |= {".edgeopt/objects", ".edgeopt/runs", f".edgeopt/apps/{APP}/releases"}
         found = {str(path.relative_to(self.home)) for path in self.home.rglob("*")}
