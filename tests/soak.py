@@ -2,9 +2,9 @@
 
 python -m tests.soak --kills 500 --seed 0
 
-Three releases of a tiny model, compiled once, take turns on this machine behind a real OpenSSH
-server. Each deploy runs in a process of its own until its fault: SIGKILL, a connection that is
-reset, swallowed or garbled, up to three times in a row. After each the board must have the old
+Three signed releases of a tiny model, compiled once, take turns on this machine behind a real
+OpenSSH server. Each deploy runs in a process of its own until its fault: SIGKILL, a connection
+that is reset, swallowed or garbled, up to three times in a row. After each the board must have the old
 release or the new one, whole; the same deploy undisturbed must then end well and leave nothing
 but two releases.
 """
@@ -26,7 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -38,6 +38,7 @@ from edgeopt.cli.places import cache_folder
 from edgeopt.cli.request import Request, make_order
 from edgeopt.deploy.chunks import SMALLEST_FILE
 from edgeopt.deploy.place import known_digest
+from edgeopt.deploy.signature import Signer
 from edgeopt.errors import EdgeoptError
 from edgeopt.job import Run
 from edgeopt.pipeline import deploy
@@ -245,7 +246,8 @@ class Soak:
                     ssh_config=config,
                 )
                 order = make_order(request)
-                run = Run(order.job, Store(cache_folder()), lambda _record: None)
+                job = replace(order.job, signer=Signer(self.server.identity))
+                run = Run(job, Store(cache_folder()), lambda _record: None)
                 route = read_route("board", ssh_config=config)
                 board = SshBoard(route, name="board", patience=HASTY)
                 deploy(run, lambda: Told(board, pipe), reference=False)
@@ -309,7 +311,14 @@ class Soak:
         new, old = self.digests[number], self.digests[self.current]
         if (self.link("current"), self.link("previous")) != (new, old):
             raise self.failed(f"current is {self.link('current')}, not {new}")
-        wanted = {"history.jsonl", "current", "previous", f"releases/{new}", f"releases/{old}"}
+        wanted = {
+            "history.jsonl",
+            "serial",
+            "current",
+            "previous",
+            f"releases/{new}",
+            f"releases/{old}",
+        }
         wanted = {f".edgeopt/apps/{APP}/{name}" for name in wanted}
         for digest in (new, old):
             check_whole(self.root, digest)
@@ -323,7 +332,13 @@ class Soak:
                 if path.stat().st_size >= SMALLEST_FILE
             }
             wanted |= {str(path.relative_to(self.home)) for path in objects}
-        wanted |= {".edgeopt", ".edgeopt/apps", f".edgeopt/apps/{APP}", "tmp"}
+        wanted |= {
+            ".edgeopt/allowed_signers",
+            ".edgeopt",
+            ".edgeopt/apps",
+            f".edgeopt/apps/{APP}",
+            "tmp",
+        }
         wanted |= {".edgeopt/objects", ".edgeopt/runs", f".edgeopt/apps/{APP}/releases"}
         found = {str(path.relative_to(self.home)) for path in self.home.rglob("*")}
         if found != wanted:
