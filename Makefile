@@ -22,13 +22,23 @@ BENCH_PACKAGES := llvm-19
 need = dpkg -s $(1) >/dev/null 2>&1 || \
   { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(1); }
 
-.PHONY: deploy test bench bench-boards mca check install board-packages test-packages bench-packages clean
+# How often soak kills, and what chooses the moments.
+KILLS ?= 500
+SEED ?= 0
+
+.PHONY: deploy test soak fuzz bench bench-boards mca check install board-packages test-packages bench-packages clean
 
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
 
 test: check test-packages ## all tests, those on the emulated board included
 	$(BIN)/pytest
+
+soak: install test-packages ## kill deploys at random moments: old release or new, never half
+	$(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
+
+fuzz: install ## damaged files and messages to every parser: an error that says why, or nothing
+	$(BIN)/python -m tests.fuzz --seed $(SEED)
 
 bench: install ## the suite against other runtimes on this machine, taking turns
 	$(BIN)/pip install --quiet --editable '.[bench]'

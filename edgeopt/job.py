@@ -20,6 +20,7 @@ from edgeopt.artifact import (
     Vocabulary,
 )
 from edgeopt.board import Kind
+from edgeopt.deploy.signature import Signer
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -56,6 +57,10 @@ class Job:
     vocabulary: Vocabulary | None = None
     #: Accuracy that drops are measured from; None: that of the model that is fitted.
     baseline: float | None = None
+    #: Who signs the release; None: nobody does.
+    signer: Signer | None = None
+    #: Whether a signed release may be older than one that was current.
+    downgrade: bool = False
 
     @property
     def sample_count(self) -> int:

@@ -1,6 +1,7 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -106,7 +107,7 @@ def _compile_original(run: Run, model: Model, samples: Samples | None) -> Origin
 def _deploy_on(
     seat: "Seat", lease: "Lease", model: Model, built: Built, original: Original | None
 ) -> Deployed:
-    from edgeopt.deploy import activate_release, discard_release
+    from edgeopt.deploy import discard_release
 
     run, board, samples = seat.run, seat.board, seat.samples
     before = _reference_row(seat, original, built)
@@ -135,10 +136,29 @@ def _deploy_on(
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
-        activate_release(release, board)
+        _activate(seat, release)
     else:
         discard_release(release, board)
     return Deployed(report=report, release=release, bundle=built.bundle, samples=samples)
+
+
+def _activate(seat: "Seat", release: Release) -> None:
+    """Make a release current, signed where the job has a signer, and tell who verified that."""
+    from edgeopt.deploy import activate_release, sign_release
+
+    job, signed, started = seat.run.job, None, time.monotonic()
+    if job.signer is not None:
+        signed = sign_release(
+            job.signer,
+            app=job.app,
+            digest=release.digest,
+            target=job.target.name,
+            downgrade=job.downgrade,
+        )
+    by_board = activate_release(release, seat.board, signed=signed)
+    if signed is not None:
+        who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
+        seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:

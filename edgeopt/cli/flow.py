@@ -37,6 +37,8 @@ def deploy(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    sign: options.Sign = None,
+    downgrade: options.Downgrade = False,
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
@@ -58,6 +60,8 @@ def deploy(
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        sign=sign,
+        downgrade=downgrade,
     )
     check_output(html)
     order = make_order(request)
@@ -168,7 +172,7 @@ def rollback(
     try:
         owner = f"edgeopt rollback {visit.app}"
         with hold(live, ROOT, owner=owner, seconds=LEASE_SECONDS):
-            found = rollback_release(live, visit.app, root=ROOT)
+            found = rollback_release(live, visit.app, root=ROOT, allowed=visit.allowed)
     finally:
         live.close()
     typer.echo(f"current is {found.current[:12]}, previous is {found.previous[:12]}")

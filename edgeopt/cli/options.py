@@ -57,6 +57,14 @@ TrimVocabulary = Annotated[
         help="Leave out pieces that the task's texts do not need; token ids change.",
     ),
 ]
+Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", help="Sign the release with this key of OpenSSH (Ed25519)."),
+]
+Downgrade = Annotated[
+    bool,
+    typer.Option("--allow-downgrade", help="Let a signed release be older than the last one."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[
     str | None,
