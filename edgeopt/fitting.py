@@ -1,12 +1,14 @@
 """The fit stage: what the search is given, and where its parts are kept."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgeopt.artifact import Footprint, Model, Plan
-from edgeopt.job import Correction, Job, Program, Run, Samples, digest_task
+from edgeopt.artifact import Bundle, Footprint, Measurement, Model, Plan
+from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
+from edgeopt.measure import summarize_samples
 
 if TYPE_CHECKING:
     from edgeopt.compress import Candidate, Fit, Sensitivity
@@ -79,6 +81,40 @@ def predict_time(job: Job, model: Model) -> float:
     from edgeopt.compress import pace_of, predict_latency
 
     return predict_latency(model, pace_of(job.target, threads=job.threads))
+
+
+def learn(
+    job: Job, bundle: Bundle, model: Model, trial: Trial, known: Correction
+) -> Correction | None:
+    """Return what a trial of a bundle teaches the fitter, if it broke the budget; else None.
+
+    Never less than what is known: a plan that was refused must not be chosen again.
+    """
+    budget, seen = job.profile.budget, trial.measurement
+    slow = _is_timed(seen) and budget.latency is not None
+    slow = slow and summarize_samples(seen.samples_ns).p95 / 1e6 > (budget.latency or 0)
+    large = budget.ram is not None and seen.memory.peak > budget.ram
+    if large:
+        excess = max(seen.memory.peak - bundle.footprint.peak, 1)
+        known = known.model_copy(update={"memory": max(excess, known.memory)})
+    if slow:
+        known = learn_pace(job, model, seen, known)
+    return known if large or slow else None
+
+
+def learn_pace(job: Job, model: Model, seen: Measurement, known: Correction) -> Correction:
+    """Return what is known with the board's pace at a model that was measured, if it was slower."""
+    if not _is_timed(seen):
+        return known
+    pace = summarize_samples(seen.samples_ns).p95 / predict_time(job, model)
+    # In steps of a hundredth, so that a second deploy finds the same fit.
+    pace = math.ceil(pace * 100) / 100
+    return known.model_copy(update={"pace": max(pace, known.pace or 0.0)})
+
+
+def _is_timed(seen: Measurement) -> bool:
+    """Tell whether samples are times: an emulated board counts instructions."""
+    return seen.kind != "emulated"
 
 
 def _timer(job: Job, correction: Correction) -> Callable[[Model], float] | None:

@@ -1,6 +1,5 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, get_args
 
 from edgeopt.artifact import (
     Bundle,
-    Measurement,
     Method,
     Model,
     Plan,
@@ -23,9 +21,8 @@ from edgeopt.artifact import (
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan, draw_front, predict_time, replay
+from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
-from edgeopt.measure import summarize_samples
 from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
 from edgeopt.profile import Profile
 from edgeopt.verdict import (
@@ -114,9 +111,9 @@ def _deploy_on(
     release, trial = _try(seat, built)
     correction, remark = Correction(), ""
     if before is not None and original is not None and before.measurement is not None:
-        correction = _learn_pace(original.run.job, original.model, before.measurement, correction)
+        correction = learn_pace(original.run.job, original.model, before.measurement, correction)
     for _ in range(ROUNDS - 1):
-        learned = learn(run.job, built, trial, correction)
+        learned = learn(run.job, built.bundle, built.fit.model, trial, correction)
         if learned is None:
             break
         correction = learned
@@ -182,38 +179,6 @@ def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row
         parity=trial.parity if trial else None,
         note=note,
     )
-
-
-def learn(job: Job, built: Built, trial: Trial, known: Correction) -> Correction | None:
-    """Return what a trial that broke the budget teaches the fitter; None where none did.
-
-    Never less than what is known: a plan that was refused must not be chosen again.
-    """
-    budget, seen = job.profile.budget, trial.measurement
-    slow = _is_timed(seen) and budget.latency is not None
-    slow = slow and summarize_samples(seen.samples_ns).p95 / 1e6 > (budget.latency or 0)
-    large = budget.ram is not None and seen.memory.peak > budget.ram
-    if large:
-        excess = max(seen.memory.peak - built.bundle.footprint.peak, 1)
-        known = known.model_copy(update={"memory": max(excess, known.memory)})
-    if slow:
-        known = _learn_pace(job, built.fit.model, seen, known)
-    return known if large or slow else None
-
-
-def _learn_pace(job: Job, model: Model, seen: Measurement, known: Correction) -> Correction:
-    """Return what is known with the board's pace at a model that was measured, if it was slower."""
-    if not _is_timed(seen):
-        return known
-    pace = summarize_samples(seen.samples_ns).p95 / predict_time(job, model)
-    # In steps of a hundredth, so that a second deploy finds the same fit.
-    pace = math.ceil(pace * 100) / 100
-    return known.model_copy(update={"pace": max(pace, known.pace or 0.0)})
-
-
-def _is_timed(seen: Measurement) -> bool:
-    """Tell whether samples are times: an emulated board counts instructions."""
-    return seen.kind != "emulated"
 
 
 def _try(seat: "Seat", built: Built) -> tuple[Release, Trial]:

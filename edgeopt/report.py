@@ -122,11 +122,11 @@ def format_entries(entries: Sequence[Entry]) -> str:
         more = "-" if each.more_bytes is None else format_bytes(each.more_bytes)
         less = "-" if each.less_harm is None else f"{each.less_harm:.1e}"
         sizes = (format_bytes(each.before), format_bytes(each.after))
-        rows.append((choice.weight, _form_of(choice), *sizes, f"{each.harm:.1e}", more, less))
+        rows.append((choice.weight, form_of(choice), *sizes, f"{each.harm:.1e}", more, less))
     return format_columns(rows, indent="")
 
 
-def _form_of(choice: Choice) -> str:
+def form_of(choice: Choice) -> str:
     """Name a form with its sizes: "int4-blocks of 32, rank 64"."""
     size = choice.block or choice.group
     form = choice.method if size is None else f"{choice.method} of {size}"

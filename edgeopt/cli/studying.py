@@ -155,9 +155,11 @@ def _format_difference(
 
 
 def _form(choice: "Choice | None") -> str:
+    from edgeopt.report import form_of
+
     if choice is None:
         return "as it is"
-    return choice.method if choice.block is None else f"{choice.method} of {choice.block}"
+    return form_of(choice)
 
 
 def register(app: typer.Typer) -> None:
