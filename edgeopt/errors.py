@@ -89,6 +89,10 @@ class BoardBusy(EdgeoptError):
     exit_code = 8
 
 
+class LeaseLost(BoardBusy):
+    """The board's lease was ours and is not any more: nothing was written since."""
+
+
 class OperatorUnsupported(EdgeoptError):
     """The model has operators that cannot be compiled."""
 

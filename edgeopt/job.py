@@ -20,6 +20,7 @@ from edgeopt.artifact import (
     Vocabulary,
 )
 from edgeopt.board import Kind
+from edgeopt.board.owner import Owner
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -93,6 +94,8 @@ class Run:
     tell: Tell
     #: Told the name of a stage that begins, for whoever waits.
     begin: Callable[[str], None] = lambda _name: None
+    #: Told who holds the board, when that is waited for.
+    wait: Callable[[Owner], None] = lambda _owner: None
     records: list[StageRecord] = field(default_factory=list)
 
     def stage(

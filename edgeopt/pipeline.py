@@ -64,11 +64,17 @@ class Original:
 
 
 def deploy(
-    run: Run, connect: Callable[[], Board], *, reference: bool = True, held: "Lease | None" = None
+    run: Run,
+    connect: Callable[[], Board],
+    *,
+    reference: bool = True,
+    held: "Lease | None" = None,
+    wait: float = 0.0,
 ) -> Deployed:
     """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it.
 
-    A caller that holds the board's lease already gives it, and keeps it.
+    A board that somebody else holds is waited for, for at most wait seconds. A caller that holds
+    its lease already gives it, and keeps it.
     """
     from edgeopt.board.facts import read_facts
     from edgeopt.board.lease import hold
@@ -85,10 +91,14 @@ def deploy(
     board = connect()
     try:
         owner = f"edgeopt deploy {run.job.app}"
-        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS)
+        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS, wait=wait, waiting=run.wait)
         with nullcontext(held) if held else holding as lease:
-            seat = Seat(short, board, read_facts(board), samples)
-            return _deploy_on(seat, lease, model, built, original)
+            live = board if held else lease.board
+            seat = Seat(short, live, read_facts(live), samples)
+            done = _deploy_on(seat, lease, model, built, original)
+            return done.model_copy(
+                update={"report": done.report.model_copy(update={"fence": lease.fence})}
+            )
     finally:
         board.close()
 

@@ -43,7 +43,9 @@ tuning.register(app)
 project.register(app)
 app.add_typer(catalogs.targets, name="targets", help="Kinds of device: list, show, probe.")
 app.add_typer(catalogs.profiles, name="profiles", help="Trades of size and accuracy: list, show.")
-app.add_typer(boards.boards, name="board", help="Emulated boards: start, stop, list, shell.")
+app.add_typer(
+    boards.boards, name="board", help="Boards: who, kick; emulated ones: start, stop, list, shell."
+)
 
 
 #: What click raises for an option or a command that it does not know, under any name.

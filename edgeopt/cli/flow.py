@@ -8,7 +8,15 @@ import typer
 from edgeopt.cli import options
 from edgeopt.cli.places import check_output, report_folder, write_output
 from edgeopt.cli.planning import candidates_shown
-from edgeopt.cli.request import Request, Visit, make_order, make_visit, started
+from edgeopt.cli.request import (
+    Request,
+    Visit,
+    make_order,
+    make_visit,
+    read_wait,
+    started,
+    tell_wait,
+)
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ def deploy(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    wait: options.Wait = None,
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
@@ -60,9 +69,11 @@ def deploy(
         trim_vocabulary=trim_vocabulary,
     )
     check_output(html)
+    patience = read_wait(wait)
     order = make_order(request)
     with started(order) as run, candidates_shown():
-        report = run_deploy(run, order.connect, reference=reference).report
+        done = run_deploy(run, order.connect, reference=reference, wait=patience)
+    report = done.report
     _save_report(report, project, html)
     _print_report(report, as_json=as_json)
     raise typer.Exit(report.exit_code)
@@ -156,6 +167,7 @@ def rollback(
     project: options.Folder = Path(),
     ssh_config: options.SshConfig = None,
     app: options.AppName = None,
+    wait: options.Wait = None,
 ) -> None:
     """Make the previous release current again; a second rollback undoes the first."""
     from edgeopt.board.lease import hold
@@ -163,12 +175,16 @@ def rollback(
     from edgeopt.pipeline import LEASE_SECONDS
     from edgeopt.trial import ROOT
 
+    patience = read_wait(wait)
     visit = _visit(target, board, project, ssh_config, app)
     live = visit.connect()
     try:
         owner = f"edgeopt rollback {visit.app}"
-        with hold(live, ROOT, owner=owner, seconds=LEASE_SECONDS):
-            found = rollback_release(live, visit.app, root=ROOT)
+        holding = hold(
+            live, ROOT, owner=owner, seconds=LEASE_SECONDS, wait=patience, waiting=tell_wait
+        )
+        with holding as lease:
+            found = rollback_release(lease.board, visit.app, root=ROOT)
     finally:
         live.close()
     typer.echo(f"current is {found.current[:12]}, previous is {found.previous[:12]}")

@@ -57,6 +57,12 @@ TrimVocabulary = Annotated[
         help="Leave out pieces that the task's texts do not need; token ids change.",
     ),
 ]
+Wait = Annotated[
+    str | None,
+    typer.Option(
+        "--wait", help="Wait so long for a board that is in use, like 10min.", metavar="TIME"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[
     str | None,

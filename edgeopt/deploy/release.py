@@ -34,6 +34,7 @@ from edgeopt.errors import (
     DeployFailed,
     EdgeoptError,
     Interrupted,
+    LeaseLost,
     RollbackFailed,
 )
 from edgeopt.program import run_program
@@ -180,8 +181,9 @@ def activate_release(
             switch_release(board, place, release.digest, "deploy")
         if health is not None:
             health()
-    except BoardUnreachable:
-        # Either link is in place; running deploy again completes it.
+    except (BoardUnreachable, LeaseLost):
+        # Either link is in place; running deploy again completes it, unless the board is
+        # another one's by now.
         raise
     except EdgeoptError as error:
         _restore(release, board, before, error)

@@ -139,7 +139,9 @@ class BoardSession:
             stack.callback(board.close)
             facts = read_facts(board)
             lease = stack.enter_context(hold(board, ROOT, owner=self._owner, seconds=LEASE_SECONDS))
-            self._board = LeasedBoard(board, target=self.found.target, facts=facts, lease=lease)
+            self._board = LeasedBoard(
+                lease.board, target=self.found.target, facts=facts, lease=lease
+            )
             self._stack = stack.pop_all()
         return self._board
 
