@@ -178,4 +178,6 @@ class Deployed(Fact):
     report: Report
     release: Release
     bundle: Bundle
+    #: What was compiled.
+    model: Model
     samples: Samples

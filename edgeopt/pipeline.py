@@ -49,6 +49,8 @@ class Built:
 
     fit: "Fit"
     bundle: Bundle
+    #: What it will be tried with.
+    samples: Samples
     #: When it was trimmed.
     vocabulary: Vocabulary | None = None
 
@@ -135,7 +137,13 @@ def _deploy_on(
         activate_release(release, board)
     else:
         discard_release(release, board)
-    return Deployed(report=report, release=release, bundle=built.bundle, samples=samples)
+    return Deployed(
+        report=report,
+        release=release,
+        bundle=built.bundle,
+        model=built.fit.model,
+        samples=samples,
+    )
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:
@@ -304,7 +312,7 @@ def build(
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle, run.job.vocabulary)
+            return Built(fit, bundle, samples, run.job.vocabulary)
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",

@@ -28,12 +28,15 @@ _LATER = 30
 _REST = 10.0
 
 
-def open_ssh(destination: str, *, ssh_config: Path | None = None) -> "SshBoard":
+def open_ssh(
+    destination: str, *, ssh_config: Path | None = None, patience: Patience | None = None
+) -> "SshBoard":
     """Connect to an alias of ~/.ssh/config, user@host, user@host:port or ssh://user@host:port.
 
     Raises ConfigError when that cannot be read, BoardUnreachable when nobody lets us in.
     """
-    board = SshBoard(read_route(destination, ssh_config=ssh_config), name=destination)
+    route = read_route(destination, ssh_config=ssh_config)
+    board = SshBoard(route, name=destination, patience=patience)
     board.connect()
     return board
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli import options
+from edgeopt.cli.fleets import deploy_fleet
 from edgeopt.cli.places import check_output, report_folder, write_output
 from edgeopt.cli.planning import candidates_shown
 from edgeopt.cli.request import (
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def deploy(
-    target: options.TargetName,
+    target: options.SomeTarget = None,
     model: options.ModelSpec = None,
     profile: options.ProfileName = None,
     board: options.BoardAddress = None,
+    boards: options.Boards = None,
     ram: options.Ram = None,
     flash: options.Flash = None,
     latency: options.Latency = None,
@@ -51,8 +53,10 @@ def deploy(
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
     from edgeopt.pipeline import deploy as run_deploy
 
+    if target is None and boards is None:
+        raise ConfigError("for which kind of device?", fix="add --target rpi4")
     request = Request(
-        target=target,
+        target=target or "",
         project=project,
         model=model,
         profile=profile,
@@ -70,6 +74,8 @@ def deploy(
     )
     check_output(html)
     patience = read_wait(wait)
+    if boards is not None:
+        deploy_fleet(request, boards, as_json=as_json)
     order = make_order(request)
     with started(order) as run, candidates_shown():
         done = run_deploy(run, order.connect, reference=reference, wait=patience)

@@ -10,15 +10,7 @@ from edgeopt.artifact import Measurement, StageRecord
 from edgeopt.cli.places import cache_folder
 from edgeopt.cli.request import Request, make_order
 from edgeopt.compare import Comparison
-from edgeopt.errors import (
-    AccuracyLost,
-    BudgetExceeded,
-    ConfigError,
-    DeployFailed,
-    EdgeoptError,
-    MeasurementNoisy,
-    ParityBroken,
-)
+from edgeopt.errors import GATES, ConfigError, DeployFailed, EdgeoptError
 from edgeopt.hil.measured import Deployment
 from edgeopt.hil.session import BoardSession, LeasedBoard
 from edgeopt.interleave import Schedule, Side, take_turns
@@ -30,10 +22,6 @@ from edgeopt.trial import read_samples
 
 #: What @pytest.mark.deploys may say besides the model.
 OPTIONS = ("profile", "ram", "flash", "latency", "max_drop", "shapes", "values", "project")
-#: The gates of a report, by exit code.
-_GATES = {
-    each.exit_code: each for each in (BudgetExceeded, AccuracyLost, ParityBroken, MeasurementNoisy)
-}
 
 
 @final
@@ -103,7 +91,7 @@ def _deploy(session: BoardSession, model: str | None, options: Mapping[str, Any]
     run = Run(job, Store(cache_folder()), _say_nothing)
     done = deploy(run, lambda: board, reference=False, held=board.lease)
     if not done.report.kept:
-        gate = _GATES.get(done.report.exit_code, DeployFailed)
+        gate = GATES.get(done.report.exit_code, DeployFailed)
         raise gate(
             f"{job.app} was not kept on {board.name}",
             why=done.report.failure,

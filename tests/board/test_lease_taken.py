@@ -85,8 +85,8 @@ def test_one_who_lost_it_can_run_and_write_nothing(
 def test_commands_extend_a_lease_and_long_ones_are_told_of_meanwhile(
     board: LocalBoard, file: Path
 ) -> None:
-    with hold(board, ROOT, owner="x", seconds=6) as lease:
-        lease.board.run(["sleep", "8"], timeout=30)
+    with hold(board, ROOT, owner="x", seconds=12) as lease:
+        lease.board.run(["sleep", "13"], timeout=30)
         lease.confirm()
         first = int(file.read_text().split()[2])
         time.sleep(1.5)
