@@ -32,6 +32,8 @@ class Project(BaseModel):
     task: Task | None = None
     #: Where a target's board answers: rpi4 = "pi@raspberrypi.local".
     boards: dict[str, str] = {}
+    #: The command of this machine that cycles a board's power, by target, as a list of words.
+    power: dict[str, tuple[str, ...]] = {}
 
 
 def load_project(folder: Path) -> Project:

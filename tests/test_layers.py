@@ -31,7 +31,7 @@ ORDER = (
     ("fitting",),
     ("verdict", "divergence"),
     ("pipeline",),
-    ("tune", "fleet"),
+    ("tune", "fleet", "rivals"),
     ("chart",),
     ("report",),
     ("cli",),

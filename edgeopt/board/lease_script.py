@@ -233,6 +233,22 @@ done
 """
 )
 
+#: Argument: folder. Ends the commands of every lease but the one that is held now; prints them.
+STRAYS = (
+    '[ -d "$1" ] || exit 0\n'
+    + _LOOK
+    + f"""\
+look
+[ "$since" = "$boot" ] && [ "$now" -lt "$expires" ] || holder=none
+for each in $(grep -ls "{MARK}=" /proc/[0-9]*/environ 2>/dev/null); do
+  grep -qs "{MARK}=$holder" "$each" && continue
+  each=${{each#/proc/}}
+  kill -s KILL "${{each%/environ}}" 2>/dev/null && echo "${{each%/environ}}"
+done
+exit 0
+"""
+)
+
 
 def call_lease(
     board: Board,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import boards, catalogs, flow, planning, project, tuning
+from edgeopt.cli import bench, boards, catalogs, flow, planning, project, sidebyside, tuning
 from edgeopt.errors import ConfigError, EdgeoptError, Interrupted
 
 app = typer.Typer(
@@ -40,6 +40,8 @@ def _root(
 planning.register(app)
 flow.register(app)
 tuning.register(app)
+bench.register(app)
+sidebyside.register(app)
 project.register(app)
 app.add_typer(catalogs.targets, name="targets", help="Kinds of device: list, show, probe.")
 app.add_typer(catalogs.profiles, name="profiles", help="Trades of size and accuracy: list, show.")

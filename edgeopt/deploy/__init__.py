@@ -10,6 +10,7 @@ from edgeopt.deploy.release import (
     smoke_release,
     stage_bundle,
 )
+from edgeopt.deploy.remove import remove_application
 from edgeopt.deploy.status import HistoryEntry, Status, read_history, read_status
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "discard_release",
     "read_history",
     "read_status",
+    "remove_application",
     "rollback_release",
     "smoke_release",
     "stage_bundle",
