@@ -378,6 +378,8 @@ class Report(Fact):
     #: Digest of the release that is current now, and whether this run made it so.
     digest: str
     kept: bool
+    #: Number of the lease under which the board was used: later users have higher ones.
+    fence: int = 0
     checks: tuple[Check, ...]
     rows: tuple[Row, ...]
     tried: tuple[Tried, ...]

@@ -51,6 +51,8 @@ class Built:
 
     fit: "Fit"
     bundle: Bundle
+    #: What it will be tried with.
+    samples: Samples
     #: When it was trimmed.
     vocabulary: Vocabulary | None = None
 
@@ -66,11 +68,17 @@ class Original:
 
 
 def deploy(
-    run: Run, connect: Callable[[], Board], *, reference: bool = True, held: "Lease | None" = None
+    run: Run,
+    connect: Callable[[], Board],
+    *,
+    reference: bool = True,
+    held: "Lease | None" = None,
+    wait: float = 0.0,
 ) -> Deployed:
     """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it.
 
-    A caller that holds the board's lease already gives it, and keeps it.
+    A board that somebody else holds is waited for, for at most wait seconds. A caller that holds
+    its lease already gives it, and keeps it.
     """
     from edgeopt.board.facts import read_facts
     from edgeopt.board.lease import hold
@@ -87,10 +95,14 @@ def deploy(
     board = connect()
     try:
         owner = f"edgeopt deploy {run.job.app}"
-        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS)
+        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS, wait=wait, waiting=run.wait)
         with nullcontext(held) if held else holding as lease:
-            seat = Seat(short, board, read_facts(board), samples)
-            return _deploy_on(seat, lease, model, built, original)
+            live = board if held else lease.board
+            seat = Seat(short, live, read_facts(live), samples)
+            done = _deploy_on(seat, lease, model, built, original)
+            return done.model_copy(
+                update={"report": done.report.model_copy(update={"fence": lease.fence})}
+            )
     finally:
         board.close()
 
@@ -136,22 +148,21 @@ def _deploy_on(
         _activate(seat, release)
     else:
         discard_release(release, board)
-    return Deployed(report=report, release=release, bundle=built.bundle, samples=samples)
+    return Deployed(
+        report=report,
+        release=release,
+        bundle=built.bundle,
+        model=built.fit.model,
+        samples=samples,
+    )
 
 
 def _activate(seat: "Seat", release: Release) -> None:
     """Make a release current, signed where the job has a signer, and tell who verified that."""
-    from edgeopt.deploy import activate_release, sign_release
+    from edgeopt.deploy import activate_release
 
-    job, signed, started = seat.run.job, None, time.monotonic()
-    if job.signer is not None:
-        signed = sign_release(
-            job.signer,
-            app=job.app,
-            digest=release.digest,
-            target=job.target.name,
-            downgrade=job.downgrade,
-        )
+    started = time.monotonic()
+    signed = seat.run.job.sign(release.digest)
     by_board = activate_release(release, seat.board, signed=signed)
     if signed is not None:
         who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
@@ -315,7 +326,7 @@ def build(
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle, run.job.vocabulary)
+            return Built(fit, bundle, samples, run.job.vocabulary)
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",

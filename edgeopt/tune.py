@@ -86,7 +86,7 @@ def tune_model(run: Run, connect: Callable[[], Board], *, kernels: int, story: S
             tempfile.TemporaryDirectory(prefix="edgeopt-") as work,
             hold(board, ROOT, owner=f"edgeopt tune {run.job.app}", seconds=LEASE_SECONDS) as lease,
         ):
-            bench = _Bench(run, board, read_facts(board))
+            bench = _Bench(run, lease.board, read_facts(lease.board))
             for kernel in _kernels(run, fitted, kernels, Path(work)):
                 lease.renew(LEASE_SECONDS)
                 story.begin(kernel)
