@@ -358,6 +358,8 @@ class Tried(Fact):
     peak: int
     metric: float | None
     drop: float | None
+    #: Predicted, in ms, once the board's pace was measured.
+    latency: float | None = None
     #: The limits it breaks, with figures; empty when it is feasible.
     broken: tuple[str, ...] = ()
 

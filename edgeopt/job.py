@@ -132,16 +132,19 @@ def plan_name(model: Model) -> str:
 
 
 class Correction(Fact):
-    """Bytes that predictions were short of what came, added to those that follow."""
+    """What measurements say of predictions: bytes that they were short of, and how slow it is."""
 
     memory: int = 0
     flash: int = 0
+    #: Time measured for each predicted; None before anything was measured.
+    pace: float | None = None
 
     def after(self, predicted: Footprint, found: Footprint) -> "Correction":
         """Return this with what a footprint, predicted with it, was still short of."""
         return Correction(
             memory=self.memory + max(found.peak - predicted.peak, 0),
             flash=self.flash + max(found.flash - predicted.flash, 0),
+            pace=self.pace,
         )
 
 

@@ -1,5 +1,6 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -8,8 +9,10 @@ from typing import TYPE_CHECKING, get_args
 
 from edgeopt.artifact import (
     Bundle,
+    Measurement,
     Method,
     Model,
+    Plan,
     Release,
     Report,
     Row,
@@ -19,8 +22,9 @@ from edgeopt.artifact import (
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan, draw_front
+from edgeopt.fitting import choose_plan, draw_front, predict_time, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
+from edgeopt.measure import summarize_samples
 from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
 from edgeopt.profile import Profile
 from edgeopt.verdict import (
@@ -107,18 +111,27 @@ def _deploy_on(
     run, board, samples = seat.run, seat.board, seat.samples
     before = _reference_row(seat, original, built)
     release, trial = _try(seat, built)
-    correction = Correction()
+    correction, remark = Correction(), ""
+    if before is not None and original is not None and before.measurement is not None:
+        correction = _learn_pace(original.run.job, original.model, before.measurement, correction)
     for _ in range(ROUNDS - 1):
-        excess = _excess(run.job, built.bundle, trial)
-        if excess is None:
+        learned = learn(run.job, built, trial, correction)
+        if learned is None:
             break
-        # Never less than before: a plan that was refused must not be chosen again.
-        correction = Correction(memory=max(excess, correction.memory))
+        correction = learned
         lease.renew(LEASE_SECONDS)
+        try:
+            rebuilt = build(run, model, samples, correction=correction)
+        except BudgetExceeded as error:
+            if correction.pace is None:
+                raise
+            # What ran is the best answer there is: the report says by how much it is too slow.
+            remark = f"{error.what}: {error.why}"
+            break
         discard_release(release, board)
-        built = build(run, model, samples, correction=correction)
+        built = rebuilt
         release, trial = _try(seat, built)
-    report = _conclude(seat, built, trial, before)
+    report = _conclude(seat, built, trial, before, remark)
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
@@ -151,12 +164,36 @@ def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row
     )
 
 
-def _excess(job: Job, bundle: Bundle, trial: Trial) -> int | None:
-    """Return by how much memory was under-predicted, when that broke the budget."""
-    limit, peak = job.profile.budget.ram, trial.measurement.memory.peak
-    if limit is None or peak <= limit:
-        return None
-    return max(peak - bundle.footprint.peak, 1)
+def learn(job: Job, built: Built, trial: Trial, known: Correction) -> Correction | None:
+    """Return what a trial that broke the budget teaches the fitter; None where none did.
+
+    Never less than what is known: a plan that was refused must not be chosen again.
+    """
+    budget, seen = job.profile.budget, trial.measurement
+    slow = _is_timed(seen) and budget.latency is not None
+    slow = slow and summarize_samples(seen.samples_ns).p95 / 1e6 > (budget.latency or 0)
+    large = budget.ram is not None and seen.memory.peak > budget.ram
+    if large:
+        excess = max(seen.memory.peak - built.bundle.footprint.peak, 1)
+        known = known.model_copy(update={"memory": max(excess, known.memory)})
+    if slow:
+        known = _learn_pace(job, built.fit.model, seen, known)
+    return known if large or slow else None
+
+
+def _learn_pace(job: Job, model: Model, seen: Measurement, known: Correction) -> Correction:
+    """Return what is known with the board's pace at a model that was measured, if it was slower."""
+    if not _is_timed(seen):
+        return known
+    pace = summarize_samples(seen.samples_ns).p95 / predict_time(job, model)
+    # In steps of a hundredth, so that a second deploy finds the same fit.
+    pace = math.ceil(pace * 100) / 100
+    return known.model_copy(update={"pace": max(pace, known.pace or 0.0)})
+
+
+def _is_timed(seen: Measurement) -> bool:
+    """Tell whether samples are times: an emulated board counts instructions."""
+    return seen.kind != "emulated"
 
 
 def _try(seat: "Seat", built: Built) -> tuple[Release, Trial]:
@@ -192,7 +229,7 @@ def _locate(seat: "Seat", model: Model, sample: int | None, tolerance: float) ->
     return locate_divergence(seat, model, sample=sample, tolerance=tolerance, build=build)
 
 
-def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> Report:
+def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, remark: str) -> Report:
     run, parity = seat.run, trial.parity
     tried = tried_of(built.fit.candidates)
     reference = None
@@ -210,9 +247,8 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> R
         parity=trial.parity,
     )
     rows = (chosen,) if before is None else (before, chosen)
-    where = ""
     if not parity.max_rel <= parity.limit:
-        where = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
+        remark = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
     return make_report(
         run,
         rows=rows,
@@ -220,7 +256,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> R
         checks=checks,
         bundle=built.bundle,
         board=seat.board.name,
-        divergence=where,
+        remark=remark,
     )
 
 
@@ -303,10 +339,24 @@ def build(
     )
 
 
-def fit_model(run: Run) -> Model:
-    """Return the model that deploy would compile."""
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fit, the model that its plan is for, and the vocabulary when it was trimmed."""
+
+    fit: "Fit"
+    source: Model
+    vocabulary: Vocabulary | None
+
+
+def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
+    """Return the model that deploy would compile, or what a plan made before makes of it."""
     run, model = trim_model(run, prepare_model(run))
-    return choose_plan(run, model, draw_samples(run, model), Correction()).model
+    samples = draw_samples(run, model)
+    if plan is not None:
+        found = replay(run, model, samples, plan)
+    else:
+        found = choose_plan(run, model, samples, Correction())
+    return Fitted(found, model, run.job.vocabulary)
 
 
 def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:

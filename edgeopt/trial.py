@@ -185,6 +185,8 @@ def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> No
 
 
 def _expect(seat: Seat, model: Model) -> Golden:
+    halves = seat.run.job.target.multiplies_halves
+
     def compute(folder: Path) -> Expected:
         from edgeopt.model.graph import read_arithmetic
         from edgeopt.model.oracle import run_samples
@@ -193,9 +195,10 @@ def _expect(seat: Seat, model: Model) -> Golden:
         outputs = run_samples(model, feeds)
         path = folder / "expected.npz"
         np.savez(path, *outputs)
-        return Expected(path=path, arithmetic=read_arithmetic(model.path))
+        arithmetic = read_arithmetic(model.path, multiplies_halves=halves)
+        return Expected(path=path, arithmetic=arithmetic)
 
-    key = [model.sha256, seat.samples.sha256]
+    key = [model.sha256, seat.samples.sha256, halves]
     found = seat.run.stage("expect", key, Expected, compute, detail="onnxruntime's outputs")
     with np.load(found.path, allow_pickle=False) as stored:
         outputs = [stored[f"arr_{index}"] for index in range(len(stored.files))]

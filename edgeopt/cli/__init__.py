@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import boards, catalogs, flow, planning, project, tuning
+from edgeopt.cli import boards, catalogs, flow, planning, project, studying, tuning
 from edgeopt.errors import ConfigError, EdgeoptError, Interrupted
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _root(
 
 
 planning.register(app)
+studying.register(app)
 flow.register(app)
 tuning.register(app)
 project.register(app)
