@@ -18,6 +18,7 @@ from edgeopt.compress.sensitivity import (
 )
 from edgeopt.model.oracle import run_samples
 from edgeopt.target import Target, load_target
+from edgeopt.task import Arrays
 from tests.graphs import text_model
 
 METHODS: tuple[Method, ...] = (
@@ -149,3 +150,21 @@ def test_divergence_of_classes_is_zero_for_equal_scores_and_grows_with_their_dis
     assert 0 < distances[1] < distances[2]
     # Probabilities do not change when the same number is added to all scores.
     assert measure_distance([scores + 3], [scores], classes=True) == pytest.approx(0, abs=1e-6)
+
+
+def test_nothing_is_fitted_to_the_samples_that_harm_is_measured_on(tmp_path: Path) -> None:
+    model = text_model(tmp_path)
+    for count, fitted in ((1000, 840), (40, 10), (1, 1)):
+        ids = np.arange(count * 8).reshape(count, 1, 8)
+        np.savez(tmp_path / "train.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+        task = Arrays(kind="arrays", train=tmp_path / "train.npz")
+        drawn = draw_calibration(model, task)
+        assert drawn.fitted is not None
+        parts = [
+            set(each["input_ids"].reshape(-1).tolist())
+            for each in (drawn.judged, drawn.fitted, drawn.held)
+        ]
+        assert len(parts[1]) == 8 * fitted
+        if count > 1:
+            assert all(parts)
+            assert sum(map(len, parts)) == len(set().union(*parts))
