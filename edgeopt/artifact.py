@@ -105,11 +105,30 @@ class Range(Fact):
     high: float
 
 
+class Cut(Fact):
+    """What stays of one group of units: neurons, heads or channels of the normalized graph."""
+
+    #: The first weight that makes the units, by its initializer.
+    group: str
+    #: Places of the units that stay, ascending.
+    kept: tuple[int, ...] = Field(min_length=1)
+    #: Whether the weights that read them are fitted anew, from calibration samples.
+    refit: bool = False
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if self.kept[0] < 0 or list(self.kept) != sorted(set(self.kept)):
+            raise ValueError("units that are kept must ascend from 0")
+        return self
+
+
 class Plan(Fact):
     """What the fitter decided; replaying it on the same model gives the same bytes."""
 
     name: str
     choices: tuple[Choice, ...]
+    #: Applied before the choices, which are about what is left.
+    cuts: tuple[Cut, ...] = ()
     #: Only for int8-static: replaying needs no calibration data.
     ranges: tuple[Range, ...] = ()
 
@@ -126,6 +145,35 @@ class Entry(Fact):
     #: What the next larger form would cost in bytes and save in harm; None: there is none.
     more_bytes: int | None = None
     less_harm: float | None = None
+
+
+class CutEntry(Fact):
+    """What was cut out of one group of units."""
+
+    cut: Cut
+    kind: Literal["neurons", "heads", "channels"]
+    #: Units before, and bytes of all stored tensors that have them, before and now.
+    units: int
+    before: int
+    after: int
+    #: How far the outputs move when this is the only cut.
+    harm: float
+
+
+class Pruning(Fact):
+    """What structured pruning left of a model; the shapes of its inputs and outputs stay."""
+
+    #: Floating point operations of all products with stored weights or activations.
+    flops_before: int
+    flops_after: int
+    bytes_before: int
+    bytes_after: int
+    entries: tuple[CutEntry, ...]
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The cuts, as a plan has them."""
+        return tuple(each.cut for each in self.entries)
 
 
 class Footprint(Fact):
@@ -340,6 +388,7 @@ class Report(Fact):
     tried: tuple[Tried, ...]
     #: When the vocabulary was trimmed: what the application's tokenizer must be.
     vocabulary: Vocabulary | None = None
+    pruning: Pruning | None = None
     stages: tuple[StageRecord, ...]
     warnings: tuple[str, ...] = ()
     #: Exit code of the first gate that failed; 0 when all held.

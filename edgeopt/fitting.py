@@ -46,7 +46,22 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             baseline=job.baseline,
         )
 
-    return run.stage("fit", key, Fit, fit)
+    return _with_cuts(run.stage("fit", key, Fit, fit), job)
+
+
+def _with_cuts(fit: "Fit", job: Job) -> "Fit":
+    """Give plans the cuts that were made before them, so that each is all that was done."""
+    if job.pruning is None:
+        return fit
+    cuts = job.pruning.cuts
+
+    def cut(candidate: "Candidate") -> "Candidate":
+        plan = candidate.plan.model_copy(update={"cuts": cuts})
+        return candidate.model_copy(update={"plan": plan})
+
+    return fit.model_copy(
+        update={"chosen": cut(fit.chosen), "candidates": tuple(map(cut, fit.candidates))}
+    )
 
 
 def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[Candidate, ...]":

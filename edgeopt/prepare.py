@@ -7,7 +7,7 @@ from pathlib import Path
 from edgeopt.artifact import Fact, Model
 from edgeopt.job import Run, digest_task
 from edgeopt.store import digest_file, digest_tree
-from edgeopt.task import TextClassification, labelled, score
+from edgeopt.task import TextClassification, has_classes, labelled, score
 
 
 class Baseline(Fact):
@@ -91,6 +91,40 @@ def trim_model(run: Run, model: Model) -> tuple[Run, Model]:
     return replace(run, job=job), made.model
 
 
+def shrink_model(run: Run, model: Model) -> tuple[Run, Model]:
+    """Leave out what the task does not need: pieces of the vocabulary, then units of layers."""
+    return prune_units(*trim_model(run, model))
+
+
+def prune_units(run: Run, model: Model) -> tuple[Run, Model]:
+    """Cut units out of the model where the profile asks for it, else return both as they are.
+
+    The run that is returned measures drops from the accuracy of the model as it was.
+    """
+    job = run.job
+    share, task = job.profile.prune, job.task
+    if share is None:
+        return run, model
+    from edgeopt.compress import Pruned, measure_units, prune_model
+    from edgeopt.compress.ladder import Ladders
+
+    key = [model.sha256, digest_task(job)]
+    detail = "what leaving out units does"
+    ladders = run.stage("units", key, Ladders, lambda _: measure_units(model, task), detail=detail)
+    assert task is not None
+
+    def prune(folder: Path) -> Pruned:
+        return prune_model(model, task, ladders, share=share, directory=folder)
+
+    detail = f"{share:.0%} of the operations left out"
+    made = run.stage("prune", [*key, share], Pruned, prune, detail=detail)
+    baseline = job.baseline
+    if baseline is None and has_classes(task):
+        baseline = _measure_baseline(run, model)
+    pruned = replace(job, pruning=made.pruning, baseline=baseline)
+    return replace(run, job=pruned), made.model
+
+
 def keep_vocabulary(run: Run) -> Run:
     """Return the run that is not asked to trim anything."""
     task = run.job.task
@@ -115,5 +149,5 @@ def _measure_baseline(run: Run, model: Model) -> float:
         return Baseline(accuracy=score(task, run_samples(model, feeds), labels))
 
     key = [model.sha256, digest_task(run.job)]
-    detail = "accuracy with the whole vocabulary"
+    detail = "accuracy of the whole model"
     return run.stage("baseline", key, Baseline, measure, detail=detail).accuracy

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from statistics import median
 
-from edgeopt.artifact import Check, Entry, Measurement, Report, Row, Tried
+from edgeopt.artifact import Check, Entry, Measurement, Pruning, Report, Row, Tried
 from edgeopt.board import Kind
 from edgeopt.chart import draw_latencies, draw_memory, draw_plans
 from edgeopt.units import format_bytes, format_figure
@@ -127,6 +127,31 @@ def format_entries(entries: Sequence[Entry]) -> str:
     return format_columns(rows, indent="")
 
 
+def describe_pruning(pruning: Pruning) -> str:
+    """Say in a sentence what pruning left of a model."""
+    share = pruning.flops_after / pruning.flops_before
+    counts = (pruning.flops_before, pruning.flops_after)
+    operations = " -> ".join(f"{each / 1e6:.3g}" for each in counts)
+    sizes = " -> ".join(format_bytes(each) for each in (pruning.bytes_before, pruning.bytes_after))
+    return f"pruned: {operations} MFLOP ({share:.1%}), weights {sizes}"
+
+
+def _cut_rows(pruning: Pruning) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("cut out of", "what", "units", "now", "before", "after", "harm")
+    ]
+    for each in pruning.entries:
+        counts = (str(each.units), str(len(each.cut.kept)))
+        sizes = (format_bytes(each.before), format_bytes(each.after))
+        rows.append((each.cut.group, each.kind, *counts, *sizes, f"{each.harm:.1e}"))
+    return rows
+
+
+def format_cuts(pruning: Pruning) -> str:
+    """Print what was cut out of each group of units, and how far that alone moves the outputs."""
+    return format_columns(_cut_rows(pruning), indent="")
+
+
 def format_table(report: Report) -> str:
     """Print the whole report for a terminal."""
     title = f"{report.app} on {report.target}, {report.board} ({MEANING[report.kind]})"
@@ -136,6 +161,8 @@ def format_table(report: Report) -> str:
         ending = f"not kept: {report.failure}"
     parts = [title, format_checks(report), format_rows(report), ending]
     parts += [f"note: {row.plan}: {row.note}" for row in report.rows if row.note]
+    if report.pruning:
+        parts.append(describe_pruning(report.pruning))
     if report.vocabulary:
         parts.append(f"{report.vocabulary}: feed it with the release's tokenizer.json")
     parts += [f"warning: {each}" for each in report.warnings]
@@ -168,6 +195,8 @@ def format_html(report: Report) -> str:
         stages=list(format_stages(report)),
         latencies=draw_latencies(report),
         memory=draw_memory(report),
+        pruning=describe_pruning(report.pruning) if report.pruning else "",
+        cuts=_cut_rows(report.pruning) if report.pruning else [],
         plans=draw_plans(report.tried),
         data=report.model_dump_json(indent=1),
     )

@@ -37,6 +37,7 @@ def deploy(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    prune: options.Prune = None,
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
@@ -58,6 +59,7 @@ def deploy(
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        prune=prune,
     )
     check_output(html)
     order = make_order(request)

@@ -57,6 +57,10 @@ TrimVocabulary = Annotated[
         help="Leave out pieces that the task's texts do not need; token ids change.",
     ),
 ]
+Prune = Annotated[
+    str | None,
+    typer.Option("--prune", help="Cut so much of the operations, like 50%; 0% cuts nothing."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[
     str | None,

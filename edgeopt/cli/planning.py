@@ -34,6 +34,7 @@ def plan(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    prune: options.Prune = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what deploy would choose and what it would need; nothing is sent anywhere."""
@@ -50,6 +51,7 @@ def plan(
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        prune=prune,
         on_board=False,
     )
     check_output(svg)
@@ -59,7 +61,12 @@ def plan(
         return
     built = _build(order)
     if as_json:
-        facts = {"fit": built.fit, "bundle": built.bundle, "vocabulary": built.vocabulary}
+        facts = {
+            "fit": built.fit,
+            "bundle": built.bundle,
+            "vocabulary": built.vocabulary,
+            "pruning": built.pruning,
+        }
         options.print_document(
             {name: each.model_dump(mode="json") for name, each in facts.items() if each}
         )
@@ -98,6 +105,7 @@ def compile_bundle(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    prune: options.Prune = None,
 ) -> None:
     """Fit and compile, and write the files that would go to the board."""
     if output.exists():
@@ -115,6 +123,7 @@ def compile_bundle(
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        prune=prune,
         on_board=False,
     )
     built = _build(make_order(request))
@@ -159,12 +168,14 @@ def candidates_shown() -> Iterator[None]:
 
 
 def _format_built(built: "Built", *, layers: bool = False) -> str:
-    from edgeopt.report import format_entries, format_tried
+    from edgeopt.report import describe_pruning, format_cuts, format_entries, format_tried
     from edgeopt.units import format_bytes
     from edgeopt.verdict import tried_of
 
     need = built.bundle.footprint
     lines = [format_tried(tried_of(built.fit.candidates)), ""]
+    if layers and built.pruning:
+        lines += [format_cuts(built.pruning), ""]
     if layers and built.fit.entries:
         lines += [format_entries(built.fit.entries), ""]
     lines += [
@@ -173,6 +184,8 @@ def _format_built(built: "Built", *, layers: bool = False) -> str:
         f"(weights {format_bytes(need.weights_resident)}, arena {format_bytes(need.arena)}, "
         f"runtime {format_bytes(need.runtime)})",
     ]
+    if built.pruning:
+        lines.append(describe_pruning(built.pruning))
     if built.vocabulary:
         lines.append(
             f"{built.vocabulary}: feed it with the bundle's tokenizer.json, "

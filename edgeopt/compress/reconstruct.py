@@ -62,12 +62,7 @@ def reconstruct(
     """
     if not wanted:
         return {}
-    if not samples or not len(next(iter(samples.values()))):
-        raise ConfigError(
-            "there are no calibration samples",
-            why="weights are reconstructed from what their layer is given on real inputs",
-            fix="name some in [task], or use a plan that does not reconstruct",
-        )
+    samples = require_samples(samples, "reconstructed")
     readers = consumers(model.graph)
     sources = {weight.name: _sources(readers[weight.name]) for weight, _ in wanted}
     hessians = collect_hessians(
@@ -84,6 +79,17 @@ def reconstruct(
             factors[key] = inverse_factor(np.sum([hessians[each] for each in key], axis=0))
         result[weight.name] = _round(weight, values, choice, factors[key])
     return result
+
+
+def require_samples(samples: Mapping[str, Array] | None, done: str) -> Mapping[str, Array]:
+    """Return samples, or raise ConfigError where there are none; done is what needs them."""
+    if not samples or not len(next(iter(samples.values()))):
+        raise ConfigError(
+            "there are no calibration samples",
+            why=f"weights are {done} from what their layer is given on real inputs",
+            fix="name some in [task], or use a plan that does without",
+        )
+    return samples
 
 
 def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> Rounded:

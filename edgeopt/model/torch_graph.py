@@ -39,7 +39,6 @@ class TorchGraph(nn.Module):
         _refuse_unknown(graph.node)
         stored = {name: _plain(each) for name, each in initializers(graph).items()}
         self._calls = [_call(node, stored) for node in graph.node]
-        self._inputs = [each.name for each in graph.input if each.name not in stored]
         self._outputs = [each.name for each in graph.output]
         floats = [name for name, value in stored.items() if value.dtype.kind == "f"]
         self._places = {name: place for place, name in enumerate(floats)}
@@ -47,6 +46,11 @@ class TorchGraph(nn.Module):
         self._fixed = {
             name: _tensor(value) for name, value in stored.items() if name not in self._places
         }
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in the graph's order."""
+        return list(self._outputs)
 
     @property
     def parameter_names(self) -> list[str]:
@@ -65,20 +69,35 @@ class TorchGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Compute one sample, inputs of the graph's own shapes, to its outputs in their order.
 
+        feeds may hold inner tensors too: what makes them, and nothing else, is not computed then.
         offsets are added to inner tensors, of the same shapes: the gradient of zeros there is the
         gradient of the tensor. wanted names tensors to return instead of the outputs.
         """
         offsets = offsets or {}
         values: dict[str, Operand] = {"": None, **self._fixed}
         values.update((name, self.parameter(name)) for name in self._places)
-        values.update((name, feeds[name]) for name in self._inputs)
-        for call in self._calls:
+        values.update(feeds)
+        targets = self._outputs if wanted is None else wanted
+        for call in self._needed(targets, feeds):
             found = call.compute(call, *(values[name] for name in call.node.input))
             outputs = found if isinstance(found, tuple) else (found,)
             for name, output in zip(call.node.output, outputs, strict=False):
                 values[name] = output + offsets[name] if name in offsets else output
-        chosen = [values[name] for name in (self._outputs if wanted is None else wanted)]
+        chosen = [values[name] for name in targets]
         return tuple(each for each in chosen if each is not None)
+
+    def _needed(self, targets: Sequence[str], given: Feeds) -> list[Call]:
+        """List the nodes that tensors depend on but those given, in the graph's order."""
+        needed, found = set(targets), []
+        for call in reversed(self._calls):
+            if needed.intersection(call.node.output) and call.node.output[0] not in given:
+                needed.update(call.node.input)
+                found.append(call)
+        return found[::-1]
+
+    def call_of(self, output: str) -> Call:
+        """Return the node that makes a tensor."""
+        return next(call for call in self._calls if output in call.node.output)
 
     def run_batch(
         self,

@@ -54,6 +54,33 @@ def _conv(call: Call, x: Tensor, weight: Tensor, bias: Operand = None) -> Tensor
     )
 
 
+def product_rows(call: Call, x: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Return what a MatMul, Gemm or Conv multiplies with its weight, as rows [T, K].
+
+    x is the first input; a convolution of one group, in one or two dimensions, has the size of its
+    kernel, and its rows are patches of K = channels x kernel values.
+    """
+    if call.node.op_type != "Conv":
+        x = x.mT if call.get("transA", 0) else x
+        return x.reshape(-1, x.shape[-1])
+    rank = x.ndim - 2
+    x = functional.pad(x, _padding(call, x, kernel))
+    wide = [1] * (2 - rank)
+    patches = functional.unfold(
+        x.reshape(*x.shape[:2], *wide, *x.shape[2:]),
+        (*wide, *kernel),
+        dilation=(*wide, *_per_axis(call, "dilations", rank)),
+        stride=(*wide, *_per_axis(call, "strides", rank)),
+    )
+    return patches.mT.reshape(-1, patches.shape[1])
+
+
+def result_rows(call: Call, y: Tensor) -> Tensor:
+    """Return a tensor of the shape of such a node's output as rows [T, N], in the same order."""
+    y = y.movedim(1, -1) if call.node.op_type == "Conv" else y
+    return y.reshape(-1, y.shape[-1])
+
+
 def _max_pool(call: Call, x: Tensor) -> Tensor:
     rank, kernel = x.ndim - 2, list(call.attributes["kernel_shape"])
     _refuse_ceiling(call)

@@ -169,17 +169,18 @@ def test_gemm(sizes: tuple[int, int, int], turned: tuple[bool, bool], seed: int)
                  transB=flags["transB"]), a)  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None)
+@pytest.mark.parametrize("padding", ["uneven", "SAME_UPPER", "SAME_LOWER", "VALID"])
+@settings(max_examples=6, deadline=None)
 @given(
     rank=st.integers(1, 2),
     groups=st.sampled_from([1, 2]),
-    kernel=st.integers(1, 3),
+    # Of two, one side is padded more than the other.
+    kernel=st.sampled_from([2, 1, 3]),
     stride=st.integers(1, 2),
     dilation=st.integers(1, 2),
-    padding=st.sampled_from(["uneven", "SAME_UPPER", "SAME_LOWER", "VALID"]),
 )
 def test_convolutions(
-    rank: int, groups: int, kernel: int, stride: int, dilation: int, padding: str
+    padding: str, rank: int, groups: int, kernel: int, stride: int, dilation: int
 ) -> None:
     # onnxruntime pads a dilated SAME as if it were not dilated.
     dilation = 1 if padding.startswith("SAME") else dilation
