@@ -165,12 +165,12 @@ def _readers(network: Network, labels: Mapping[str, Label]) -> dict[str, NodePro
         weight = node.input[1] if node.op_type in _PRODUCTS else ""
         if weight not in stored or weight not in labels:
             continue
-        if labels[weight].axis == _summed_axis(node) and not is_depthwise(node, network.shapes):
+        if labels[weight].axis == summed_axis(node) and not is_depthwise(node, network.shapes):
             found[weight] = node
     return found
 
 
-def _summed_axis(node: NodeProto) -> int:
+def summed_axis(node: NodeProto) -> int:
     """Return the axis of a product's weight that it sums over."""
     if node.op_type == "Gemm":
         return attribute(node, "transB", 0)

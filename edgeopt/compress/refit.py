@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgeopt.artifact import Cut
 from edgeopt.compress.cuts import masks_of
-from edgeopt.compress.groups import Group
+from edgeopt.compress.groups import Group, summed_axis
 from edgeopt.compress.matrices import as_matrix, from_matrix
 from edgeopt.compress.moments import Samples, chunks, collect_moments, input_rows, products_of
 from edgeopt.compress.surgeon import damped
@@ -46,7 +46,8 @@ def refit_readers(
     masks = masks_of(cuts, groups)
     stored = initializers(model.graph)
     for name, node in products.items():
-        (kept,) = masks[name].values()
+        # Along its other axis lie the units that it makes.
+        kept = masks[name][summed_axis(node)]
         kept = np.repeat(kept, int(np.prod(stored[name].dims[2:])))
         inputs = _inputs(module, node, given, rows[name])
         before = as_matrix(node, numpy_helper.to_array(stored[name]))
