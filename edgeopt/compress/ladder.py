@@ -70,10 +70,13 @@ def choose_cuts(model: Model, ladders: Ladders, *, share: float) -> Chosen:
 
 def wide_groups(model: ModelProto) -> dict[str, Group]:
     """Return the groups that are worth cutting: few neurons or channels are faster left alone."""
+    # What a convolution in three dimensions multiplies cannot be collected.
+    ranks = {each.name: len(each.dims) for each in model.graph.initializer}
     groups = {
         name: each
         for name, each in groups_by_name(model).items()
-        if each.kind == "heads" or each.units >= 16
+        if (each.kind == "heads" or each.units >= 16)
+        and all(ranks[weight] <= 4 for weight in each.readers)
     }
     if not groups:
         raise ModelError(
