@@ -4,7 +4,7 @@
 
 Accuracy is that of the test file, which nothing was chosen or fitted on. Time is that of one
 thread of this machine, whole and pruned model taking turns in one process; the ratio is that of
-the minima.
+the minima; with no rounds nothing is timed.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
                 after, made = prune_units(cut, whole)
                 pruning = after.job.pruning
                 assert pruning is not None
-                times = _race(whole, made, options.rounds)
+                times = _race(whole, made, options.rounds) if options.rounds else ("-", "-")
                 kept = f"{_accuracy(run.job.task, made):.4f}"
                 rows.append((project.name, share, *_sizes(pruning), kept, *times))
     print_table(rows)
