@@ -15,13 +15,15 @@ from edgeopt.artifact import (
     Model,
     Parity,
     Plan,
-    Pruning,
     Release,
     Report,
     StageRecord,
     Vocabulary,
 )
 from edgeopt.board import Kind
+from edgeopt.board.owner import Owner
+from edgeopt.cut import Pruning
+from edgeopt.deploy.signature import Signed, Signer, sign_release
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -60,6 +62,22 @@ class Job:
     pruning: Pruning | None = None
     #: Accuracy that drops are measured from; None: that of the model that is fitted.
     baseline: float | None = None
+    #: Who signs the release; None: nobody does.
+    signer: Signer | None = None
+    #: Whether a signed release may be older than one that was current.
+    downgrade: bool = False
+
+    def sign(self, digest: str) -> Signed | None:
+        """Sign a release of the application; None where the job has no signer."""
+        if self.signer is None:
+            return None
+        return sign_release(
+            self.signer,
+            app=self.app,
+            digest=digest,
+            target=self.target.name,
+            downgrade=self.downgrade,
+        )
 
     @property
     def sample_count(self) -> int:
@@ -97,6 +115,8 @@ class Run:
     tell: Tell
     #: Told the name of a stage that begins, for whoever waits.
     begin: Callable[[str], None] = lambda _name: None
+    #: Told who holds the board, when that is waited for.
+    wait: Callable[[Owner], None] = lambda _owner: None
     records: list[StageRecord] = field(default_factory=list)
 
     def stage(
@@ -141,16 +161,19 @@ def plan_title(plan: Plan) -> str:
 
 
 class Correction(Fact):
-    """Bytes that predictions were short of what came, added to those that follow."""
+    """What measurements say of predictions: bytes that they were short of, and how slow it is."""
 
     memory: int = 0
     flash: int = 0
+    #: Time measured for each predicted; None before anything was measured.
+    pace: float | None = None
 
     def after(self, predicted: Footprint, found: Footprint) -> "Correction":
         """Return this with what a footprint, predicted with it, was still short of."""
         return Correction(
             memory=self.memory + max(found.peak - predicted.peak, 0),
             flash=self.flash + max(found.flash - predicted.flash, 0),
+            pace=self.pace,
         )
 
 
@@ -184,4 +207,6 @@ class Deployed(Fact):
     report: Report
     release: Release
     bundle: Bundle
+    #: What was compiled.
+    model: Model
     samples: Samples

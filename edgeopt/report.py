@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from statistics import median
 
-from edgeopt.artifact import Check, Entry, Measurement, Pruning, Report, Row, Tried
+from edgeopt.artifact import Check, Choice, Entry, Measurement, Report, Row, Tried
 from edgeopt.board import Kind
 from edgeopt.chart import draw_latencies, draw_memory, draw_plans
+from edgeopt.cut import Pruning
 from edgeopt.units import format_bytes, format_figure
 
 #: What a figure of each kind is, for the heading of every table that shows one.
@@ -119,11 +120,10 @@ def format_entries(entries: Sequence[Entry]) -> str:
     rows = [("weight", "form", "before", "now", "harm", "next form costs", "and saves")]
     for each in entries:
         choice = each.choice
-        form = choice.method if choice.block is None else f"{choice.method} of {choice.block}"
         more = "-" if each.more_bytes is None else format_bytes(each.more_bytes)
         less = "-" if each.less_harm is None else f"{each.less_harm:.1e}"
         sizes = (format_bytes(each.before), format_bytes(each.after))
-        rows.append((choice.weight, form, *sizes, f"{each.harm:.1e}", more, less))
+        rows.append((choice.weight, form_of(choice), *sizes, f"{each.harm:.1e}", more, less))
     return format_columns(rows, indent="")
 
 
@@ -143,13 +143,21 @@ def _cut_rows(pruning: Pruning) -> list[tuple[str, ...]]:
     for each in pruning.entries:
         counts = (str(each.units), str(len(each.cut.kept)))
         sizes = (format_bytes(each.before), format_bytes(each.after))
-        rows.append((each.cut.group, each.kind, *counts, *sizes, f"{each.harm:.1e}"))
+        harm = "-" if each.harm is None else f"{each.harm:.1e}"
+        rows.append((each.cut.group, each.kind, *counts, *sizes, harm))
     return rows
 
 
 def format_cuts(pruning: Pruning) -> str:
     """Print what was cut out of each group of units, and how far that alone moves the outputs."""
     return format_columns(_cut_rows(pruning), indent="")
+
+
+def form_of(choice: Choice) -> str:
+    """Name a form with its sizes: "int4-blocks of 32, rank 64"."""
+    size = choice.block or choice.group
+    form = choice.method if size is None else f"{choice.method} of {size}"
+    return form if choice.rank is None else f"{form}, rank {choice.rank}"
 
 
 def format_table(report: Report) -> str:

@@ -18,10 +18,12 @@ _SUPERVISE = "; ".join(
         # Whatever the login printed comes before the marker, on either stream.
         "printf '%s\\n' \"$mark\"",
         "printf '%s\\n' \"$mark\" >&2",
+        # A lease notes whose connection it is.
+        "EDGEOPT_CONNECTION=$PPID; export EDGEOPT_CONNECTION",
         "exec 3<&0 4</dev/null </dev/null",
         # The command's stdin ends while ours stays open: it has to go through a file.
         'if [ "$size" != 0 ]'
-        "; then file=$(umask 077; mktemp 2>/dev/null || mktemp ./.edgeopt.XXXXXX) || exit 125"
+        "; then file=$(umask 077; mktemp ./.edgeopt.XXXXXX 2>/dev/null || mktemp) || exit 125"
         '; head -c "$size" <&3 >"$file"'
         '; exec 4<"$file"'
         '; got=$(wc -c <"$file")'

@@ -10,6 +10,16 @@ import typer
 TargetName = Annotated[
     str, typer.Option("--target", "-t", help="Kind of device: a name or a .toml file.")
 ]
+SomeTarget = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="Kind of device: a name or a .toml file."),
+]
+Boards = Annotated[
+    Path | None,
+    typer.Option(
+        "--boards", help="Deploy to every board of this file: fleet.toml.", dir_okay=False
+    ),
+]
 ModelSpec = Annotated[
     str | None,
     typer.Option("--model", "-m", help="model.onnx or module:factory (default: edgeopt.toml)."),
@@ -45,6 +55,13 @@ Latency = Annotated[str | None, typer.Option("--latency", help="p95 at most, lik
 MaxDrop = Annotated[
     str | None, typer.Option("--max-drop", help="Loss of the task's metric at most, like 1%.")
 ]
+Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page here.")]
+Reference = Annotated[
+    bool,
+    typer.Option(
+        "--reference/--no-reference", help="Measure the model as it was beside the chosen plan."
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Use nothing from the cache.")]
 Unscheduled = Annotated[
     bool,
@@ -60,6 +77,20 @@ TrimVocabulary = Annotated[
 Prune = Annotated[
     str | None,
     typer.Option("--prune", help="Cut so much of the operations, like 50%; 0% cuts nothing."),
+]
+Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", help="Sign the release with this key of OpenSSH (Ed25519)."),
+]
+Downgrade = Annotated[
+    bool,
+    typer.Option("--allow-downgrade", help="Let a signed release be older than the last one."),
+]
+Wait = Annotated[
+    str | None,
+    typer.Option(
+        "--wait", help="Wait so long for a board that is in use, like 10min.", metavar="TIME"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[

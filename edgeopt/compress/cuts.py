@@ -7,9 +7,9 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from edgeopt.artifact import Cut
 from edgeopt.compress.groups import Group, Network, find_groups, open_network
 from edgeopt.compress.ties import is_depthwise
+from edgeopt.cut import Cut
 from edgeopt.model.graph import initializers
 
 Kept = npt.NDArray[np.bool_]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import ModelProto
 
-from edgeopt.artifact import Cut, Fact, Model
+from edgeopt.artifact import Fact, Model
 from edgeopt.compress.cuts import groups_by_name
 from edgeopt.compress.flops import Product, count_flops, find_products
 from edgeopt.compress.groups import Group, open_network
+from edgeopt.cut import Cut
 from edgeopt.errors import ConfigError, ModelError
 
 #: Levels that a group is tried at, at most.
@@ -37,13 +38,10 @@ class Ladders(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The cuts of a model, the harm of each alone, and operations before and after."""
+    """The cuts of a model, and the harm of each alone."""
 
     cuts: tuple[Cut, ...]
     harms: tuple[float, ...]
-    groups: Mapping[str, Group]
-    flops_before: int
-    flops_after: int
 
 
 def choose_cuts(model: Model, ladders: Ladders, *, share: float) -> Chosen:
@@ -58,13 +56,9 @@ def choose_cuts(model: Model, ladders: Ladders, *, share: float) -> Chosen:
     before = count_flops(products, {})
     places = _Descent(ladders.steps, products).reach((1 - share) * before)
     chosen = {name: ladders.steps[name][place] for name, place in places.items() if place}
-    removed = {name: groups[name].units - len(step.kept) for name, step in chosen.items()}
     return Chosen(
         cuts=tuple(Cut(group=name, kept=step.kept, refit=True) for name, step in chosen.items()),
         harms=tuple(step.harm for step in chosen.values()),
-        groups=groups,
-        flops_before=before,
-        flops_after=count_flops(products, removed),
     )
 
 

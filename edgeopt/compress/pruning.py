@@ -1,15 +1,19 @@
 """The prune stage: a model and its task in, a smaller model and what was cut of it out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import onnx
 
-from edgeopt.artifact import CutEntry, Fact, Model, Plan, Pruning
+from edgeopt.artifact import Fact, Model, Plan
 from edgeopt.compress.cost import stored_bytes
-from edgeopt.compress.groups import Group
+from edgeopt.compress.cuts import groups_by_name
+from edgeopt.compress.flops import count_flops, find_products
+from edgeopt.compress.groups import Group, open_network
 from edgeopt.compress.ladder import Ladders, choose_cuts
 from edgeopt.compress.plan import apply_plan
+from edgeopt.cut import Cut, CutEntry, Pruning
 from edgeopt.errors import ConfigError
 from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import initializers
@@ -51,10 +55,29 @@ def prune_model(
     Units are chosen and what is left is fitted on the task's training samples alone, without
     their labels. Raises ConfigError where that much cannot be cut.
     """
-    drawn = samples(task, CALIBRATION, inputs=model.inputs)
     chosen = choose_cuts(model, ladders, share=share)
-    plan = Plan(name="pruned", choices=(), cuts=chosen.cuts)
+    return apply_cuts(model, task, chosen.cuts, harms=chosen.harms, directory=directory)
+
+
+def apply_cuts(
+    model: Model,
+    task: Task,
+    cuts: Sequence[Cut],
+    *,
+    harms: Sequence[float] = (),
+    directory: Path,
+) -> Pruned:
+    """Write directory/compressed.onnx: the model with these cuts, fitted on the task's samples.
+
+    The same model, task and cuts give the same bytes. Raises ConfigError for another model's.
+    """
+    drawn = samples(task, CALIBRATION, inputs=model.inputs)
+    plan = Plan(name="pruned", choices=(), cuts=tuple(cuts))
     made = apply_plan(model, plan, directory=directory, samples=drawn)
+    loaded = onnx.load(model.path)
+    groups = groups_by_name(loaded)
+    products = find_products(open_network(loaded), list(groups.values()))
+    removed = {each.group: groups[each.group].units - len(each.kept) for each in cuts}
     before, after = (_sizes(each) for each in (model, made))
     entries = tuple(
         CutEntry(
@@ -65,12 +88,12 @@ def prune_model(
             after=_bytes(group, after),
             harm=harm,
         )
-        for cut, harm in zip(chosen.cuts, chosen.harms, strict=True)
-        for group in (chosen.groups[cut.group],)
+        for cut, harm in zip_longest(cuts, harms)
+        for group in (groups[cut.group],)
     )
     pruning = Pruning(
-        flops_before=chosen.flops_before,
-        flops_after=chosen.flops_after,
+        flops_before=count_flops(products, {}),
+        flops_after=count_flops(products, removed),
         bytes_before=sum(before.values()),
         bytes_after=sum(after.values()),
         entries=entries,

@@ -13,12 +13,12 @@ import torch
 from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor
 
-from edgeopt.artifact import Cut
 from edgeopt.compress.cuts import masks_of
 from edgeopt.compress.groups import Group, summed_axis
 from edgeopt.compress.matrices import as_matrix, from_matrix
 from edgeopt.compress.moments import Samples, chunks, collect_moments, input_rows, products_of
 from edgeopt.compress.surgeon import damped
+from edgeopt.cut import Cut
 from edgeopt.model.graph import initializers
 from edgeopt.model.oracle import Array
 from edgeopt.model.torch_graph import TorchGraph

@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from edgeopt.artifact import Model, Pruning
+from edgeopt.artifact import Model
 from edgeopt.cli.request import Request, make_order, started
+from edgeopt.cut import Pruning
 from edgeopt.model.oracle import run_samples
 from edgeopt.prepare import prepare_model, prune_units
 from edgeopt.task import Task, labelled, score

@@ -10,11 +10,12 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from edgeopt.artifact import Cut, Model, Plan
+from edgeopt.artifact import Model, Plan
 from edgeopt.compress import apply_plan
 from edgeopt.compress.cuts import groups_by_name, kept_units
 from edgeopt.compress.flops import count_flops, find_products
 from edgeopt.compress.groups import Group, open_network
+from edgeopt.cut import Cut
 from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_model, seeded_inputs
 from tests.graphs import describe, image_model, normal, save_graph, text_model

@@ -56,7 +56,7 @@ def test_a_share_of_the_arithmetic_goes_and_little_of_the_outputs(
     for entry in facts.entries:
         assert entry.after < entry.before
         assert len(entry.cut.kept) < entry.units
-        assert entry.harm > 0
+        assert entry.harm
 
 
 def test_harm_chooses_and_not_chance(tmp_path: Path) -> None:
@@ -109,7 +109,8 @@ def test_the_steps_chosen_are_near_the_best_of_all(tmp_path: Path) -> None:
         <= most
     )
     found = choose_cuts(model, Ladders(steps=steps), share=0.5)
-    assert found.flops_after <= most
+    removed = {each.group: 48 - len(each.kept) for each in found.cuts}
+    assert count_flops(products, removed) <= most
     assert best <= sum(found.harms) <= 1.5 * best
 
 

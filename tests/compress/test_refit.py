@@ -7,11 +7,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeopt.artifact import Cut, Model, Plan
+from edgeopt.artifact import Model, Plan
 from edgeopt.compress import apply_plan
 from edgeopt.compress.cuts import groups_by_name
 from edgeopt.compress.refit import refit_readers
 from edgeopt.compress.surgeon import damped
+from edgeopt.cut import Cut
 from edgeopt.errors import ConfigError
 from edgeopt.model.graph import initializers
 from edgeopt.model.oracle import Array, run_samples
