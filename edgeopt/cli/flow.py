@@ -81,10 +81,9 @@ def deploy(
     order = make_order(request)
     with started(order) as run, candidates_shown():
         done = run_deploy(run, order.connect, reference=reference, wait=patience)
-    report = done.report
-    _save_report(report, project, html)
-    _print_report(report, as_json=as_json)
-    raise typer.Exit(report.exit_code)
+    _save_report(done.report, project, html)
+    _print_report(done.report, as_json=as_json)
+    raise typer.Exit(done.report.exit_code)
 
 
 def _save_report(report: "Report", project: Path, html: Path | None) -> None:

@@ -89,3 +89,17 @@ def test_a_share_that_cannot_be_cut_is_refused(project: Path, share: str, why: s
     done = types(project, "plan", "--prune", share)
     assert done.returncode == 2
     assert why in done.stderr
+
+
+def test_a_pruned_fit_is_made_again_from_its_plan(project: Path) -> None:
+    options = ("--profile", "int8", "--prune", "50%", "--max-drop", "60%")
+    done = types(project, "fit", *options, "-o", "first")
+    assert done.returncode == 0, done.stderr
+    # The plan alone says what to cut: nothing asks for it.
+    again = types(project, "fit", "--plan", "first", "-o", "again")
+    assert again.returncode == 0, again.stderr
+    assert "warning" not in again.stderr
+    first, second = ((project / each / "model.onnx").read_bytes() for each in ("first", "again"))
+    assert first == second
+    sizes = {each.name: tuple(each.dims) for each in onnx.load_from_string(first).graph.initializer}
+    assert sizes["hidden.int8"] == (64, 64)
