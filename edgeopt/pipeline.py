@@ -20,10 +20,11 @@ from edgeopt.artifact import (
 )
 from edgeopt.board import Board
 from edgeopt.budget import Budget
+from edgeopt.cut import Pruning
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
 from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
-from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
+from edgeopt.prepare import keep_vocabulary, prepare_model, shrink_model
 from edgeopt.profile import Profile
 from edgeopt.verdict import (
     check_figures,
@@ -55,6 +56,8 @@ class Built:
     samples: Samples
     #: When it was trimmed.
     vocabulary: Vocabulary | None = None
+    #: When units were cut.
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def deploy(
     from edgeopt.trial import ROOT, Seat
 
     whole = prepare_model(run)
-    short, model = trim_model(run, whole)
+    short, model = shrink_model(run, whole)
     samples = draw_samples(short, model)
     built = build(short, model, samples)
     original = None
@@ -235,7 +238,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
         run, bundle=built.bundle, trial=trial, tried=tried[-1], reference=reference
     )
     chosen = Row(
-        plan=built.fit.plan.name,
+        plan=tried[-1].plan,
         role="chosen",
         footprint=built.bundle.footprint,
         metric_host=built.fit.chosen.accuracy,
@@ -258,13 +261,13 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
 
 def plan(run: Run) -> Built:
     """Fit and compile, and refuse what cannot fit: what deploy would send, without a board."""
-    run, model = trim_model(run, prepare_model(run))
+    run, model = shrink_model(run, prepare_model(run))
     return build(run, model, draw_samples(run, model))
 
 
 def survey_plans(run: Run) -> tuple[Tried, ...]:
     """Try every plan there is against the job's budget, also those that the profile leaves out."""
-    run, model = trim_model(run, prepare_model(run))
+    run, model = shrink_model(run, prepare_model(run))
     samples = draw_samples(run, model)
     found = []
     for method in get_args(Method):
@@ -276,7 +279,7 @@ def survey_plans(run: Run) -> tuple[Tried, ...]:
 
 def survey_front(run: Run, points: int) -> tuple[Tried, ...]:
     """Try the best mixture at so many sizes, of all forms there are, against the job's budget."""
-    run, model = trim_model(run, prepare_model(run))
+    run, model = shrink_model(run, prepare_model(run))
     job = run.job
     free = replace(run, job=replace(job, profile=_every_method(job)))
     found = draw_front(free, model, draw_samples(run, model), points)
@@ -326,7 +329,7 @@ def build(
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle, samples, run.job.vocabulary)
+            return Built(fit, bundle, samples, run.job.vocabulary, run.job.pruning)
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",
@@ -346,7 +349,8 @@ class Fitted:
 
 def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
     """Return the model that deploy would compile, or what a plan made before makes of it."""
-    run, model = trim_model(run, prepare_model(run))
+    cuts = None if plan is None else plan.cuts
+    run, model = shrink_model(run, prepare_model(run), cuts)
     samples = draw_samples(run, model)
     if plan is not None:
         found = replay(run, model, samples, plan)

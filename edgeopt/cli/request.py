@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeopt.budget import Budget
     from edgeopt.deploy.signature import Signer
     from edgeopt.job import Job, Run
+    from edgeopt.profile import Profile
     from edgeopt.project import Project
     from edgeopt.target import Target
     from edgeopt.task import Task
@@ -47,6 +48,7 @@ class Request:
     fresh: bool = False
     allow_unscheduled: bool = False
     trim_vocabulary: bool | None = None
+    prune: str | None = None
     #: Whether a board will be asked for; what is only compiled needs none.
     on_board: bool = True
     #: Whether tiles that were measured before are used.
@@ -97,7 +99,9 @@ def make_order(request: Request) -> Order:
         shapes=dict(parse_shape(each) for each in written),
         values=project.values | dict(_parse_value(each) for each in request.values),
         target=as_emulated(target) if choice.kind == "emulated" else target,
-        profile=profile.model_copy(update={"budget": profile.budget.merged(limits)}),
+        profile=profile.model_copy(
+            update={"budget": profile.budget.merged(limits), "prune": _share(request, profile)}
+        ),
         task=_task_of(request, project, folder),
         kind=choice.kind,
         fresh=request.fresh,
@@ -143,6 +147,27 @@ def _task_of(request: Request, project: "Project", folder: Path) -> "Task | None
     if wanted is not None and isinstance(task, TextClassification):
         task = task.model_copy(update={"trim_vocabulary": wanted})
     return resolve_task(task, folder) if task else None
+
+
+def _share(request: Request, profile: "Profile") -> float | None:
+    """Return the share of the operations to cut; None is none."""
+    from edgeopt.units import parse_fraction
+
+    if request.prune is None:
+        return profile.prune
+    try:
+        share = parse_fraction(request.prune)
+    except ValueError as error:
+        raise ConfigError(
+            f"--prune {request.prune!r} cannot be read", why=str(error), fix="write --prune 50%"
+        ) from error
+    if not 0 <= share < 1:
+        raise ConfigError(
+            f"--prune {request.prune!r} cannot be cut",
+            why="something of the model must be left",
+            fix="write a share from 0% to 99%",
+        )
+    return share or None
 
 
 def _tiles_for(target: "Target", kind: "Kind") -> "Mapping[TileKey, Tile]":
