@@ -24,7 +24,11 @@ need = dpkg -s $(1) >/dev/null 2>&1 || \
 
 FLEET_TEST := test_a_tenth_of_a_fleet_fails_the_rest_is_done_and_a_rerun_goes_on
 
-.PHONY: deploy test soak-boards bench bench-boards mca check install board-packages test-packages bench-packages clean
+# How often soak kills, and what chooses the moments.
+KILLS ?= 500
+SEED ?= 0
+
+.PHONY: deploy test soak soak-boards fuzz bench bench-boards mca check install board-packages test-packages bench-packages clean
 
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
@@ -35,6 +39,12 @@ test: check test-packages ## all tests, those on the emulated board included
 soak-boards: install test-packages ## 20 deploys at once to one board, a fleet of 200 with a tenth failing
 	EDGEOPT_DEPLOYS=20 EDGEOPT_FLEET=200 $(BIN)/pytest -o timeout=3000 \
 	  tests/host/test_concurrent.py tests/host/test_fleet.py::$(FLEET_TEST)
+
+soak: install test-packages ## kill deploys at random moments: old release or new, never half
+	$(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
+
+fuzz: install ## damaged files and messages to every parser: an error that says why, or nothing
+	$(BIN)/python -m tests.fuzz --seed $(SEED)
 
 bench: install ## the suite against other runtimes on this machine, taking turns
 	$(BIN)/pip install --quiet --editable '.[bench]'

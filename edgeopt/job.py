@@ -21,6 +21,7 @@ from edgeopt.artifact import (
 )
 from edgeopt.board import Kind
 from edgeopt.board.owner import Owner
+from edgeopt.deploy.signature import Signer
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -57,6 +58,10 @@ class Job:
     vocabulary: Vocabulary | None = None
     #: Accuracy that drops are measured from; None: that of the model that is fitted.
     baseline: float | None = None
+    #: Who signs the release; None: nobody does.
+    signer: Signer | None = None
+    #: Whether a signed release may be older than one that was current.
+    downgrade: bool = False
 
     @property
     def sample_count(self) -> int:
@@ -135,16 +140,19 @@ def plan_name(model: Model) -> str:
 
 
 class Correction(Fact):
-    """Bytes that predictions were short of what came, added to those that follow."""
+    """What measurements say of predictions: bytes that they were short of, and how slow it is."""
 
     memory: int = 0
     flash: int = 0
+    #: Time measured for each predicted; None before anything was measured.
+    pace: float | None = None
 
     def after(self, predicted: Footprint, found: Footprint) -> "Correction":
         """Return this with what a footprint, predicted with it, was still short of."""
         return Correction(
             memory=self.memory + max(found.peak - predicted.peak, 0),
             flash=self.flash + max(found.flash - predicted.flash, 0),
+            pace=self.pace,
         )
 
 

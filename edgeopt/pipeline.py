@@ -1,5 +1,6 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from edgeopt.artifact import (
     Bundle,
     Method,
     Model,
+    Plan,
     Release,
     Report,
     Row,
@@ -19,7 +21,7 @@ from edgeopt.artifact import (
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan, draw_front
+from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
 from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
 from edgeopt.profile import Profile
@@ -114,27 +116,36 @@ def _compile_original(run: Run, model: Model, samples: Samples | None) -> Origin
 def _deploy_on(
     seat: "Seat", lease: "Lease", model: Model, built: Built, original: Original | None
 ) -> Deployed:
-    from edgeopt.deploy import activate_release, discard_release
+    from edgeopt.deploy import discard_release
 
     run, board, samples = seat.run, seat.board, seat.samples
     before = _reference_row(seat, original, built)
     release, trial = _try(seat, built)
-    correction = Correction()
+    correction, remark = Correction(), ""
+    if before is not None and original is not None and before.measurement is not None:
+        correction = learn_pace(original.run.job, original.model, before.measurement, correction)
     for _ in range(ROUNDS - 1):
-        excess = _excess(run.job, built.bundle, trial)
-        if excess is None:
+        learned = learn(run.job, built.bundle, built.fit.model, trial, correction)
+        if learned is None:
             break
-        # Never less than before: a plan that was refused must not be chosen again.
-        correction = Correction(memory=max(excess, correction.memory))
+        correction = learned
         lease.renew(LEASE_SECONDS)
+        try:
+            rebuilt = build(run, model, samples, correction=correction)
+        except BudgetExceeded as error:
+            if correction.pace is None:
+                raise
+            # What ran is the best answer there is: the report says by how much it is too slow.
+            remark = f"{error.what}: {error.why}"
+            break
         discard_release(release, board)
-        built = build(run, model, samples, correction=correction)
+        built = rebuilt
         release, trial = _try(seat, built)
-    report = _conclude(seat, built, trial, before)
+    report = _conclude(seat, built, trial, before, remark)
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
-        activate_release(release, board)
+        _activate(seat, release)
     else:
         discard_release(release, board)
     return Deployed(
@@ -144,6 +155,25 @@ def _deploy_on(
         model=built.fit.model,
         samples=samples,
     )
+
+
+def _activate(seat: "Seat", release: Release) -> None:
+    """Make a release current, signed where the job has a signer, and tell who verified that."""
+    from edgeopt.deploy import activate_release, sign_release
+
+    job, signed, started = seat.run.job, None, time.monotonic()
+    if job.signer is not None:
+        signed = sign_release(
+            job.signer,
+            app=job.app,
+            digest=release.digest,
+            target=job.target.name,
+            downgrade=job.downgrade,
+        )
+    by_board = activate_release(release, seat.board, signed=signed)
+    if signed is not None:
+        who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
+        seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:
@@ -167,14 +197,6 @@ def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row
         parity=trial.parity if trial else None,
         note=note,
     )
-
-
-def _excess(job: Job, bundle: Bundle, trial: Trial) -> int | None:
-    """Return by how much memory was under-predicted, when that broke the budget."""
-    limit, peak = job.profile.budget.ram, trial.measurement.memory.peak
-    if limit is None or peak <= limit:
-        return None
-    return max(peak - bundle.footprint.peak, 1)
 
 
 def _try(seat: "Seat", built: Built) -> tuple[Release, Trial]:
@@ -210,7 +232,7 @@ def _locate(seat: "Seat", model: Model, sample: int | None, tolerance: float) ->
     return locate_divergence(seat, model, sample=sample, tolerance=tolerance, build=build)
 
 
-def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> Report:
+def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, remark: str) -> Report:
     run, parity = seat.run, trial.parity
     tried = tried_of(built.fit.candidates)
     reference = None
@@ -228,9 +250,8 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> R
         parity=trial.parity,
     )
     rows = (chosen,) if before is None else (before, chosen)
-    where = ""
     if not parity.max_rel <= parity.limit:
-        where = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
+        remark = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
     return make_report(
         run,
         rows=rows,
@@ -238,7 +259,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> R
         checks=checks,
         bundle=built.bundle,
         board=seat.board.name,
-        divergence=where,
+        remark=remark,
     )
 
 
@@ -321,10 +342,24 @@ def build(
     )
 
 
-def fit_model(run: Run) -> Model:
-    """Return the model that deploy would compile."""
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fit, the model that its plan is for, and the vocabulary when it was trimmed."""
+
+    fit: "Fit"
+    source: Model
+    vocabulary: Vocabulary | None
+
+
+def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
+    """Return the model that deploy would compile, or what a plan made before makes of it."""
     run, model = trim_model(run, prepare_model(run))
-    return choose_plan(run, model, draw_samples(run, model), Correction()).model
+    samples = draw_samples(run, model)
+    if plan is not None:
+        found = replay(run, model, samples, plan)
+    else:
+        found = choose_plan(run, model, samples, Correction())
+    return Fitted(found, model, run.job.vocabulary)
 
 
 def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:

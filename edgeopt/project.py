@@ -14,6 +14,17 @@ APP_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 FILE = "edgeopt.toml"
 
 
+class Signing(BaseModel):
+    """Who signs releases; where it is given, no other release is deployed or restored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: A private key of OpenSSH, or the .pub of one in ssh-agent: "~/.ssh/id_ed25519".
+    key: str | None = None
+    #: A file as ssh-keygen(1) describes it under ALLOWED SIGNERS; absent: the key alone.
+    allowed_signers: str | None = None
+
+
 class Project(BaseModel):
     """Model, task, profile and boards of one application."""
 
@@ -34,6 +45,7 @@ class Project(BaseModel):
     boards: dict[str, str] = {}
     #: The command of this machine that cycles a board's power, by target, as a list of words.
     power: dict[str, tuple[str, ...]] = {}
+    signing: Signing | None = None
 
 
 def load_project(folder: Path) -> Project:

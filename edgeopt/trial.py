@@ -195,6 +195,8 @@ def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> No
 
 
 def _expect(run: Run, drawn: Samples, model: Model) -> Golden:
+    halves = run.job.target.multiplies_halves
+
     def compute(folder: Path) -> Expected:
         from edgeopt.model.graph import read_arithmetic
         from edgeopt.model.oracle import run_samples
@@ -203,9 +205,10 @@ def _expect(run: Run, drawn: Samples, model: Model) -> Golden:
         outputs = run_samples(model, feeds)
         path = folder / "expected.npz"
         np.savez(path, *outputs)
-        return Expected(path=path, arithmetic=read_arithmetic(model.path))
+        arithmetic = read_arithmetic(model.path, multiplies_halves=halves)
+        return Expected(path=path, arithmetic=arithmetic)
 
-    key = [model.sha256, drawn.sha256]
+    key = [model.sha256, drawn.sha256, halves]
     found = run.stage("expect", key, Expected, compute, detail="onnxruntime's outputs")
     with np.load(found.path, allow_pickle=False) as stored:
         outputs = [stored[f"arr_{index}"] for index in range(len(stored.files))]

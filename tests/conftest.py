@@ -14,7 +14,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.board.contract")
 
-_SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,37 +98,43 @@ def _run_sshd(folder: Path, options: str) -> "subprocess.Popen[bytes]":
     if os.getuid() == 0:
         # sshd run by root insists on this folder.
         Path("/run/sshd").mkdir(exist_ok=True)
-    assert _SSHD is not None
+    assert SSHD is not None
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
-            [_SSHD, "-D", "-e", "-f", str(folder / "sshd_config")],
+            [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
 
 
+def start_server(folder: Path, options: str = "") -> "tuple[Sshd, subprocess.Popen[bytes]]":
+    """Start a server whose files are in folder, and wait until it answers; the caller ends it."""
+    process = _run_sshd(folder, options)
+    port = int((folder / "port").read_text())
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1) as probe:
+                if probe.recv(4) == b"SSH-":
+                    return Sshd(folder=folder, port=port, pid=process.pid), process
+        except OSError:
+            time.sleep(0.05)
+    process.kill()
+    raise AssertionError((folder / "log").read_text())
+
+
 @pytest.fixture(scope="session")
 def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sshd]]:
     """Return a function that starts a server with more lines of sshd_config."""
-    if _SSHD is None:
+    if SSHD is None:
         pytest.skip("no OpenSSH server here; run: sudo apt-get install -y openssh-server")
     running: list[subprocess.Popen[bytes]] = []
 
     def start(options: str = "") -> Sshd:
-        folder = tmp_path_factory.mktemp("sshd")
-        process = _run_sshd(folder, options)
+        server, process = start_server(tmp_path_factory.mktemp("sshd"), options)
         running.append(process)
-        port = int((folder / "port").read_text())
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            try:
-                with socket.create_connection(("127.0.0.1", port), 1) as probe:
-                    if probe.recv(4) == b"SSH-":
-                        return Sshd(folder=folder, port=port, pid=process.pid)
-            except OSError:
-                time.sleep(0.05)
-        raise AssertionError((folder / "log").read_text())
+        return server
 
     yield start
     for each in running:

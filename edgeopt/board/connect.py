@@ -29,6 +29,8 @@ _MACS = (
     "hmac-sha2-256",
     "hmac-sha2-512",
 )
+#: Signatures with SHA-1, and DSA: older releases of paramiko still know them.
+_WEAK_KEYS = ("ssh-rsa", "ssh-dss")
 #: known_hosts names a kind of key, the handshake a kind of signature.
 _SIGNATURES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 
@@ -178,10 +180,12 @@ def _handshake(tap: _Tap, hop: Hop, patience: Patience) -> Any:
     options = transport.get_security_options()
     options.ciphers = _CIPHERS
     options.digests = _MACS
+    options.kex = tuple(name for name in options.kex if not name.endswith("sha1"))
     # A server with several keys is asked for the kinds that are known here.
     wanted = [name for key in known for name in _SIGNATURES.get(key.algorithm, (key.algorithm,))]
     kinds = [name for name in dict.fromkeys(wanted) if name in options.key_types]
-    options.key_types = (*kinds, *(name for name in options.key_types if name not in kinds))
+    others = (name for name in options.key_types if name not in (*kinds, *_WEAK_KEYS))
+    options.key_types = (*kinds, *others)
     try:
         transport.start_client(timeout=patience.connect)
         if not transport.initial_kex_done:

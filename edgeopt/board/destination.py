@@ -8,6 +8,7 @@ from typing import Any
 
 import paramiko
 
+from edgeopt.board.script import printable
 from edgeopt.errors import ConfigError
 
 _DESTINATION = re.compile(
@@ -52,7 +53,15 @@ def read_route(destination: str, *, ssh_config: Path | None = None) -> tuple[Hop
             fix="name an existing file, or leave it out to use ~/.ssh/config",
         )
     text = "\n".join(_included(path, 0) for path in paths if path.is_file())
-    return _route(destination, paramiko.SSHConfig.from_text(text), 0)
+    try:
+        return _route(destination, paramiko.SSHConfig.from_text(text), 0)
+    # A port that is none is a ValueError; the rest is paramiko's.
+    except (paramiko.SSHException, paramiko.ConfigParseError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"cannot read the ssh configuration for {destination}",
+            why=printable(str(error).encode(errors="replace"), limit=200),
+            fix=f"look what ssh says of it: ssh -G {destination}",
+        ) from error
 
 
 def _included(path: Path, depth: int) -> str:

@@ -1,7 +1,6 @@
 """Reading known_hosts as sshd(8) describes it: several keys per host, hashes, patterns, markers."""
 
 import base64
-import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable
@@ -45,7 +44,7 @@ def parse_known_keys(text: str, name: str, *, place: str) -> tuple[KnownKey, ...
             continue
         try:
             blob = base64.b64decode(words[2], validate=True)
-        except binascii.Error:
+        except ValueError:
             continue
         keys.append(KnownKey(words[1], blob, marker == "@revoked", f"{place}:{number}"))
     return tuple(keys)
@@ -58,7 +57,7 @@ def _matches(field: str, name: str) -> bool:
         try:
             computed = hmac.new(base64.b64decode(salt), name.encode(), hashlib.sha1).digest()
             return hmac.compare_digest(computed, base64.b64decode(digest))
-        except binascii.Error:
+        except ValueError:
             return False
     patterns = field.lower().split(",")
     lowered = name.lower()

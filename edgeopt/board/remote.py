@@ -23,7 +23,7 @@ _SUPERVISE = "; ".join(
         "exec 3<&0 4</dev/null </dev/null",
         # The command's stdin ends while ours stays open: it has to go through a file.
         'if [ "$size" != 0 ]'
-        "; then file=$(umask 077; mktemp 2>/dev/null || mktemp ./.edgeopt.XXXXXX) || exit 125"
+        "; then file=$(umask 077; mktemp ./.edgeopt.XXXXXX 2>/dev/null || mktemp) || exit 125"
         '; head -c "$size" <&3 >"$file"'
         '; exec 4<"$file"'
         '; got=$(wc -c <"$file")'

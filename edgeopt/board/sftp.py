@@ -4,11 +4,12 @@ paramiko's own client throws the replies to pipelined writes away, so that an up
 disk succeeds. Format: draft-ietf-secsh-filexfer-02; extensions: OpenSSH's PROTOCOL, section 4.
 """
 
+import contextlib
 import itertools
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,20 @@ class Sftp:
             raise self._refused("speak SFTP", "the answer is not a version")
         self._extensions = set(_strings(body[4:])[::2])
 
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Turn an answer that ends before what it should hold into a refusal."""
+        try:
+            yield
+        except (struct.error, IndexError) as error:
+            raise self._refused("speak SFTP", "an answer is cut short") from error
+
     def write(self, local: Path, remote: str, *, offset: int, progress: Progress | None) -> bool:
         """Write local[offset:] at offset, cut there first; return whether it was fsynced."""
+        with self._understood():
+            return self._write(local, remote, offset, progress)
+
+    def _write(self, local: Path, remote: str, offset: int, progress: Progress | None) -> bool:
         flags = _FLAG_WRITE | _FLAG_CREATE | (0 if offset else _FLAG_TRUNCATE)
         attributes = struct.pack(">II", _HAS_MODE, 0o600)
         handle = self._open(remote, flags, attributes)
@@ -85,6 +98,10 @@ class Sftp:
 
     def read(self, remote: str, local: Path, *, limit: int) -> None:
         """Read a regular file; refuse a link, a device, and more than limit bytes."""
+        with self._understood():
+            self._read(remote, local, limit)
+
+    def _read(self, remote: str, local: Path, limit: int) -> None:
         found = self._stat(_LSTAT, remote.encode(errors="surrogateescape"))
         if not stat.S_ISREG(found.mode):
             raise self._refused(f"read {remote}", "it is not a regular file")

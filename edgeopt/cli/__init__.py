@@ -10,7 +10,17 @@ from typing import Any, NoReturn
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import bench, boards, catalogs, flow, planning, project, sidebyside, tuning
+from edgeopt.cli import (
+    bench,
+    boards,
+    catalogs,
+    flow,
+    planning,
+    project,
+    sidebyside,
+    studying,
+    tuning,
+)
 from edgeopt.errors import ConfigError, EdgeoptError, Interrupted
 
 app = typer.Typer(
@@ -38,6 +48,7 @@ def _root(
 
 
 planning.register(app)
+studying.register(app)
 flow.register(app)
 tuning.register(app)
 bench.register(app)

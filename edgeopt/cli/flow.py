@@ -47,6 +47,8 @@ def deploy(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    sign: options.Sign = None,
+    downgrade: options.Downgrade = False,
     wait: options.Wait = None,
     as_json: options.Json = False,
 ) -> None:
@@ -71,6 +73,8 @@ def deploy(
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        sign=sign,
+        downgrade=downgrade,
     )
     check_output(html)
     patience = read_wait(wait)
@@ -190,7 +194,7 @@ def rollback(
             live, ROOT, owner=owner, seconds=LEASE_SECONDS, wait=patience, waiting=tell_wait
         )
         with holding as lease:
-            found = rollback_release(lease.board, visit.app, root=ROOT)
+            found = rollback_release(lease.board, visit.app, root=ROOT, allowed=visit.allowed)
     finally:
         live.close()
     typer.echo(f"current is {found.current[:12]}, previous is {found.previous[:12]}")

@@ -73,6 +73,14 @@ Wait = Annotated[
         "--wait", help="Wait so long for a board that is in use, like 10min.", metavar="TIME"
     ),
 ]
+Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", help="Sign the release with this key of OpenSSH (Ed25519)."),
+]
+Downgrade = Annotated[
+    bool,
+    typer.Option("--allow-downgrade", help="Let a signed release be older than the last one."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[
     str | None,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeopt.board.choose import Choice
     from edgeopt.board.owner import Owner
     from edgeopt.budget import Budget
+    from edgeopt.deploy.signature import Signer
     from edgeopt.job import Job, Run
     from edgeopt.project import Project
     from edgeopt.target import Target
@@ -50,6 +51,9 @@ class Request:
     on_board: bool = True
     #: Whether tiles that were measured before are used.
     tuned: bool = True
+    #: A private key; None is the project file's, or none.
+    sign: Path | None = None
+    downgrade: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,30 @@ def make_order(request: Request) -> Order:
         fresh=request.fresh,
         allow_unscheduled=request.allow_unscheduled,
         tiles=_tiles_for(target, choice.kind) if request.tuned else {},
+        signer=_signer_of(request, project, folder),
+        downgrade=request.downgrade,
     )
     return Order(job, choice.connect, f"{project.app} for {target.title}: {choice.why}")
+
+
+def _signer_of(request: Request, project: "Project", folder: Path) -> "Signer | None":
+    """Return who signs, after a trial: a key that cannot is told before anything slow starts."""
+    from edgeopt.deploy.signature import Signer, sign_release
+
+    named = project.signing
+    key = request.sign or (Path(named.key) if named and named.key else None)
+    if key is None and (named is None or not request.on_board):
+        return None
+    signer = Signer(
+        key=folder / key.expanduser() if key else None, allowed=_allowed_of(project, folder)
+    )
+    sign_release(signer, app=project.app, digest="0" * 64, target="trial")
+    return signer
+
+
+def _allowed_of(project: "Project", folder: Path) -> Path | None:
+    named = project.signing.allowed_signers if project.signing else None
+    return folder / Path(named).expanduser() if named else None
 
 
 def _task_of(request: Request, project: "Project", folder: Path) -> "Task | None":
@@ -142,6 +168,8 @@ class Visit:
 
     app: str
     connect: "Callable[[], Board]"
+    #: The lines of those whose signatures count; None: releases need not be signed.
+    allowed: str | None = None
 
 
 def make_visit(request: Request, app: str | None) -> Visit:
@@ -160,7 +188,17 @@ def make_visit(request: Request, app: str | None) -> Visit:
             fix="name what was deployed with --app, or its project's folder with -C",
         )
     boards = project.boards if project else {}
-    return Visit(check_name(name, "application"), _choose(request, target, boards).connect)
+    connect = _choose(request, target, boards).connect
+    allowed = None
+    if project is not None and project.signing is not None:
+        from edgeopt.deploy.signature import Signer, read_allowed
+
+        key = project.signing.key
+        signer = Signer(
+            folder / Path(key).expanduser() if key else None, _allowed_of(project, folder)
+        )
+        allowed = read_allowed(signer)
+    return Visit(check_name(name, "application"), connect, allowed)
 
 
 def _reported_app(folder: Path, target: str) -> str | None:

@@ -11,10 +11,13 @@ from edgeopt.deploy.release import (
     stage_bundle,
 )
 from edgeopt.deploy.remove import remove_application
+from edgeopt.deploy.signature import Signed, Signer, read_allowed, sign_release
 from edgeopt.deploy.status import HistoryEntry, Status, read_history, read_status
 
 __all__ = [
     "HistoryEntry",
+    "Signed",
+    "Signer",
     "Smoke",
     "Status",
     "Survey",
@@ -22,10 +25,12 @@ __all__ = [
     "check_board",
     "deploy_bundle",
     "discard_release",
+    "read_allowed",
     "read_history",
     "read_status",
     "remove_application",
     "rollback_release",
+    "sign_release",
     "smoke_release",
     "stage_bundle",
     "survey_board",

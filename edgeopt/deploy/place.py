@@ -40,6 +40,10 @@ class Place:
         """Return the path of an object while it is uploaded."""
         return self.root / "objects" / f"{sha256}.part"
 
+    def chunks(self, sha256: str, *, coming: bool = False) -> PurePosixPath:
+        """Return the path of the list of an object's chunks, or of that while it is uploaded."""
+        return self.root / "objects" / f"{sha256}.chunks{'.part' if coming else ''}"
+
     def release(self, digest: str) -> PurePosixPath:
         """Return the folder of a release."""
         return self.home / "releases" / digest

@@ -1,14 +1,15 @@
 """Know before a byte is sent whether a board can run a bundle."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from edgeopt.artifact import Bundle, BundleFile
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
 from edgeopt.board.script import run_script
+from edgeopt.deploy.chunks import MOST_CHUNKS, Chunk, parse_list
 from edgeopt.deploy.place import Place, check_digest, check_name, check_root, known_digest
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ConfigError, DeployFailed
 from edgeopt.units import format_bytes
@@ -39,15 +40,27 @@ done
 echo "space $(df -Pk "$here" 2>/dev/null | tail -n 1)"
 echo "inodes $(df -Pi "$here" 2>/dev/null | tail -n 1)"
 sed 's/^/mount /' /proc/mounts 2>/dev/null || true
-for each in "$@"; do
-    for suffix in '' .part; do
-        file=$root/objects/$each$suffix
-        if [ -f "$file" ] && [ ! -L "$file" ]; then echo "has $each$suffix $(size "$file")"; fi
+has() {
+    if [ -f "$root/objects/$1" ] && [ ! -L "$root/objects/$1" ]; then
+        echo "has $1 $(size "$root/objects/$1")"
+    fi
+}
+for each in "$@"; do has "$each"; done
+for each in "$root"/objects/*.part; do has "${each##*/}"; done
+if [ -f "$home/releases/$digest/sha256sums" ]; then
+    echo "release yes"
+else
+    sums=$(cat "$home/current/sha256sums" "$home/previous/sha256sums" 2>/dev/null || true)
+    for each in $(echo "$sums" | cut -d ' ' -f 1 | sort -u); do
+        if [ -f "$root/objects/$each.chunks" ]; then
+            head -n MOST "$root/objects/$each.chunks" | sed "s/^/chunk $each /"
+        fi
     done
-done
-if [ -f "$home/releases/$digest/sha256sums" ]; then echo "release yes"; fi
+fi
 echo "current $(readlink "$home/current" || true)"
 """
+
+_SURVEY = _SURVEY.replace("MOST", str(MOST_CHUNKS))
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _NUMBERS = re.compile(r"\s(\d+)\s+(\d+)\s+(-?\d+)\s+(?:\d+%|-)\s+/")
@@ -71,6 +84,8 @@ class Survey:
     #: Whether this bundle's release is assembled already, and the digest that is current.
     installed: bool
     current: str
+    #: What the objects of the current and the previous release consist of, by SHA-256.
+    chunks: Mapping[str, tuple[Chunk, ...]] = field(default_factory=dict)
 
 
 def stored_files(bundle: Bundle) -> tuple[BundleFile, ...]:
@@ -108,7 +123,7 @@ def parse_survey(lines: Sequence[str], app: str) -> Survey:
     try:
         place = Place(root=check_root(PurePosixPath(single["root"])), app=app)
         real = PurePosixPath(single["real"])
-        sized = (each.split(" ") for each in values.get("has", ()))
+        sized = (each.rsplit(" ", 1) for each in values.get("has", ()))
         objects = {name: int(size) for name, size in sized}
     except (KeyError, ValueError) as error:
         raise DeployFailed("the survey of the board cannot be read", why=str(error)) from error
@@ -125,7 +140,17 @@ def parse_survey(lines: Sequence[str], app: str) -> Survey:
         objects=objects,
         installed=single.get("release") == "yes",
         current=known_digest(PurePosixPath(single.get("current", "")).name),
+        chunks=_parse_chunks(values.get("chunk", ())),
     )
+
+
+def _parse_chunks(lines: Sequence[str]) -> dict[str, tuple[Chunk, ...]]:
+    listed: dict[str, list[str]] = {}
+    for line in lines:
+        sha256, _, rest = line.partition(" ")
+        if known_digest(sha256):
+            listed.setdefault(sha256, []).append(rest)
+    return {sha256: parse_list(each) for sha256, each in listed.items()}
 
 
 def parse_mount_options(mounts: Sequence[str], path: PurePosixPath) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Stage a bundle on a board, try it there, make it current, go back."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from edgeopt.artifact import Bundle, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
+from edgeopt.deploy.delta import deltas_to_come, plan_deltas
 from edgeopt.deploy.place import place_of
 from edgeopt.deploy.preflight import (
     check_board,
@@ -18,6 +20,7 @@ from edgeopt.deploy.preflight import (
     stored_files,
     survey_board,
 )
+from edgeopt.deploy.signature import Signed, install_statement, verify_release
 from edgeopt.deploy.status import Status, place_from, read_status
 from edgeopt.deploy.switch import (
     assemble_release,
@@ -77,8 +80,13 @@ def stage_bundle(
         damaged = find_damaged(board, survey, bundle.digest, present)
         missing += tuple(each for each in present if each.sha256 in damaged)
     staging = bool(missing) or not survey.installed
-    prepare_place(board, survey.place, bundle.digest if staging else None, missing)
-    sent = upload_files(board, missing, folder=bundle.path, survey=survey, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as drafts:
+        deltas = plan_deltas(missing, survey, source=bundle.path, folder=Path(drafts))
+        coming = (*missing, *deltas_to_come(deltas))
+        prepare_place(board, survey.place, bundle.digest if staging else None, coming)
+        sent = upload_files(
+            board, missing, folder=bundle.path, survey=survey, deltas=deltas, progress=progress
+        )
     if staging:
         assemble_release(board, survey.place, bundle.digest, files)
     return Release(
@@ -92,7 +100,7 @@ def stage_bundle(
     )
 
 
-def deploy_bundle(
+def deploy_bundle(  # noqa: PLR0913 (each is another fact of a deploy)
     bundle: Bundle,
     board: Board,
     *,
@@ -102,6 +110,7 @@ def deploy_bundle(
     smoke: Smoke,
     directory: Path,
     progress: Progress | None = None,
+    signed: Signed | None = None,
 ) -> Release:
     """Stage, smoke-run and activate a bundle; local files are written under directory.
 
@@ -123,7 +132,7 @@ def deploy_bundle(
             raise
         smoke_release(again, bundle, board, smoke=smoke, directory=directory)
         release = again
-    activate_release(release, board)
+    activate_release(release, board, signed=signed)
     return release
 
 
@@ -168,17 +177,25 @@ def activate_release(
     *,
     keep: Sequence[str] = (),
     health: Callable[[], None] | None = None,
-) -> None:
+    signed: Signed | None = None,
+) -> bool:
     """Make a staged release current, then remove what is neither current, previous nor kept.
+
+    A signed one is verified before, by what the board gives out; returns whether the board did
+    so itself. Where a board has signers, one without a signature is a DeployFailed.
 
     `health` runs after the switch; when it or the switch fails, the release that was current is
     restored, else RollbackFailed. Activating what is current already changes nothing.
     """
     place = place_of(release)
     before = read_status(board, release.app, root=place.root)
+    verified = False
+    if signed is not None:
+        install_statement(board, place, release.digest, signed)
     try:
-        if (before.current, before.state) != (release.digest, "ready"):
-            switch_release(board, place, release.digest, "deploy")
+        if signed is not None or (before.current, before.state) != (release.digest, "ready"):
+            older = signed is not None and signed.downgrade
+            verified = switch_release(board, place, release.digest, "deploy", downgrade=older)
         if health is not None:
             health()
     except (BoardUnreachable, LeaseLost):
@@ -188,6 +205,7 @@ def activate_release(
     except EdgeoptError as error:
         _restore(release, board, before, error)
     collect_garbage(board, place, keep=keep)
+    return verified
 
 
 def _restore(release: Release, board: Board, before: Status, error: EdgeoptError) -> None:
@@ -216,8 +234,12 @@ def discard_release(release: Release, board: Board) -> bool:
     return drop_release(board, place_of(release), release.digest)
 
 
-def rollback_release(board: Board, app: str, *, root: PurePosixPath) -> Status:
+def rollback_release(
+    board: Board, app: str, *, root: PurePosixPath, allowed: str | None = None
+) -> Status:
     """Make the previous release current again after hashing its files on the board.
+
+    With allowed signers (their lines) it must be signed by one of them.
 
     What was current becomes the previous one, so that a second rollback undoes the first.
     """
@@ -231,7 +253,10 @@ def rollback_release(board: Board, app: str, *, root: PurePosixPath) -> Status:
     place = place_from(status)
     try:
         check_release(board, place, status.previous)
-        switch_release(board, place, status.previous, "rollback")
+        if allowed is not None:
+            verify_release(board, place, status.previous, allowed)
+        # It was current before: that it is older is what is asked for.
+        switch_release(board, place, status.previous, "rollback", downgrade=True)
     except DeployFailed as error:
         raise RollbackFailed(
             f"the previous release of '{app}' cannot be restored; {status.current[:12]} still runs",

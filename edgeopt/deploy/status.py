@@ -73,6 +73,8 @@ class HistoryEntry(Fact):
     digest: str = Field(pattern="^[0-9a-f]{64}$|^$")
     version: str = Field(pattern="^[0-9A-Za-z.+!-]{1,64}$")
     id: str = Field(pattern="^[0-9a-f]{8}$")
+    #: Whether it was allowed to be older than a release before it.
+    downgrade: bool = False
 
 
 def read_status(board: Board, app: str, *, root: PurePosixPath, check: bool = False) -> Status:

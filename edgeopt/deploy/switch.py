@@ -89,7 +89,8 @@ for each in "$home/state" "$home/history.jsonl"; do
     if [ -L "$each" ]; then fail "$each is a symbolic link"; fi
 done
 current current > /dev/null
-rm -rf "$home"/.tmp-* "$home"/releases/.tmp-* "$home"/releases/*/.tmp-* "$root"/runs/run-*
+rm -rf "$root"/.tmp-* "$home"/.tmp-* "$home"/releases/.tmp-*
+rm -rf "$home"/releases/*/.tmp-* "$root"/runs/run-*
 recover
 for each in "$root"/objects/*.part; do
     if [ -L "$each" ]; then rm -f "$each"; continue; fi
@@ -137,16 +138,56 @@ rm -f "$home/state"
 """
 )
 
-# Parameters: digest and event.
+# Where signers are allowed, only what one of them has signed may become current, and nothing
+# older than what was. The list of digests must be the signed manifest's before it is compared.
+_SIGNED = r"""
+says() { sed -n "s/^$1 //p" "$home/releases/$new/statement" | head -n 1; }
+number() { case $1 in ''|*[!0-9]*|?????????????*) echo 0 ;; *) echo "$1" ;; esac; }
+counts() {
+    cd "$home/releases/$new"
+    [ -f statement ] && [ -f statement.sig ] || fail "release $new is not signed"
+    [ "$(says app) $(says digest)" = "$app $new" ] || fail "release $new is signed as another one"
+    sums=$(sha256sum < manifest.json)
+    [ "${sums%% *}" = "$new" ] || fail "the manifest of release $new is damaged"
+    lines=0
+    while read -r sum name; do
+        [ "$name" = manifest.json ] || grep -q "\"$sum\"" manifest.json ||
+            fail "$name is not in the signed manifest"
+        lines=$((lines + 1))
+    done < sha256sums
+    [ "$(grep -o '"sha256"' manifest.json | wc -l)" -eq "$((lines - 1))" ] ||
+        fail "sha256sums is not the signed manifest's"
+    sha256sum -c sha256sums > /dev/null 2>&1 || fail "a file of release $new is damaged"
+    if command -v ssh-keygen > /dev/null 2>&1; then
+        who=$(ssh-keygen -Y find-principals -s statement.sig -f "$1" 2>/dev/null | head -n 1)
+        [ -n "$who" ] || fail "release $new is signed by nobody who is allowed to"
+        ssh-keygen -Y verify -f "$1" -I "$who" -n edgeopt -s statement.sig < statement \
+            > /dev/null 2>&1 || fail "the signature of release $new is of another text"
+        echo verified
+    fi
+    if [ "$(number "$(says serial)")" -lt "$(number "$(cat "$home/serial" 2>/dev/null)")" ]; then
+        [ "$2" = yes ] || fail "release $new is older than one that was current"
+    else
+        says serial > "$home/.tmp-serial" && flush "$home/.tmp-serial"
+        mv -f "$home/.tmp-serial" "$home/serial"
+        flush "$home"
+    fi
+    cd "$home"
+}
+"""
+
+# Parameters: digest, event, and whether a release may be older than those before.
 _SWITCH = (
     _COMMON
+    + _SIGNED
     + r"""
-new=$1 event=$2
+new=$1 event=$2 downgrade=$3
 recover
 old=$(current current)
 program=$home/releases/$new/edgeopt-run
 [ -f "$home/releases/$new/sha256sums" ] || fail "release $new is not there"
 [ -x "$program" ] || fail "$program cannot be executed"
+if [ -e "$root/allowed_signers" ]; then counts "$root/allowed_signers" "$downgrade"; fi
 if [ "$old" != "$new" ]; then
     # On a full disk the way back must still work: links need no space, only notes do.
     note "switch $new ${old:--}" "$event" 2>/dev/null || rm -f "$home/.tmp-state-$$"
@@ -174,6 +215,29 @@ flush "$home/history.jsonl" "$home"
 """
 )
 
+# Parameters: digest, statement, signature, allowed signers. Signers that are there stay: who may
+# write them may write anything else, and a deploy must not change them by the way.
+_STATEMENT = (
+    _COMMON
+    + r"""
+keep() {
+    [ ! -L "$1" ] || fail "$1 is a symbolic link"
+    draft=${1%/*}/.tmp-${1##*/}
+    rm -f "$draft"
+    printf '%s' "$2" > "$draft"
+    chmod 400 "$draft"
+    flush "$draft"
+    mv -f "$draft" "$1"
+}
+release=$home/releases/$1
+[ -d "$release" ] || fail "release $1 is not there"
+keep "$release/statement" "$2"
+keep "$release/statement.sig" "$3"
+flush "$release"
+if [ ! -e "$root/allowed_signers" ]; then keep "$root/allowed_signers" "$4"; flush "$root"; fi
+"""
+)
+
 _CHECK_RELEASE = (
     _COMMON
     + r"""
@@ -196,7 +260,8 @@ sweep() {
     for each in "$root"/objects/*; do
         name=${each##*/}
         case $name in *.part|'*') continue ;; esac
-        if ! grep -qs "^$name " "$root"/apps/*/releases/*/sha256sums; then rm -f "$each"; fi
+        sha256=${name%.chunks}
+        if ! grep -qs "^$sha256 " "$root"/apps/*/releases/*/sha256sums; then rm -f "$each"; fi
     done
 }
 drop() {
@@ -260,10 +325,34 @@ def assemble_release(board: Board, place: Place, digest: str, files: Sequence[Bu
     run_script(board, _ASSEMBLE, arguments, doing="assemble the release", timeout=timeout)
 
 
-def switch_release(board: Board, place: Place, digest: str, action: Action) -> None:
-    """Make the release current in one rename; what was current becomes the previous one."""
-    arguments = (str(place.root), place.app, digest, _event(digest, action))
-    run_script(board, _SWITCH, arguments, doing="switch to the release")
+def place_statement(
+    board: Board, place: Place, digest: str, *, statement: str, signature: str, allowed: str
+) -> None:
+    """Put a statement and its signature beside a release; a board without signers gets some."""
+    arguments = (str(place.root), place.app, digest, statement, signature, allowed)
+    run_script(board, _STATEMENT, arguments, doing="store the signature")
+
+
+def switch_release(
+    board: Board, place: Place, digest: str, action: Action, *, downgrade: bool = False
+) -> bool:
+    """Make the release current in one rename; what was current becomes the previous one.
+
+    Returns whether the board itself verified a signature. Where it has signers, a release without
+    a signature, or one older than those before, is a DeployFailed.
+    """
+    older = "yes" if downgrade else "no"
+    arguments = (
+        str(place.root),
+        place.app,
+        digest,
+        _event(digest, action, downgrade=downgrade and action == "deploy"),
+        older,
+    )
+    lines = run_script(
+        board, _SWITCH, arguments, doing="switch to the release", timeout=CHECK_TIMEOUT
+    )
+    return "verified" in lines
 
 
 def restore_links(board: Board, place: Place, *, current: str, previous: str) -> None:
@@ -292,8 +381,9 @@ def drop_release(board: Board, place: Place, digest: str) -> bool:
     return lines[-1:] == ["dropped"]
 
 
-def _event(digest: str, action: Action) -> str:
-    event = {
+def _event(digest: str, action: Action, *, downgrade: bool = False) -> str:
+    event: dict[str, object] = {"downgrade": True} if downgrade else {}
+    event |= {
         "action": action,
         "digest": digest,
         # Two events are never equal: the board appends one only when it is not there yet.

@@ -2,12 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from edgeopt.artifact import BundleFile
 from edgeopt.board import Board
 from edgeopt.board.script import run_script
+from edgeopt.deploy.chunks import SMALLEST_FILE
+from edgeopt.deploy.delta import Delta, join_pieces, send_list
 from edgeopt.deploy.place import (
     Place,
     hash_timeout,
@@ -27,9 +30,15 @@ head -c "$length" "$file" | sha256sum
 """
 
 # Only a verified object ever gets its name. "missing" happens when another session, cut off
-# from its host, sealed the same upload first (then the object is there), or removed it.
+# from its host, sealed the same upload first (then the object is there), or removed it. The list
+# of its chunks is only a hint, and gets its name with it.
 _SEAL = r"""
 part=$1 object=$2 sha256=$3 mode=$4
+list=$object.chunks
+if [ -f "$list.part" ] && [ ! -L "$list.part" ]; then
+    flush "$list.part"
+    mv -f "$list.part" "$list"
+fi
 if [ ! -f "$part" ] || [ -L "$part" ]; then
     if [ -f "$object" ]; then echo sealed; else echo "missing"; fi
     exit 0
@@ -67,19 +76,48 @@ def upload_files(
     *,
     folder: Path,
     survey: Survey,
+    deltas: Mapping[str, Delta],
     progress: Progress | None = None,
 ) -> int:
-    """Send the files that the survey did not find; return the bytes that went over the wire."""
+    """Send the files that the survey did not find; return how many of their bytes were sent.
+
+    Of a file with a delta, by SHA-256, only that is sent, and all of it when this does not do.
+    """
     sent = 0
     for each in files:
         local = folder / each.name
         _check_local(local, each)
-        offset = _resume_offset(board, local, each, survey)
-        wire = _send_verified(board, local, each, place=survey.place, offset=offset)
+        if each.size >= SMALLEST_FILE:
+            with tempfile.TemporaryDirectory(prefix="edgeopt-") as drafts:
+                send_list(board, survey.place, each, local, Path(drafts))
+        wire, done = 0, False
+        if each.sha256 in deltas:
+            wire, done = _send_delta(board, each, deltas[each.sha256], survey)
+        if not done:
+            offset = _resume_offset(board, local, each, survey)
+            wire += _send_verified(board, local, each, place=survey.place, offset=offset)
         sent += wire
         if progress is not None:
             progress(each.name, wire)
     return sent
+
+
+def _send_delta(board: Board, file: BundleFile, delta: Delta, survey: Survey) -> tuple[int, bool]:
+    """Send what is missing of a file and put it together; return the bytes sent and whether it is.
+
+    An object that was damaged on the board makes another file of it, which is not kept.
+    """
+    place, payload = survey.place, delta.payload
+    wire = 0
+    if payload.size:
+        local = delta.folder / payload.name
+        offset = _resume_offset(board, local, payload, survey)
+        wire = _send_verified(board, local, payload, place=place, offset=offset)
+    made = join_pieces(board, place, file, delta)
+    outcome = _seal(board, file, place, part=made)
+    arguments = (str(place.object(payload.sha256)),)
+    run_script(board, _REMOVE, arguments, doing=f"remove the pieces of {file.name}")
+    return wire, outcome == "sealed"
 
 
 def find_damaged(
@@ -179,9 +217,11 @@ def _put_part(board: Board, local: Path, file: BundleFile, *, place: Place, offs
         ) from error
 
 
-def _seal(board: Board, file: BundleFile, place: Place) -> str:
+def _seal(
+    board: Board, file: BundleFile, place: Place, *, part: PurePosixPath | None = None
+) -> str:
     arguments = (
-        str(place.part(file.sha256)),
+        str(part or place.part(file.sha256)),
         str(place.object(file.sha256)),
         file.sha256,
         "500" if file.executable else "400",

@@ -1,5 +1,6 @@
 """What an ELF file says of the machine and the C library that it needs."""
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,16 +60,19 @@ def _parse_elf(data: bytes) -> _Elf:
     return _Elf(data, _MACHINES.get(code, f"machine {code}"), wide, sections)
 
 
-def _read_elf(path: Path) -> _Elf:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[_Elf]:
+    """Parse a file; what leads out of it, then or later, is a ConfigError."""
     try:
-        return _parse_elf(path.read_bytes())
+        yield _parse_elf(path.read_bytes())
     except (ValueError, IndexError, struct.error) as error:
         raise ConfigError(f"{path} is not a program for Linux", why=str(error)) from error
 
 
 def elf_machine(path: Path) -> str:
     """Name the instruction set of a program or library: "aarch64", "arm" or "x86_64"."""
-    return _read_elf(path).machine
+    with _reading(path) as elf:
+        return elf.machine
 
 
 def _needed_versions(elf: _Elf) -> dict[int, str]:
@@ -95,9 +99,10 @@ def _order(release: str) -> tuple[int, ...]:
 
 def needed_glibc(path: Path) -> str:
     """Read the lowest glibc that a file runs with, as "2.17"; "" when it needs none."""
-    names = _needed_versions(_read_elf(path)).values()
-    releases = [name.removeprefix("GLIBC_") for name in names if name.startswith("GLIBC_2")]
-    return max(releases, key=_order, default="")
+    with _reading(path) as elf:
+        names = _needed_versions(elf).values()
+        releases = [name.removeprefix("GLIBC_") for name in names if name.startswith("GLIBC_2")]
+        return max(releases, key=_order, default="")
 
 
 def undefined_symbols(path: Path) -> dict[str, str]:
@@ -105,7 +110,11 @@ def undefined_symbols(path: Path) -> dict[str, str]:
 
     Symbols without a version map to "". Weak ones are left out: nothing breaks without them.
     """
-    elf = _read_elf(path)
+    with _reading(path) as elf:
+        return _undefined(elf)
+
+
+def _undefined(elf: _Elf) -> dict[str, str]:
     table, marks = elf.find(_DYNSYM), elf.find(_GNU_VERSYM)
     if table is None:
         return {}

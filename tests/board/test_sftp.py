@@ -115,6 +115,14 @@ def test_a_session_that_ends_is_a_lost_connection(file: Path) -> None:
         write(server, file)
 
 
+def test_an_answer_that_is_cut_short_is_a_refusal(file: Path) -> None:
+    server = Server()
+    whole = server._answer
+    server._answer = lambda kind, body: whole(kind, body[:12] if kind == 105 else body)  # type: ignore[method-assign]
+    with pytest.raises(BoardIncompatible, match="an answer is cut short"):
+        write(server, file)
+
+
 def test_progress_is_told_in_positions_of_the_file(file: Path) -> None:
     seen: list[int] = []
     sftp = Sftp(Server(), deadline=time.monotonic() + 10, board="fake")

@@ -109,14 +109,27 @@ def board_facts(**changes: Any) -> BoardFacts:
     return facts.model_copy(update=changes)
 
 
-def make_bundle(folder: Path, *, mode: str = "good", seed: int = 0, size: int = 40_000) -> Bundle:
-    """Write a bundle whose program is the script and whose weights are seeded noise."""
+def layers(count: int = 4, size: int = 500_000, **changed: int) -> bytes:
+    """Return seeded layers of size bytes; layer_N=seed makes one of them another."""
+    seeds = [changed.get(f"layer_{number}", number) for number in range(count)]
+    return b"".join(np.random.default_rng(seed).bytes(size) for seed in seeds)
+
+
+def make_bundle(
+    folder: Path,
+    *,
+    mode: str = "good",
+    seed: int = 0,
+    size: int = 40_000,
+    weights: bytes | None = None,
+) -> Bundle:
+    """Write a bundle whose program is the script and whose weights are given, or seeded noise."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     contents = {
         "edgeopt-run": PROGRAM.encode(),
         "model.so": b"code of every bundle",
-        "weights.bin": f"{mode}\n".encode() + random.bytes(size),
+        "weights.bin": f"{mode}\n".encode() + (weights or random.bytes(size)),
     }
     files = []
     for name, content in contents.items():

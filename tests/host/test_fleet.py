@@ -178,6 +178,23 @@ def test_ctrl_c_keeps_what_was_done_and_the_rerun_does_the_rest(host: Host, boar
     assert len({each.current("tiny") for each in homes}) == 1
 
 
+def test_every_board_of_a_signed_push_has_a_signed_release(host: Host, boards: Boards) -> None:
+    homes = boards.add(3)
+    key = host.project / "key"
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+    subprocess.run(argv, check=True)
+    path = write_fleet(host, [each.name for each in homes])
+    done, document = push(host, path, "--sign", str(key))
+    assert done.returncode == 0, done.stderr
+    # Nothing else becomes current there from now on, which the canary is the first to say.
+    unsigned, refused = push(host, path, "--profile", "float16", "--fresh")
+    assert unsigned.returncode == 13
+    assert list(results(refused).values()) == ["failed", "not tried", "not tried"]
+    for each in homes[1:]:
+        assert (each.folder / ".edgeopt" / "allowed_signers").is_file()
+        assert each.current("tiny") == document["boards"][0]["digest"]
+
+
 def test_what_cannot_be_is_refused_before_any_board_is_changed(host: Host, boards: Boards) -> None:
     homes = boards.add(1)
     path = write_fleet(host, [homes[0].name, "a;b"])
