@@ -55,10 +55,8 @@ def deploy(
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
     from edgeopt.pipeline import deploy as run_deploy
 
-    if target is None and boards is None:
-        raise ConfigError("for which kind of device?", fix="add --target rpi4")
     request = Request(
-        target=target or "",
+        target=_target_of(target, boards),
         project=project,
         model=model,
         profile=profile,
@@ -82,11 +80,17 @@ def deploy(
         deploy_fleet(request, boards, as_json=as_json)
     order = make_order(request)
     with started(order) as run, candidates_shown():
-        done = run_deploy(run, order.connect, reference=reference, wait=patience)
-    report = done.report
+        report = run_deploy(run, order.connect, reference=reference, wait=patience).report
     _save_report(report, project, html)
     _print_report(report, as_json=as_json)
     raise typer.Exit(report.exit_code)
+
+
+def _target_of(target: str | None, boards: Path | None) -> str:
+    """Return the target; a file of boards may name those of its own."""
+    if target is None and boards is None:
+        raise ConfigError("for which kind of device?", fix="add --target rpi4")
+    return target or ""
 
 
 def _save_report(report: "Report", project: Path, html: Path | None) -> None:
