@@ -22,11 +22,11 @@ BENCH_PACKAGES := llvm-19
 need = dpkg -s $(1) >/dev/null 2>&1 || \
   { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends $(1); }
 
-FLEET_TEST := test_a_tenth_of_a_fleet_fails_the_rest_is_done_and_a_rerun_goes_on
-
 # How often soak kills, and what chooses the moments.
 KILLS ?= 500
 SEED ?= 0
+
+FLEET_TEST := test_a_tenth_of_a_fleet_fails_the_rest_is_done_and_a_rerun_goes_on
 
 .PHONY: deploy test soak soak-boards fuzz bench bench-boards mca check install board-packages test-packages bench-packages clean
 
@@ -36,15 +36,15 @@ deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report
 test: check test-packages ## all tests, those on the emulated board included
 	$(BIN)/pytest
 
-soak-boards: install test-packages ## 20 deploys at once to one board, a fleet of 200 with a tenth failing
-	EDGEOPT_DEPLOYS=20 EDGEOPT_FLEET=200 $(BIN)/pytest -o timeout=3000 \
-	  tests/host/test_concurrent.py tests/host/test_fleet.py::$(FLEET_TEST)
-
 soak: install test-packages ## kill deploys at random moments: old release or new, never half
 	$(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 fuzz: install ## damaged files and messages to every parser: an error that says why, or nothing
 	$(BIN)/python -m tests.fuzz --seed $(SEED)
+
+soak-boards: install test-packages ## 20 deploys at once to one board, a fleet of 200 with a tenth failing
+	EDGEOPT_DEPLOYS=20 EDGEOPT_FLEET=200 $(BIN)/pytest -o timeout=3000 \
+	  tests/host/test_concurrent.py tests/host/test_fleet.py::$(FLEET_TEST)
 
 bench: install ## the suite against other runtimes on this machine, taking turns
 	$(BIN)/pip install --quiet --editable '.[bench]'

@@ -21,7 +21,7 @@ from edgeopt.artifact import (
 )
 from edgeopt.board import Kind
 from edgeopt.board.owner import Owner
-from edgeopt.deploy.signature import Signer
+from edgeopt.deploy.signature import Signed, Signer, sign_release
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -62,6 +62,18 @@ class Job:
     signer: Signer | None = None
     #: Whether a signed release may be older than one that was current.
     downgrade: bool = False
+
+    def sign(self, digest: str) -> Signed | None:
+        """Sign a release of the application; None where the job has no signer."""
+        if self.signer is None:
+            return None
+        return sign_release(
+            self.signer,
+            app=self.app,
+            digest=digest,
+            target=self.target.name,
+            downgrade=self.downgrade,
+        )
 
     @property
     def sample_count(self) -> int:

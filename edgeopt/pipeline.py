@@ -159,17 +159,10 @@ def _deploy_on(
 
 def _activate(seat: "Seat", release: Release) -> None:
     """Make a release current, signed where the job has a signer, and tell who verified that."""
-    from edgeopt.deploy import activate_release, sign_release
+    from edgeopt.deploy import activate_release
 
-    job, signed, started = seat.run.job, None, time.monotonic()
-    if job.signer is not None:
-        signed = sign_release(
-            job.signer,
-            app=job.app,
-            digest=release.digest,
-            target=job.target.name,
-            downgrade=job.downgrade,
-        )
+    started = time.monotonic()
+    signed = seat.run.job.sign(release.digest)
     by_board = activate_release(release, seat.board, signed=signed)
     if signed is not None:
         who = "here and by the board" if by_board else "here; the board has no ssh-keygen"

@@ -231,12 +231,15 @@ class Soak:
         if pid == 0:
             os.close(reader)
             os._exit(self._deploy(number, config, writer))
+        # As the child does, whoever is first: it must be a group before it is killed as one.
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
         os.close(writer)
         return pid, reader
 
     def _deploy(self, number: int, config: Path, pipe: int) -> int:
         """Deploy in this process, which is a group of its own, and return its exit code."""
-        os.setsid()
+        os.setpgid(0, 0)
         with self._log.open("w") as log:
             os.dup2(log.fileno(), 2)
             faulthandler.register(signal.SIGUSR1)
@@ -437,7 +440,7 @@ def main() -> None:
         until = time.monotonic() + asked.seconds
         while soak.figures.kills < asked.kills and time.monotonic() < until:
             soak.strike()
-            if soak.figures.reruns % 25 == 0:
+            if soak.figures.reruns % 10 == 0:
                 print(soak.figures, file=sys.stderr, flush=True)
     print(f"seed {asked.seed}: {soak.figures}")
 

@@ -67,12 +67,6 @@ TrimVocabulary = Annotated[
         help="Leave out pieces that the task's texts do not need; token ids change.",
     ),
 ]
-Wait = Annotated[
-    str | None,
-    typer.Option(
-        "--wait", help="Wait so long for a board that is in use, like 10min.", metavar="TIME"
-    ),
-]
 Sign = Annotated[
     Path | None,
     typer.Option("--sign", help="Sign the release with this key of OpenSSH (Ed25519)."),
@@ -80,6 +74,12 @@ Sign = Annotated[
 Downgrade = Annotated[
     bool,
     typer.Option("--allow-downgrade", help="Let a signed release be older than the last one."),
+]
+Wait = Annotated[
+    str | None,
+    typer.Option(
+        "--wait", help="Wait so long for a board that is in use, like 10min.", metavar="TIME"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[

@@ -66,13 +66,19 @@ def doctor(
     board: BoardAddress = None,
     project: Folder = Path(),
     ssh_config: SshConfig = None,
+    bundle: Annotated[
+        Path | None,
+        Option("--bundle", help="Scan what 'edgeopt compile -o' wrote for --target here."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check what this machine has for compiling and emulating, and what a board has to run it."""
     from edgeopt.cli.checkup import examine
 
     findings = examine()
-    if target is not None:
+    if target is not None and bundle is not None:
+        findings += _examine_bundle(target, project, bundle)
+    if target is not None and (bundle is None or board is not None):
         findings += _examine_board(
             Request(target=target, project=project, board=board, ssh_config=ssh_config)
         )
@@ -91,10 +97,19 @@ def doctor(
         raise typer.Exit(2)
 
 
+def _examine_bundle(target: str, project: Path, bundle: Path) -> "list[Finding]":
+    from edgeopt.cli.security import judge_bundle
+    from edgeopt.target import load_target
+
+    return judge_bundle(load_target(target, project=project.resolve()), bundle)
+
+
 def _examine_board(request: Request) -> "list[Finding]":
-    """Reach the target's board, if it lets us in, and look at it; nothing is changed there."""
+    """Reach the target's board, if it lets us in, and look at it; nothing stays changed there."""
+    from edgeopt.board.canary import try_memory_limit
     from edgeopt.board.facts import read_facts
     from edgeopt.cli.checkup import Finding, judge_board
+    from edgeopt.cli.security import judge_limits
     from edgeopt.target import load_target
     from edgeopt.trial import ROOT
 
@@ -104,13 +119,28 @@ def _examine_board(request: Request) -> "list[Finding]":
         live = visit.connect()
         try:
             facts = read_facts(live, folder=ROOT)
+            limits = try_memory_limit(live)
         finally:
             live.close()
     except EdgeoptError as error:
         found = "; ".join(filter(None, (error.what, error.why)))
-        return [Finding("board", False, found, error.fix)]
+        return [*_examine_keys(request), Finding("board", False, found, error.fix)]
     reached = Finding("board", True, f"{live.name} answers", "")
-    return [reached, *judge_board(target, facts)]
+    return [*_examine_keys(request), reached, *judge_board(target, facts), judge_limits(limits)]
+
+
+def _examine_keys(request: Request) -> "list[Finding]":
+    """Look at the keys of the way to a board that was named; others have none."""
+    from edgeopt.board.destination import read_route
+    from edgeopt.cli.security import judge_route
+    from edgeopt.project import FILE, load_project
+
+    folder, address = request.project.resolve(), request.board
+    if address is None and (folder / FILE).is_file():
+        address = load_project(folder).boards.get(request.target)
+    if address in (None, "local", "emulated"):
+        return []
+    return judge_route(read_route(address, ssh_config=request.ssh_config))
 
 
 def cache(

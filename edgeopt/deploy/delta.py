@@ -18,7 +18,10 @@ _JOIN = r"""
 made=$1; shift
 rm -f "$made"
 while [ $# -ge 3 ]; do
-    tail -c "+$(($2 + 1))" "$1" 2>/dev/null | head -c "$3" >> "$made"
+    if ! { tail -c "+$(($2 + 1))" "$1" 2>/dev/null | head -c "$3" >> "$made"; }; then
+        rm -f "$made" "${made%.join.part}.chunks.part"
+        fail "no space for $made"
+    fi
     shift 3
 done
 """

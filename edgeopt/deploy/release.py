@@ -100,7 +100,7 @@ def stage_bundle(
     )
 
 
-def deploy_bundle(  # noqa: PLR0913 (each is another fact of a deploy)
+def deploy_bundle(
     bundle: Bundle,
     board: Board,
     *,
@@ -109,7 +109,6 @@ def deploy_bundle(  # noqa: PLR0913 (each is another fact of a deploy)
     root: PurePosixPath,
     smoke: Smoke,
     directory: Path,
-    progress: Progress | None = None,
     signed: Signed | None = None,
 ) -> Release:
     """Stage, smoke-run and activate a bundle; local files are written under directory.
@@ -117,15 +116,13 @@ def deploy_bundle(  # noqa: PLR0913 (each is another fact of a deploy)
     Until the last step, one rename, the release that was current stays so. Running it again
     from any state that a crash left completes it or changes nothing.
     """
-    release = stage_bundle(bundle, board, facts=facts, app=app, root=root, progress=progress)
+    release = stage_bundle(bundle, board, facts=facts, app=app, root=root)
     try:
         smoke_release(release, bundle, board, smoke=smoke, directory=directory)
     except (BoardUnreachable, Interrupted):
         raise
     except EdgeoptError:
-        again = stage_bundle(
-            bundle, board, facts=facts, app=app, root=root, progress=progress, recheck=True
-        )
+        again = stage_bundle(bundle, board, facts=facts, app=app, root=root, recheck=True)
         # Files of an earlier deploy may have been damaged since: then, and only then, retry.
         if again.sent == 0:
             discard_release(again, board)

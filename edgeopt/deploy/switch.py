@@ -90,6 +90,8 @@ for each in "$home/state" "$home/history.jsonl"; do
 done
 current current > /dev/null
 rm -rf "$root"/.tmp-* "$home"/.tmp-* "$home"/releases/.tmp-*
+# Drafts of those who died while they asked for the lease; while it is ours none can become one.
+rm -f "$root"/lease.* "$root"/next.* "$root"/link.* "$root"/fence.*
 rm -rf "$home"/releases/*/.tmp-* "$root"/runs/run-*
 recover
 for each in "$root"/objects/*.part; do

@@ -57,7 +57,7 @@ echo sealed
 """
 
 _REMOVE = r"""
-rm -f "$1"
+rm -f "$@"
 """
 
 # Pairs: the digest that a file must have, and where it lies.
@@ -209,7 +209,8 @@ def _put_part(board: Board, local: Path, file: BundleFile, *, place: Place, offs
         # What arrived stays, so that the next deploy resumes it.
         raise
     except (EdgeoptError, OSError) as error:
-        run_script(board, _REMOVE, (str(part),), doing=f"remove the rest of {file.name}")
+        rest = (str(part), str(place.chunks(file.sha256, coming=True)))
+        run_script(board, _REMOVE, rest, doing=f"remove the rest of {file.name}")
         raise DeployFailed(
             f"could not store {file.name} on {board.name}",
             why=str(error),

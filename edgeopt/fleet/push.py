@@ -16,7 +16,7 @@ from edgeopt.artifact import Bundle, Model
 from edgeopt.board import Board
 from edgeopt.board.facts import read_facts
 from edgeopt.board.lease import hold
-from edgeopt.deploy import Signed, Smoke, deploy_bundle, sign_release
+from edgeopt.deploy import Smoke, deploy_bundle
 from edgeopt.errors import GATES, DeployFailed, EdgeoptError, Interrupted
 from edgeopt.fleet.file import Fleet, FleetBoard
 from edgeopt.fleet.state import Outcome, Result, StateFile
@@ -127,7 +127,8 @@ def _push_group(push: _Push, group: Group) -> None:
         push.note(_outcome(group, each, "same", digest))
     todo = [each for each in others if each not in known]
     if todo:
-        _push_others(push, group, todo, proved)
+        smoke = make_smoke(group.run, proved.samples, proved.model)
+        _push_others(push, group, todo, proved.bundle, smoke)
 
 
 def _prove_all(push: _Push, group: Group, planned: _Proved) -> _Proved | None:
@@ -176,27 +177,18 @@ def _prove(push: _Push, group: Group, board: FleetBoard, digest: str) -> _Proved
     return _Proved(done.bundle, done.model, done.samples)
 
 
-def _push_others(push: _Push, group: Group, todo: Sequence[FleetBoard], proved: _Proved) -> None:
+def _push_others(
+    push: _Push, group: Group, todo: Sequence[FleetBoard], bundle: Bundle, smoke: Smoke
+) -> None:
     """Push to boards side by side, and begin no more when too many have failed."""
     queue = deque(todo)
-    bundle, job = proved.bundle, group.run.job
-    smoke = make_smoke(group.run, proved.samples, proved.model)
-    signed = None
-    if job.signer is not None:
-        signed = sign_release(
-            job.signer,
-            app=job.app,
-            digest=bundle.digest,
-            target=job.target.name,
-            downgrade=job.downgrade,
-        )
     live = _Live()
     with ThreadPoolExecutor(push.fleet.parallel, thread_name_prefix="edgeopt-fleet") as pool:
         running: set[Future[Outcome]] = set()
         try:
             while queue or running:
                 while queue and len(running) < push.fleet.parallel and not push.stopped:
-                    visit = _Visit(push, group, queue.popleft(), bundle, smoke, signed, live)
+                    visit = _Visit(push, group, queue.popleft(), bundle, smoke, live)
                     running.add(pool.submit(visit.push))
                 if not running:
                     break
@@ -250,7 +242,6 @@ class _Visit:
     board: FleetBoard
     bundle: Bundle
     smoke: Smoke
-    signed: Signed | None
     live: _Live
 
     def push(self) -> Outcome:
@@ -275,7 +266,7 @@ class _Visit:
                         root=ROOT,
                         smoke=self.smoke,
                         directory=Path(folder),
-                        signed=self.signed,
+                        signed=self.group.run.job.sign(digest),
                     )
         except EdgeoptError as error:
             return _failed(self.group, self.board, digest, error, time.monotonic() - started)

@@ -10,7 +10,9 @@ from edgeopt.errors import ConfigError
 
 #: e_machine of the ELF header (System V ABI and its processor supplements).
 _MACHINES = {40: "arm", 62: "x86_64", 183: "aarch64"}
-_DYNSYM = 11
+_PROGBITS, _SYMTAB, _DYNSYM = 1, 2, 11
+#: SHF_EXECINSTR.
+_EXECUTABLE = 4
 _GNU_VERNEED = 0x6FFFFFFE
 _GNU_VERSYM = 0x6FFFFFFF
 
@@ -18,6 +20,8 @@ _GNU_VERSYM = 0x6FFFFFFF
 @dataclass(frozen=True, slots=True)
 class _Section:
     kind: int
+    flags: int
+    address: int
     offset: int
     size: int
     link: int
@@ -47,8 +51,8 @@ def _read_sections(data: bytes, wide: bool) -> Iterator[_Section]:
         fields = struct.unpack_from(
             "<IIQQQQII" if wide else "<IIIIIIII", data, table + index * size
         )
-        _, kind, _, _, offset, length, link, info = fields
-        yield _Section(kind=kind, offset=offset, size=length, link=link, info=info)
+        _, kind, flags, address, offset, length, link, info = fields
+        yield _Section(kind, flags, address, offset, length, link, info)
 
 
 def _parse_elf(data: bytes) -> _Elf:
@@ -67,6 +71,38 @@ def _reading(path: Path) -> Iterator[_Elf]:
         yield _parse_elf(path.read_bytes())
     except (ValueError, IndexError, struct.error) as error:
         raise ConfigError(f"{path} is not a program for Linux", why=str(error)) from error
+
+
+def executable_code(path: Path, *, without: tuple[str, ...] = ()) -> tuple[bytes, ...]:
+    """Return the bytes of every section of instructions, the named functions zeroed.
+
+    without: how the names of functions begin that do not count; where symbols are left.
+    """
+    with _reading(path) as elf:
+        parts = []
+        functions = [each for each in _functions(elf) if each[0].startswith(without or (" ",))]
+        for section in elf.sections:
+            if section.kind != _PROGBITS or not section.flags & _EXECUTABLE:
+                continue
+            if section.offset + section.size > len(elf.data):
+                raise ValueError("a section ends beyond the file")
+            code = bytearray(elf.data[section.offset : section.offset + section.size])
+            for _, address, size in functions:
+                begin = address - section.address
+                if 0 <= begin < len(code):
+                    code[begin : begin + size] = bytes(min(size, len(code) - begin))
+            parts.append(bytes(code))
+    return tuple(parts)
+
+
+def _functions(elf: _Elf) -> Iterator[tuple[str, int, int]]:
+    """Yield name, address and size of each symbol of a 64-bit file that was not stripped."""
+    table = elf.find(_SYMTAB)
+    if table is None or not elf.wide:
+        return
+    for place in range(table.offset, table.offset + table.size - 23, 24):
+        name, _, _, _, address, size = struct.unpack_from("<IBBHQQ", elf.data, place)
+        yield elf.text(table.link, name), address, size
 
 
 def elf_machine(path: Path) -> str:

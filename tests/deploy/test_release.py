@@ -382,6 +382,16 @@ def test_an_upload_in_place_of_which_a_link_lies_writes_nothing_through_it(
     assert victim.read_text() == "precious"
 
 
+def test_what_somebody_left_who_died_asking_for_the_lease_is_removed(
+    tmp_path: Path, root: Path
+) -> None:
+    root.mkdir()
+    for name in ("lease.0123", "next.0123", "fence.0123", "fence"):
+        (root / name).write_text("1")
+    deploy(make_bundle(tmp_path / "a"), LocalBoard(), root, tmp_path / "w")
+    assert [path.name for path in root.iterdir() if path.is_file()] == ["fence"]
+
+
 def test_a_torn_history_line_is_left_out_and_ended(tmp_path: Path, root: Path) -> None:
     one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
     deploy(one, LocalBoard(), root, tmp_path / "w")

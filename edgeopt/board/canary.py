@@ -1,0 +1,58 @@
+"""Prove that a board's kernel kills what exceeds a memory limit, instead of believing a file.
+
+Raspberry Pi OS ships with the memory controller switched off (raspberrypi/linux, issue 1950), and
+a limit that is written where no controller is does nothing. So a process asks for more than it
+is given, in a control group (cgroup v2) of its own, and must be killed.
+"""
+
+from typing import Literal, cast, get_args
+
+from edgeopt.board import Board
+from edgeopt.board.script import run_script
+
+#: enforced: a process beyond its limit was killed. ignored: it was not. forbidden: this account
+#: may make no group with a limit. absent: there is no memory controller of cgroup v2.
+MemoryLimits = Literal["enforced", "ignored", "forbidden", "absent"]
+
+# Parameter: where cgroup v2 is mounted; "" looks for it. A group of an earlier run is used again.
+_CANARY = r"""
+base=$1
+if [ -z "$base" ]; then
+    while read -r device point kind rest; do
+        if [ "$kind" = cgroup2 ]; then base=$point; break; fi
+    done < /proc/mounts
+fi
+own=$(sed -n 's/^0:://p' /proc/self/cgroup 2>/dev/null || true)
+if [ -z "$base" ] || ! grep -qsw memory "$base/cgroup.controllers"; then
+    echo absent
+    exit 0
+fi
+killed() { sed -n 's/^oom_kill //p' "$group/memory.events" 2>/dev/null | tail -n 1; }
+for place in "$base${own%/}" "$base${own%/*}" "$base"; do
+    group=$place/edgeopt-canary
+    mkdir -p "$group" 2>/dev/null || continue
+    if [ -w "$group/memory.max" ] && [ -w "$group/cgroup.procs" ]; then
+        echo 8388608 > "$group/memory.max"
+        if [ -e "$group/memory.swap.max" ]; then echo 0 > "$group/memory.swap.max"; fi
+        before=$(killed)
+        sh -c 'echo $$ > "$1/cgroup.procs" && head -c 67108864 /dev/zero | tail -c 33554432' \
+            sh "$group" > /dev/null 2>&1 || true
+        after=$(killed)
+        rmdir "$group" 2>/dev/null || true
+        if [ "${after:-0}" -gt "${before:-0}" ]; then echo enforced; else echo ignored; fi
+        exit 0
+    fi
+    rmdir "$group" 2>/dev/null || true
+done
+echo forbidden
+"""
+
+
+def try_memory_limit(board: Board, *, mounted: str = "") -> MemoryLimits:
+    """Let a process of the board exceed 8 MiB in a group of its own, and see what becomes of it.
+
+    mounted: where cgroup v2 is, if not where /proc/mounts says. The group is removed again.
+    """
+    lines = run_script(board, _CANARY, (mounted,), doing="try a memory limit")
+    word = lines[-1] if lines else ""
+    return cast(MemoryLimits, word) if word in get_args(MemoryLimits) else "absent"

@@ -1,0 +1,199 @@
+"""What a disk holds when power fails, and boards of little: no rights, no space, a slow network."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeopt.artifact import Bundle
+from edgeopt.board.local import LocalBoard
+from edgeopt.board.ssh import open_ssh
+from edgeopt.errors import DeployFailed
+from edgeopt.testing import FaultProxy
+from tests.conftest import Sshd
+from tests.deploy.kit import (
+    APP,
+    DyingBoard,
+    assert_whole,
+    deploy,
+    layers,
+    leftovers,
+    link_of,
+    make_bundle,
+)
+from tests.host.test_deploy import fill
+
+pytestmark = pytest.mark.host
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root; run: sudo pytest")
+
+
+class Disk:
+    """An ext4 file system in a file: what was not flushed is not in it yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.image, self.point = folder / "disk.img", folder / "disk"
+        self.point.mkdir()
+        with self.image.open("wb") as file:
+            file.truncate(48 << 20)
+        subprocess.run(["mke2fs", "-q", "-F", "-m", "0", "-t", "ext4", str(self.image)], check=True)
+
+    def mount(self) -> bool:
+        # Its journal commits by itself after five minutes, not five seconds.
+        argv = ["mount", "-o", "loop,commit=300", str(self.image), str(self.point)]
+        return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", str(self.point)], check=True)
+
+    def cut_power(self) -> None:
+        """Keep what the device has at this moment; what the system still held is lost."""
+        kept = self.image.with_name("kept.img")
+        shutil.copyfile(self.image, kept)
+        self.unmount()
+        kept.replace(self.image)
+        assert self.mount()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root; run: sudo pytest")
+    if shutil.which("mke2fs") is None:
+        pytest.skip("no mke2fs; run: sudo apt-get install -y e2fsprogs")
+    made = Disk(tmp_path)
+    if not made.mount():
+        pytest.skip("this container may not mount; run on a machine that may")
+    yield made
+    made.unmount()
+
+
+def test_a_release_survives_a_power_cut_right_after_the_deploy(tmp_path: Path, disk: Disk) -> None:
+    root = disk.point / "edgeopt"
+    old = make_bundle(tmp_path / "a", weights=layers())
+    new = make_bundle(tmp_path / "b", weights=layers(layer_2=9))
+    for each in (old, new):
+        deploy(each, LocalBoard(), root, tmp_path / "w")
+        disk.cut_power()
+        assert link_of(root) == each.digest
+        assert_whole(root, each.digest)
+    assert link_of(root, "previous") == old.digest
+    assert_whole(root, old.digest)
+
+
+def test_without_flushing_a_power_cut_loses_the_release(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control of the test above: it would see a missing flush."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sync").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    root = disk.point / "edgeopt"
+    deploy(make_bundle(tmp_path / "a", weights=layers()), LocalBoard(), root, tmp_path / "w")
+    disk.cut_power()
+    assert link_of(root) == ""
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_power_cut_during_a_deploy_has_the_old_release_or_the_new(
+    tmp_path: Path, disk: Disk, moment: int
+) -> None:
+    root = disk.point / "edgeopt"
+    old = make_bundle(tmp_path / "a", weights=layers())
+    new = make_bundle(tmp_path / "b", weights=layers(layer_2=9))
+    deploy(old, LocalBoard(), root, tmp_path / "w")
+    rehearsal = DyingBoard(LocalBoard())
+    deploy(new, rehearsal, tmp_path / "rehearsal", tmp_path / "w")
+    at = len(rehearsal.calls) * (moment + 1) // 7
+    board = DyingBoard(LocalBoard(), at=at, moment="after")
+    with pytest.raises(Exception, match="gone"):
+        deploy(new, board, root, tmp_path / "w")
+    disk.cut_power()
+    assert link_of(root) in {old.digest, new.digest}
+    assert_whole(root, link_of(root))
+    deploy(new, LocalBoard(), root, tmp_path / "w")
+    assert link_of(root) == new.digest
+    assert_whole(root, new.digest)
+    assert leftovers(root) == []
+
+
+def test_a_disk_that_fills_while_a_file_is_put_together_keeps_the_old_release(
+    tmp_path: Path, disk: Disk
+) -> None:
+    root = disk.point / "edgeopt"
+    old = make_bundle(tmp_path / "a", weights=layers())
+    new = make_bundle(tmp_path / "b", weights=layers(layer_2=9))
+    deploy(old, LocalBoard(), root, tmp_path / "w")
+
+    def hog(content: bytes) -> bytes:
+        if len(content) > 400_000:
+            fill(disk.point / "hog", leave=1_500_000)
+        return content
+
+    with pytest.raises(DeployFailed):
+        deploy(new, DyingBoard(LocalBoard(), spoil=hog), root, tmp_path / "w")
+    assert link_of(root) == old.digest
+    assert_whole(root, old.digest)
+    assert list(root.glob("objects/*.part")) == []
+    (disk.point / "hog").unlink()
+    deploy(new, LocalBoard(), root, tmp_path / "w")
+    assert_whole(root, new.digest)
+    assert leftovers(root) == []
+
+
+def as_nobody(work: Callable[[], None]) -> int:
+    """Run something in a process without any rights; return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@needs_root
+def test_an_account_without_rights_can_do_all_of_it(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("nobody")
+    for each in (folder, *folder.parents[:2]):
+        each.chmod(each.stat().st_mode | 0o055)
+    bundles: list[Bundle] = [make_bundle(folder / str(seed), seed=seed) for seed in range(2)]
+    home = folder / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+
+    def work() -> None:
+        for each in bundles:
+            deploy(each, LocalBoard(home=home), home / "board", home / "w")
+
+    assert as_nobody(work) == 0
+    assert link_of(home / "board") == bundles[1].digest
+    assert (home / "board" / "apps" / APP).stat().st_uid == 65534
+
+
+def test_a_deploy_over_a_slow_link_with_long_ways_completes(tmp_path: Path, sshd: Sshd) -> None:
+    """64 kB/s each way and 250 ms for every answer: nothing times out, nothing is sent twice."""
+    root = tmp_path / "board"
+    bundle = make_bundle(tmp_path / "a", size=150_000)
+    with FaultProxy(sshd.port, delay=0.125) as proxy:
+        board = open_ssh("board", ssh_config=sshd.write_config(tmp_path / "c", port=proxy.port))
+        begun = time.monotonic()
+        release = deploy(bundle, board, root, tmp_path / "w")
+        assert time.monotonic() - begun > 5
+        assert board.reconnects == 0
+        board.close()
+    assert release.sent == sum(path.stat().st_size for path in bundle.path.iterdir())
+    assert_whole(root, bundle.digest)
