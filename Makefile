@@ -26,7 +26,9 @@ need = dpkg -s $(1) >/dev/null 2>&1 || \
 KILLS ?= 500
 SEED ?= 0
 
-.PHONY: deploy test soak fuzz bench bench-boards mca check install board-packages test-packages bench-packages clean
+FLEET_TEST := test_a_tenth_of_a_fleet_fails_the_rest_is_done_and_a_rerun_goes_on
+
+.PHONY: deploy test soak soak-boards fuzz bench bench-boards mca check install board-packages test-packages bench-packages clean
 
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
@@ -39,6 +41,10 @@ soak: install test-packages ## kill deploys at random moments: old release or ne
 
 fuzz: install ## damaged files and messages to every parser: an error that says why, or nothing
 	$(BIN)/python -m tests.fuzz --seed $(SEED)
+
+soak-boards: install test-packages ## 20 deploys at once to one board, a fleet of 200 with a tenth failing
+	EDGEOPT_DEPLOYS=20 EDGEOPT_FLEET=200 $(BIN)/pytest -o timeout=3000 \
+	  tests/host/test_concurrent.py tests/host/test_fleet.py::$(FLEET_TEST)
 
 bench: install ## the suite against other runtimes on this machine, taking turns
 	$(BIN)/pip install --quiet --editable '.[bench]'

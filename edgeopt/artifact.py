@@ -14,7 +14,10 @@ from edgeopt.board import Kind
 #: int8-dynamic: activations quantized at run time (DynamicQuantizeLinear, MatMulInteger).
 #: int8-static: activations quantized with calibrated ranges (QDQ).
 #: int4-blocks: one scale per block of values, computed in float32 (DequantizeLinear in blocks).
-#: int2-blocks: the same with four values per byte.
+#: codebook-rows: an embedding table, one byte for each group of a row's values (Gather of codes,
+#: then of the vectors that they stand for).
+#: int2-blocks: as int4-blocks, with four values per byte.
+#: codebook16-blocks, codebook4-blocks: the same two, codes choose from 16 or 4 levels of a weight.
 Method = Literal[
     "float32",
     "float16",
@@ -22,14 +25,34 @@ Method = Literal[
     "int8-weights",
     "int8-dynamic",
     "int8-static",
+    "codebook16-blocks",
     "int4-blocks",
+    "codebook-rows",
+    "codebook4-blocks",
     "int2-blocks",
 ]
 
 #: The name of a plan whose weights have forms of their own.
 MIXED = "mixed"
 #: Methods whose codes can be rounded by what samples say of the layer's input.
-_RECONSTRUCTED = ("int8-weights", "int4-blocks", "int2-blocks")
+_RECONSTRUCTED = (
+    "int8-weights",
+    "int4-blocks",
+    "int2-blocks",
+    "codebook16-blocks",
+    "codebook4-blocks",
+    "codebook-rows",
+)
+#: Methods that the factors of a weight of low rank can be stored by.
+_FACTORED = (
+    "float32",
+    "float16",
+    "int8-weights",
+    "int4-blocks",
+    "int2-blocks",
+    "codebook16-blocks",
+    "codebook4-blocks",
+)
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -82,17 +105,35 @@ class Choice(Fact):
 
     weight: str
     method: Method
-    #: Values of K, or of a table's row, that share one scale: for int4-blocks and int2-blocks.
+    #: Values of K, or of a table's row, that share one scale: for methods in blocks.
     block: int | None = Field(default=None, ge=16, le=128, multiple_of=16)
-    #: Whether codes are rounded by GPTQ, from calibration samples, and not each to the nearest.
+    #: Values of a table's row that one byte stands for: for codebook-rows.
+    group: int | None = Field(default=None, ge=2, le=32)
+    #: Whether codes are rounded by GPTQ, from calibration samples, and not each to the nearest; of
+    #: low rank, whether the factors are those that are best on these samples too; of codebook-rows,
+    #: whether a row counts by how often samples read it.
     reconstruct: bool = False
+    #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
+    rank: int | None = Field(default=None, ge=16, multiple_of=16)
+
+    #: Rows of a table that are kept, for all ids to share; None: each has its own.
+    rows: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.method.endswith("-blocks") != (self.block is not None):
             needs = "needs a block size" if self.block is None else "has no blocks"
             raise ValueError(f"{self.method} {needs}")
-        if self.reconstruct and self.method not in _RECONSTRUCTED:
+        if self.rank is not None and self.method not in _FACTORED:
+            raise ValueError(f"{self.method} cannot store factors of low rank")
+        if self.rank is not None and self.rank % (self.block or 1):
+            raise ValueError(f"blocks of {self.block} do not divide the rank {self.rank}")
+        if (self.method == "codebook-rows") != (self.group is not None):
+            needs = "needs the size of its groups" if self.group is None else "has no groups"
+            raise ValueError(f"{self.method} {needs}")
+        if self.rows is not None and self.rank is not None:
+            raise ValueError("rows that ids share have no rank of their own")
+        if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self
 
@@ -317,6 +358,8 @@ class Tried(Fact):
     peak: int
     metric: float | None
     drop: float | None
+    #: Predicted, in ms, once the board's pace was measured.
+    latency: float | None = None
     #: The limits it breaks, with figures; empty when it is feasible.
     broken: tuple[str, ...] = ()
 
@@ -335,6 +378,8 @@ class Report(Fact):
     #: Digest of the release that is current now, and whether this run made it so.
     digest: str
     kept: bool
+    #: Number of the lease under which the board was used: later users have higher ones.
+    fence: int = 0
     checks: tuple[Check, ...]
     rows: tuple[Row, ...]
     tried: tuple[Tried, ...]

@@ -13,6 +13,7 @@
     ├── DeployFailed          10   failed, and the previous release still runs
     ├── RollbackFailed        11   failed, and the previous release could not be restored
     ├── MeasurementNoisy      12   the samples do not support a figure
+    ├── FleetIncomplete      13   some boards of a fleet do not have the release
     └── Interrupted          130   Ctrl-C or SIGTERM
 
 Anything else that escapes is a bug (exit code 1) and keeps its traceback.
@@ -89,6 +90,10 @@ class BoardBusy(EdgeoptError):
     exit_code = 8
 
 
+class LeaseLost(BoardBusy):
+    """The board's lease was ours and is not any more: nothing was written since."""
+
+
 class OperatorUnsupported(EdgeoptError):
     """The model has operators that cannot be compiled."""
 
@@ -113,7 +118,19 @@ class MeasurementNoisy(EdgeoptError):
     exit_code = 12
 
 
+class FleetIncomplete(EdgeoptError):
+    """Some boards of a fleet have failed, or were not tried; each keeps what it had."""
+
+    exit_code = 13
+
+
 class Interrupted(EdgeoptError):
     """The user stopped the run."""
 
     exit_code = 130
+
+
+#: The gates of a report, by exit code: what a deployment was not kept for.
+GATES: dict[int, type[EdgeoptError]] = {
+    each.exit_code: each for each in (BudgetExceeded, AccuracyLost, ParityBroken, MeasurementNoisy)
+}

@@ -1,12 +1,14 @@
 """The fit stage: what the search is given, and where its parts are kept."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgeopt.artifact import Footprint, Model
-from edgeopt.job import Correction, Job, Program, Run, Samples, digest_task
+from edgeopt.artifact import Bundle, Footprint, Measurement, Model, Plan
+from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
+from edgeopt.measure import summarize_samples
 
 if TYPE_CHECKING:
     from edgeopt.compress import Candidate, Fit, Sensitivity
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
     """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
-    from edgeopt.compress import Fit, fit_plan
+    from edgeopt.compress import Cost, Fit, fit_plan
     from edgeopt.compress.mix import can_mix
 
     job = run.job
@@ -40,7 +42,10 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             profile.methods,
             profile.budget,
             job.task,
-            cost=_predictor(job, samples, correction=correction, program=program),
+            cost=Cost(
+                _predictor(job, samples, correction=correction, program=program),
+                _timer(job, correction),
+            ),
             directory=folder,
             search=(lambda: measure_harm(run, model)) if mixes else None,
             baseline=job.baseline,
@@ -49,9 +54,80 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
     return run.stage("fit", key, Fit, fit)
 
 
+def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
+    """Apply a plan that was made before."""
+    from edgeopt.compress import Cost, Fit, replay_plan
+
+    job = run.job
+    program = _device_program(run)
+
+    def apply(folder: Path) -> Fit:
+        return replay_plan(
+            model,
+            plan,
+            job.task,
+            cost=Cost(_predictor(job, samples, correction=Correction(), program=program)),
+            directory=folder,
+            baseline=job.baseline,
+        )
+
+    key = [model.sha256, plan.model_dump(mode="json"), digest_task(job), samples.sha256]
+    target = job.target.model_dump(mode="json")
+    return run.stage("replay", [*key, target, job.baseline], Fit, apply, detail=plan.name)
+
+
+def predict_time(job: Job, model: Model) -> float:
+    """Predict the ns of an inference on the job's target, before any correction."""
+    from edgeopt.compress import pace_of, predict_latency
+
+    return predict_latency(model, pace_of(job.target, threads=job.threads))
+
+
+def learn(
+    job: Job, bundle: Bundle, model: Model, trial: Trial, known: Correction
+) -> Correction | None:
+    """Return what a trial of a bundle teaches the fitter, if it broke the budget; else None.
+
+    Never less than what is known: a plan that was refused must not be chosen again.
+    """
+    budget, seen = job.profile.budget, trial.measurement
+    slow = _is_timed(seen) and budget.latency is not None
+    slow = slow and summarize_samples(seen.samples_ns).p95 / 1e6 > (budget.latency or 0)
+    large = budget.ram is not None and seen.memory.peak > budget.ram
+    if large:
+        excess = max(seen.memory.peak - bundle.footprint.peak, 1)
+        known = known.model_copy(update={"memory": max(excess, known.memory)})
+    if slow:
+        known = learn_pace(job, model, seen, known)
+    return known if large or slow else None
+
+
+def learn_pace(job: Job, model: Model, seen: Measurement, known: Correction) -> Correction:
+    """Return what is known with the board's pace at a model that was measured, if it was slower."""
+    if not _is_timed(seen):
+        return known
+    pace = summarize_samples(seen.samples_ns).p95 / predict_time(job, model)
+    # In steps of a hundredth, so that a second deploy finds the same fit.
+    pace = math.ceil(pace * 100) / 100
+    return known.model_copy(update={"pace": max(pace, known.pace or 0.0)})
+
+
+def _is_timed(seen: Measurement) -> bool:
+    """Tell whether samples are times: an emulated board counts instructions."""
+    return seen.kind != "emulated"
+
+
+def _timer(job: Job, correction: Correction) -> Callable[[Model], float] | None:
+    """Return what predicts the ms of a model, once a measurement says how fast the board is."""
+    pace = correction.pace
+    if pace is None or job.profile.budget.latency is None:
+        return None
+    return lambda model: predict_time(job, model) * pace / 1e6
+
+
 def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[Candidate, ...]":
     """Find the mixtures of least harm at so many sizes, of all forms that weights can have."""
-    from edgeopt.compress import trace_front
+    from edgeopt.compress import Cost, trace_front
 
     job = run.job
     program = _device_program(run)
@@ -61,7 +137,7 @@ def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[
             job.profile.methods,
             job.task,
             measure_harm(run, model),
-            cost=_predictor(job, samples, correction=Correction(), program=program),
+            cost=Cost(_predictor(job, samples, correction=Correction(), program=program)),
             directory=Path(folder),
             points=points,
             baseline=job.baseline,

@@ -20,7 +20,8 @@ from edgeopt.artifact import (
     Vocabulary,
 )
 from edgeopt.board import Kind
-from edgeopt.deploy.signature import Signer
+from edgeopt.board.owner import Owner
+from edgeopt.deploy.signature import Signed, Signer, sign_release
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -62,6 +63,18 @@ class Job:
     #: Whether a signed release may be older than one that was current.
     downgrade: bool = False
 
+    def sign(self, digest: str) -> Signed | None:
+        """Sign a release of the application; None where the job has no signer."""
+        if self.signer is None:
+            return None
+        return sign_release(
+            self.signer,
+            app=self.app,
+            digest=digest,
+            target=self.target.name,
+            downgrade=self.downgrade,
+        )
+
     @property
     def sample_count(self) -> int:
         """How many samples run on the board; at least three, for one may hide what others show."""
@@ -98,6 +111,8 @@ class Run:
     tell: Tell
     #: Told the name of a stage that begins, for whoever waits.
     begin: Callable[[str], None] = lambda _name: None
+    #: Told who holds the board, when that is waited for.
+    wait: Callable[[Owner], None] = lambda _owner: None
     records: list[StageRecord] = field(default_factory=list)
 
     def stage(
@@ -137,16 +152,19 @@ def plan_name(model: Model) -> str:
 
 
 class Correction(Fact):
-    """Bytes that predictions were short of what came, added to those that follow."""
+    """What measurements say of predictions: bytes that they were short of, and how slow it is."""
 
     memory: int = 0
     flash: int = 0
+    #: Time measured for each predicted; None before anything was measured.
+    pace: float | None = None
 
     def after(self, predicted: Footprint, found: Footprint) -> "Correction":
         """Return this with what a footprint, predicted with it, was still short of."""
         return Correction(
             memory=self.memory + max(found.peak - predicted.peak, 0),
             flash=self.flash + max(found.flash - predicted.flash, 0),
+            pace=self.pace,
         )
 
 
@@ -180,4 +198,6 @@ class Deployed(Fact):
     report: Report
     release: Release
     bundle: Bundle
+    #: What was compiled.
+    model: Model
     samples: Samples

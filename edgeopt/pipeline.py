@@ -11,6 +11,7 @@ from edgeopt.artifact import (
     Bundle,
     Method,
     Model,
+    Plan,
     Release,
     Report,
     Row,
@@ -20,7 +21,7 @@ from edgeopt.artifact import (
 from edgeopt.board import Board
 from edgeopt.budget import Budget
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan, draw_front
+from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
 from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
 from edgeopt.profile import Profile
@@ -50,6 +51,8 @@ class Built:
 
     fit: "Fit"
     bundle: Bundle
+    #: What it will be tried with.
+    samples: Samples
     #: When it was trimmed.
     vocabulary: Vocabulary | None = None
 
@@ -65,11 +68,17 @@ class Original:
 
 
 def deploy(
-    run: Run, connect: Callable[[], Board], *, reference: bool = True, held: "Lease | None" = None
+    run: Run,
+    connect: Callable[[], Board],
+    *,
+    reference: bool = True,
+    held: "Lease | None" = None,
+    wait: float = 0.0,
 ) -> Deployed:
     """Fit, compile, refuse what cannot fit, prove the rest on the board, and keep it.
 
-    A caller that holds the board's lease already gives it, and keeps it.
+    A board that somebody else holds is waited for, for at most wait seconds. A caller that holds
+    its lease already gives it, and keeps it.
     """
     from edgeopt.board.facts import read_facts
     from edgeopt.board.lease import hold
@@ -86,10 +95,14 @@ def deploy(
     board = connect()
     try:
         owner = f"edgeopt deploy {run.job.app}"
-        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS)
+        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS, wait=wait, waiting=run.wait)
         with nullcontext(held) if held else holding as lease:
-            seat = Seat(short, board, read_facts(board), samples)
-            return _deploy_on(seat, lease, model, built, original)
+            live = board if held else lease.board
+            seat = Seat(short, live, read_facts(live), samples)
+            done = _deploy_on(seat, lease, model, built, original)
+            return done.model_copy(
+                update={"report": done.report.model_copy(update={"fence": lease.fence})}
+            )
     finally:
         board.close()
 
@@ -108,40 +121,48 @@ def _deploy_on(
     run, board, samples = seat.run, seat.board, seat.samples
     before = _reference_row(seat, original, built)
     release, trial = _try(seat, built)
-    correction = Correction()
+    correction, remark = Correction(), ""
+    if before is not None and original is not None and before.measurement is not None:
+        correction = learn_pace(original.run.job, original.model, before.measurement, correction)
     for _ in range(ROUNDS - 1):
-        excess = _excess(run.job, built.bundle, trial)
-        if excess is None:
+        learned = learn(run.job, built.bundle, built.fit.model, trial, correction)
+        if learned is None:
             break
-        # Never less than before: a plan that was refused must not be chosen again.
-        correction = Correction(memory=max(excess, correction.memory))
+        correction = learned
         lease.renew(LEASE_SECONDS)
+        try:
+            rebuilt = build(run, model, samples, correction=correction)
+        except BudgetExceeded as error:
+            if correction.pace is None:
+                raise
+            # What ran is the best answer there is: the report says by how much it is too slow.
+            remark = f"{error.what}: {error.why}"
+            break
         discard_release(release, board)
-        built = build(run, model, samples, correction=correction)
+        built = rebuilt
         release, trial = _try(seat, built)
-    report = _conclude(seat, built, trial, before)
+    report = _conclude(seat, built, trial, before, remark)
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
         _activate(seat, release)
     else:
         discard_release(release, board)
-    return Deployed(report=report, release=release, bundle=built.bundle, samples=samples)
+    return Deployed(
+        report=report,
+        release=release,
+        bundle=built.bundle,
+        model=built.fit.model,
+        samples=samples,
+    )
 
 
 def _activate(seat: "Seat", release: Release) -> None:
     """Make a release current, signed where the job has a signer, and tell who verified that."""
-    from edgeopt.deploy import activate_release, sign_release
+    from edgeopt.deploy import activate_release
 
-    job, signed, started = seat.run.job, None, time.monotonic()
-    if job.signer is not None:
-        signed = sign_release(
-            job.signer,
-            app=job.app,
-            digest=release.digest,
-            target=job.target.name,
-            downgrade=job.downgrade,
-        )
+    started = time.monotonic()
+    signed = seat.run.job.sign(release.digest)
     by_board = activate_release(release, seat.board, signed=signed)
     if signed is not None:
         who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
@@ -169,14 +190,6 @@ def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row
         parity=trial.parity if trial else None,
         note=note,
     )
-
-
-def _excess(job: Job, bundle: Bundle, trial: Trial) -> int | None:
-    """Return by how much memory was under-predicted, when that broke the budget."""
-    limit, peak = job.profile.budget.ram, trial.measurement.memory.peak
-    if limit is None or peak <= limit:
-        return None
-    return max(peak - bundle.footprint.peak, 1)
 
 
 def _try(seat: "Seat", built: Built) -> tuple[Release, Trial]:
@@ -212,7 +225,7 @@ def _locate(seat: "Seat", model: Model, sample: int | None, tolerance: float) ->
     return locate_divergence(seat, model, sample=sample, tolerance=tolerance, build=build)
 
 
-def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> Report:
+def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, remark: str) -> Report:
     run, parity = seat.run, trial.parity
     tried = tried_of(built.fit.candidates)
     reference = None
@@ -230,9 +243,8 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> R
         parity=trial.parity,
     )
     rows = (chosen,) if before is None else (before, chosen)
-    where = ""
     if not parity.max_rel <= parity.limit:
-        where = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
+        remark = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
     return make_report(
         run,
         rows=rows,
@@ -240,7 +252,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None) -> R
         checks=checks,
         bundle=built.bundle,
         board=seat.board.name,
-        divergence=where,
+        remark=remark,
     )
 
 
@@ -314,7 +326,7 @@ def build(
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle, run.job.vocabulary)
+            return Built(fit, bundle, samples, run.job.vocabulary)
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",
@@ -323,10 +335,24 @@ def build(
     )
 
 
-def fit_model(run: Run) -> Model:
-    """Return the model that deploy would compile."""
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fit, the model that its plan is for, and the vocabulary when it was trimmed."""
+
+    fit: "Fit"
+    source: Model
+    vocabulary: Vocabulary | None
+
+
+def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
+    """Return the model that deploy would compile, or what a plan made before makes of it."""
     run, model = trim_model(run, prepare_model(run))
-    return choose_plan(run, model, draw_samples(run, model), Correction()).model
+    samples = draw_samples(run, model)
+    if plan is not None:
+        found = replay(run, model, samples, plan)
+    else:
+        found = choose_plan(run, model, samples, Correction())
+    return Fitted(found, model, run.job.vocabulary)
 
 
 def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:

@@ -44,6 +44,8 @@ class Project(BaseModel):
     #: Where a target's board answers: rpi4 = "pi@raspberrypi.local".
     boards: dict[str, str] = {}
     signing: Signing | None = None
+    #: The command of this machine that cycles a board's power, by target, as a list of words.
+    power: dict[str, tuple[str, ...]] = {}
 
 
 def load_project(folder: Path) -> Project:

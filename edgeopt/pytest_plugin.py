@@ -153,6 +153,10 @@ class Boards:
         )
         self.session.close()
         self.deployments.forget()
+        try:
+            self.story.append(f"{item.nodeid}: the board was lost, and {self.session.recover()}")
+        except BoardUnreachable as error:
+            self.story.append(f"{item.nodeid}: {error.what}: {error.why}")
         item.user_properties.clear()
 
     @pytest.hookimpl(tryfirst=True)
@@ -227,7 +231,9 @@ class Boards:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Give the board back; where only boards were at fault, exit as edgeopt does: 6."""
+        """Give the board back as it was; where only boards were at fault, exit with 6."""
+        if self._deployments is not None and (left := self._deployments.remove()):
+            self.story.append(left)
         if self.session is not None:
             self.session.close()
         if self._gone and not self._failed and session.exitstatus == pytest.ExitCode.TESTS_FAILED:

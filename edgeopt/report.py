@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from statistics import median
 
-from edgeopt.artifact import Check, Entry, Measurement, Report, Row, Tried
+from edgeopt.artifact import Check, Choice, Entry, Measurement, Report, Row, Tried
 from edgeopt.board import Kind
 from edgeopt.chart import draw_latencies, draw_memory, draw_plans
 from edgeopt.units import format_bytes, format_figure
@@ -119,12 +119,18 @@ def format_entries(entries: Sequence[Entry]) -> str:
     rows = [("weight", "form", "before", "now", "harm", "next form costs", "and saves")]
     for each in entries:
         choice = each.choice
-        form = choice.method if choice.block is None else f"{choice.method} of {choice.block}"
         more = "-" if each.more_bytes is None else format_bytes(each.more_bytes)
         less = "-" if each.less_harm is None else f"{each.less_harm:.1e}"
         sizes = (format_bytes(each.before), format_bytes(each.after))
-        rows.append((choice.weight, form, *sizes, f"{each.harm:.1e}", more, less))
+        rows.append((choice.weight, form_of(choice), *sizes, f"{each.harm:.1e}", more, less))
     return format_columns(rows, indent="")
+
+
+def form_of(choice: Choice) -> str:
+    """Name a form with its sizes: "int4-blocks of 32, rank 64"."""
+    size = choice.block or choice.group
+    form = choice.method if size is None else f"{choice.method} of {size}"
+    return form if choice.rank is None else f"{form}, rank {choice.rank}"
 
 
 def format_table(report: Report) -> str:

@@ -87,6 +87,11 @@ class Target(_Table):
     emulation: Emulation | None = None
     gpu: Gpu | None = None
 
+    @property
+    def multiplies_halves(self) -> bool:
+        """Whether its cores have vector arithmetic on float16."""
+        return "asimdhp" in self.isa.features
+
 
 def load_target(name_or_path: str | Path, *, project: Path | None = None) -> Target:
     """Find a target by name or path and decode it; raises ConfigError."""

@@ -64,7 +64,7 @@ def try_bundle(seat: Seat, bundle: Bundle, model: Model) -> tuple[Release, Trial
     release = _stage(seat, bundle)
     detail = f"{bundle.digest[:12]}, {format_bytes(release.sent)} sent"
     seat.run.note("push", detail, cached=release.sent == 0, seconds=time.monotonic() - started)
-    expected = _expect(seat, model)
+    expected = _expect(seat.run, seat.samples, model)
     made: list[Trial] = []
 
     def measure(folder: Path) -> Trial:
@@ -83,7 +83,8 @@ def try_reference(seat: Seat, bundle: Bundle, model: Model) -> Trial:
     def measure(folder: Path) -> Trial:
         release = _stage(seat, bundle)
         try:
-            return _measure(seat, release, bundle, _expect(seat, model), folder)
+            expected = _expect(seat.run, seat.samples, model)
+            return _measure(seat, release, bundle, expected, folder)
         finally:
             discard_release(release, seat.board)
 
@@ -170,33 +171,45 @@ def _compare(
     )
 
 
-def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> None:
-    started = time.monotonic()
-    feeds, _ = read_samples(seat.samples)
-    smoke = Smoke(
+def make_smoke(run: Run, drawn: Samples, model: Model) -> Smoke:
+    """Take one sample with what onnxruntime makes of it, for a run that proves little but life."""
+    return _smoke_of(run, drawn, _expect(run, drawn, model))
+
+
+def _smoke_of(run: Run, drawn: Samples, expected: Golden) -> Smoke:
+    feeds, _ = read_samples(drawn)
+    return Smoke(
         feeds={name: values[:1] for name, values in feeds.items()},
         expected=[each[:1] for each in expected.outputs],
         tolerance=0.1,
-        threads=seat.run.job.threads,
+        threads=run.job.threads,
     )
+
+
+def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> None:
+    started = time.monotonic()
+    smoke = _smoke_of(seat.run, seat.samples, expected)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         smoke_release(release, bundle, seat.board, smoke=smoke, directory=Path(folder))
     seat.run.note("smoke", "one sample", cached=False, seconds=time.monotonic() - started)
 
 
-def _expect(seat: Seat, model: Model) -> Golden:
+def _expect(run: Run, drawn: Samples, model: Model) -> Golden:
+    halves = run.job.target.multiplies_halves
+
     def compute(folder: Path) -> Expected:
         from edgeopt.model.graph import read_arithmetic
         from edgeopt.model.oracle import run_samples
 
-        feeds, _ = read_samples(seat.samples)
+        feeds, _ = read_samples(drawn)
         outputs = run_samples(model, feeds)
         path = folder / "expected.npz"
         np.savez(path, *outputs)
-        return Expected(path=path, arithmetic=read_arithmetic(model.path))
+        arithmetic = read_arithmetic(model.path, multiplies_halves=halves)
+        return Expected(path=path, arithmetic=arithmetic)
 
-    key = [model.sha256, seat.samples.sha256]
-    found = seat.run.stage("expect", key, Expected, compute, detail="onnxruntime's outputs")
+    key = [model.sha256, drawn.sha256, halves]
+    found = run.stage("expect", key, Expected, compute, detail="onnxruntime's outputs")
     with np.load(found.path, allow_pickle=False) as stored:
         outputs = [stored[f"arr_{index}"] for index in range(len(stored.files))]
     return Golden(outputs, found.arithmetic)

@@ -79,14 +79,14 @@ def tune_model(run: Run, connect: Callable[[], Board], *, kernels: int, story: S
     from edgeopt.board.facts import read_facts
     from edgeopt.board.lease import hold
 
-    fitted = fit_model(run)
+    fitted = fit_model(run).fit.model
     board = connect()
     try:
         with (
             tempfile.TemporaryDirectory(prefix="edgeopt-") as work,
             hold(board, ROOT, owner=f"edgeopt tune {run.job.app}", seconds=LEASE_SECONDS) as lease,
         ):
-            bench = _Bench(run, board, read_facts(board))
+            bench = _Bench(run, lease.board, read_facts(lease.board))
             for kernel in _kernels(run, fitted, kernels, Path(work)):
                 lease.renew(LEASE_SECONDS)
                 story.begin(kernel)
@@ -209,7 +209,8 @@ def _launcher(bench: _Bench, kernel: Kernel, made: Mapping[Tile, _Candidate], wo
 
     feeds = {name: each[None] for name, each in seeded_inputs(kernel.model, 0).items()}
     expected = run_samples(kernel.model, feeds)
-    arithmetic = read_arithmetic(kernel.model.path)
+    halves = bench.run.job.target.multiplies_halves
+    arithmetic = read_arithmetic(kernel.model.path, multiplies_halves=halves)
 
     def launch(tile: Tile, count: int) -> Sequence[int]:
         done = run_program(

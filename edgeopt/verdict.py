@@ -33,6 +33,7 @@ def tried_of(candidates: "Iterable[Candidate]") -> tuple[Tried, ...]:
             peak=each.footprint.peak,
             metric=each.accuracy,
             drop=each.drop,
+            latency=each.latency,
             broken=tuple(describe_check(check) for check in each.broken),
         )
         for each in candidates
@@ -70,7 +71,7 @@ def check_trial(
             checks.append(_check("latency p95", "ms", None, None, budget.latency))
     else:
         p95 = statistics.p95 / 1e6
-        checks.append(_check("latency p95", "ms", None, p95, budget.latency))
+        checks.append(_check("latency p95", "ms", tried.latency, p95, budget.latency))
     if tried.drop is not None or budget.accuracy_drop is not None:
         drop = _drop_on_board(trial, reference)
         checks.append(_check("accuracy drop", "fraction", tried.drop, drop, budget.accuracy_drop))
@@ -133,11 +134,11 @@ def make_report(
     checks: tuple[Check, ...],
     bundle: Bundle,
     board: str,
-    divergence: str = "",
+    remark: str = "",
 ) -> Report:
     """Put all of a run into one report; `kept` and the exit code follow from the checks.
 
-    divergence: where outputs begin to differ, added to what failed.
+    remark: added to what failed, such as where outputs begin to differ.
     """
     job = run.job
     failure = failure_of(checks) or _noise(run, rows)
@@ -160,14 +161,14 @@ def make_report(
         stages=tuple(run.records),
         warnings=_warnings(bundle, rows),
         exit_code=failure.exit_code if failure else 0,
-        failure=_describe_failure(failure, divergence) if failure else "",
+        failure=_describe_failure(failure, remark) if failure else "",
         next_command=failure.fix if failure else follow,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _describe_failure(failure: EdgeoptError, divergence: str) -> str:
-    return "; ".join(part for part in (f"{failure.what}: {failure.why}", divergence) if part)
+def _describe_failure(failure: EdgeoptError, remark: str) -> str:
+    return "; ".join(part for part in (f"{failure.what}: {failure.why}", remark) if part)
 
 
 def _noise(run: Run, rows: tuple[Row, ...]) -> EdgeoptError | None:

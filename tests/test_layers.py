@@ -31,7 +31,7 @@ ORDER = (
     ("fitting",),
     ("verdict", "divergence"),
     ("pipeline",),
-    ("tune",),
+    ("tune", "fleet", "rivals"),
     ("chart",),
     ("report",),
     ("cli",),

@@ -4,10 +4,14 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeopt.board import Board, Kind
 from edgeopt.errors import ConfigError
 from edgeopt.target import Target
+
+if TYPE_CHECKING:
+    from edgeopt.board.connect import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +99,12 @@ def _open_local() -> Board:
     return LocalBoard()
 
 
-def open_address(address: str, *, ssh_config: Path | None) -> Board:
+def open_address(
+    address: str, *, ssh_config: Path | None, patience: "Patience | None" = None
+) -> Board:
     """Open "local" or an SSH destination; raises BoardUnreachable with the way to mend it."""
     if address == "local":
         return _open_local()
     from edgeopt.board.ssh import open_ssh
 
-    return open_ssh(address, ssh_config=ssh_config)
+    return open_ssh(address, ssh_config=ssh_config, patience=patience)

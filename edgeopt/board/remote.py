@@ -18,6 +18,8 @@ _SUPERVISE = "; ".join(
         # Whatever the login printed comes before the marker, on either stream.
         "printf '%s\\n' \"$mark\"",
         "printf '%s\\n' \"$mark\" >&2",
+        # A lease notes whose connection it is.
+        "EDGEOPT_CONNECTION=$PPID; export EDGEOPT_CONNECTION",
         "exec 3<&0 4</dev/null </dev/null",
         # The command's stdin ends while ours stays open: it has to go through a file.
         'if [ "$size" != 0 ]'

@@ -28,12 +28,15 @@ _LATER = 30
 _REST = 10.0
 
 
-def open_ssh(destination: str, *, ssh_config: Path | None = None) -> "SshBoard":
+def open_ssh(
+    destination: str, *, ssh_config: Path | None = None, patience: Patience | None = None
+) -> "SshBoard":
     """Connect to an alias of ~/.ssh/config, user@host, user@host:port or ssh://user@host:port.
 
     Raises ConfigError when that cannot be read, BoardUnreachable when nobody lets us in.
     """
-    board = SshBoard(read_route(destination, ssh_config=ssh_config), name=destination)
+    route = read_route(destination, ssh_config=ssh_config)
+    board = SshBoard(route, name=destination, patience=patience)
     board.connect()
     return board
 
@@ -58,6 +61,9 @@ class SshBoard:
         self._lock = threading.Lock()
         #: How often a lost connection was opened again.
         self.reconnects = 0
+        #: Called before a file is sent once more through a connection that was opened again;
+        #: what it raises ends the call.
+        self.before_resend: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -109,7 +115,7 @@ class SshBoard:
             with self._sftp(deadline) as sftp:
                 return sftp.write(local, str(remote), offset=offset, progress=progress)
 
-        if not self._again(send):
+        if not self._again(send, self.before_resend):
             # A server without fsync@openssh.com; -f FILE is unknown to old busybox.
             self.run(["sync"], timeout=max(1.0, deadline - time.monotonic()))
 
@@ -137,7 +143,9 @@ class SshBoard:
                 self._link = open_link(self._route, self._patience)
             return self._link
 
-    def _again(self, call: Callable[[], _Result]) -> _Result:
+    def _again(
+        self, call: Callable[[], _Result], between: Callable[[], None] | None = None
+    ) -> _Result:
         """Call once more when the connection turns out to be lost: only what may be repeated."""
         link = self._linked()
         try:
@@ -147,6 +155,8 @@ class SshBoard:
             link.transport.join(1.0)
             if link.active:
                 raise
+            if between is not None:
+                between()
             return call()
 
     def _open_session(self) -> tuple[Any, Link]:

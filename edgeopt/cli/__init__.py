@@ -10,7 +10,17 @@ from typing import Any, NoReturn
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import boards, catalogs, flow, planning, project, tuning
+from edgeopt.cli import (
+    bench,
+    boards,
+    catalogs,
+    flow,
+    planning,
+    project,
+    sidebyside,
+    studying,
+    tuning,
+)
 from edgeopt.errors import ConfigError, EdgeoptError, Interrupted
 
 app = typer.Typer(
@@ -38,12 +48,17 @@ def _root(
 
 
 planning.register(app)
+studying.register(app)
 flow.register(app)
 tuning.register(app)
+bench.register(app)
+sidebyside.register(app)
 project.register(app)
 app.add_typer(catalogs.targets, name="targets", help="Kinds of device: list, show, probe.")
 app.add_typer(catalogs.profiles, name="profiles", help="Trades of size and accuracy: list, show.")
-app.add_typer(boards.boards, name="board", help="Emulated boards: start, stop, list, shell.")
+app.add_typer(
+    boards.boards, name="board", help="Boards: who, kick; emulated ones: start, stop, list, shell."
+)
 
 
 #: What click raises for an option or a command that it does not know, under any name.

@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli import options
+from edgeopt.cli.fleets import deploy_fleet
 from edgeopt.cli.places import check_output, report_folder, write_output
 from edgeopt.cli.planning import candidates_shown
-from edgeopt.cli.request import Request, Visit, make_order, make_visit, started
+from edgeopt.cli.request import (
+    Request,
+    Visit,
+    make_order,
+    make_visit,
+    read_wait,
+    started,
+    tell_wait,
+)
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def deploy(
-    target: options.TargetName,
+    target: options.SomeTarget = None,
     model: options.ModelSpec = None,
     profile: options.ProfileName = None,
     board: options.BoardAddress = None,
+    boards: options.Boards = None,
     ram: options.Ram = None,
     flash: options.Flash = None,
     latency: options.Latency = None,
@@ -39,13 +49,16 @@ def deploy(
     trim_vocabulary: options.TrimVocabulary = None,
     sign: options.Sign = None,
     downgrade: options.Downgrade = False,
+    wait: options.Wait = None,
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
     from edgeopt.pipeline import deploy as run_deploy
 
+    if target is None and boards is None:
+        raise ConfigError("for which kind of device?", fix="add --target rpi4")
     request = Request(
-        target=target,
+        target=target or "",
         project=project,
         model=model,
         profile=profile,
@@ -64,9 +77,13 @@ def deploy(
         downgrade=downgrade,
     )
     check_output(html)
+    patience = read_wait(wait)
+    if boards is not None:
+        deploy_fleet(request, boards, as_json=as_json)
     order = make_order(request)
     with started(order) as run, candidates_shown():
-        report = run_deploy(run, order.connect, reference=reference).report
+        done = run_deploy(run, order.connect, reference=reference, wait=patience)
+    report = done.report
     _save_report(report, project, html)
     _print_report(report, as_json=as_json)
     raise typer.Exit(report.exit_code)
@@ -160,6 +177,7 @@ def rollback(
     project: options.Folder = Path(),
     ssh_config: options.SshConfig = None,
     app: options.AppName = None,
+    wait: options.Wait = None,
 ) -> None:
     """Make the previous release current again; a second rollback undoes the first."""
     from edgeopt.board.lease import hold
@@ -167,12 +185,16 @@ def rollback(
     from edgeopt.pipeline import LEASE_SECONDS
     from edgeopt.trial import ROOT
 
+    patience = read_wait(wait)
     visit = _visit(target, board, project, ssh_config, app)
     live = visit.connect()
     try:
         owner = f"edgeopt rollback {visit.app}"
-        with hold(live, ROOT, owner=owner, seconds=LEASE_SECONDS):
-            found = rollback_release(live, visit.app, root=ROOT, allowed=visit.allowed)
+        holding = hold(
+            live, ROOT, owner=owner, seconds=LEASE_SECONDS, wait=patience, waiting=tell_wait
+        )
+        with holding as lease:
+            found = rollback_release(lease.board, visit.app, root=ROOT, allowed=visit.allowed)
     finally:
         live.close()
     typer.echo(f"current is {found.current[:12]}, previous is {found.previous[:12]}")

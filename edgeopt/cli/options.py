@@ -10,6 +10,16 @@ import typer
 TargetName = Annotated[
     str, typer.Option("--target", "-t", help="Kind of device: a name or a .toml file.")
 ]
+SomeTarget = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="Kind of device: a name or a .toml file."),
+]
+Boards = Annotated[
+    Path | None,
+    typer.Option(
+        "--boards", help="Deploy to every board of this file: fleet.toml.", dir_okay=False
+    ),
+]
 ModelSpec = Annotated[
     str | None,
     typer.Option("--model", "-m", help="model.onnx or module:factory (default: edgeopt.toml)."),
@@ -64,6 +74,12 @@ Sign = Annotated[
 Downgrade = Annotated[
     bool,
     typer.Option("--allow-downgrade", help="Let a signed release be older than the last one."),
+]
+Wait = Annotated[
+    str | None,
+    typer.Option(
+        "--wait", help="Wait so long for a board that is in use, like 10min.", metavar="TIME"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AppName = Annotated[

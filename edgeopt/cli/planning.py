@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,16 @@ from edgeopt.cli import options
 from edgeopt.cli.places import check_output, write_output
 from edgeopt.cli.request import Order, Request, make_order, started
 from edgeopt.errors import ConfigError
+from edgeopt.units import format_figure
 
 if TYPE_CHECKING:
     from edgeopt.pipeline import Built
 
 
 def plan(
-    target: options.TargetName,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Kind of device: a name or a .toml file.")
+    ] = None,
     model: options.ModelSpec = None,
     profile: options.ProfileName = None,
     ram: options.Ram = None,
@@ -31,14 +35,18 @@ def plan(
     front: options.Front = None,
     svg: options.Svg = None,
     layers: options.Layers = False,
+    targets: Annotated[
+        str | None, typer.Option("--targets", help="Compare kinds of device: rpi4,rpi5,imx8mp.")
+    ] = None,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what deploy would choose and what it would need; nothing is sent anywhere."""
+    names = _named(target, targets)
     request = Request(
-        target=target,
+        target=names[0],
         project=project,
         model=model,
         profile=profile,
@@ -53,6 +61,9 @@ def plan(
         on_board=False,
     )
     check_output(svg)
+    if targets is not None:
+        _compare_targets([replace(request, target=name) for name in names], as_json=as_json)
+        return
     order = make_order(request)
     if every or front is not None:
         _show_survey(order, front, svg=svg, as_json=as_json)
@@ -65,7 +76,53 @@ def plan(
         )
         return
     typer.echo(_format_built(built, layers=layers))
-    typer.echo(f"next: edgeopt deploy --target {target}", err=True)
+    typer.echo(f"next: edgeopt deploy --target {names[0]}", err=True)
+
+
+def _named(target: str | None, targets: str | None) -> list[str]:
+    """List the targets that were named, by one of the two options."""
+    names = [name.strip() for name in (targets or target or "").split(",") if name.strip()]
+    if not names or (target is not None and targets is not None):
+        raise ConfigError(
+            "plan needs a target",
+            why="both --target and --targets were given" if names else "none was named",
+            fix="name one (--target rpi4), or several to compare (--targets rpi4,rpi5)",
+        )
+    return names
+
+
+def _compare_targets(requests: list[Request], *, as_json: bool) -> None:
+    """Show what deploy would choose on each target; a budget that one cannot meet is a row too."""
+    from edgeopt.errors import BudgetExceeded
+    from edgeopt.fitting import predict_time
+    from edgeopt.pipeline import plan as run_plan
+    from edgeopt.report import format_columns
+    from edgeopt.units import format_bytes, format_millis
+
+    # All of them are decoded before the first one starts.
+    orders = [make_order(each) for each in requests]
+    rows = [("target", "plan", "flash", "peak memory", "drop", "time of a core, predicted")]
+    documents: list[dict[str, object]] = []
+    for order in orders:
+        name = order.job.target.name
+        try:
+            with started(order) as run:
+                built = run_plan(run)
+        except BudgetExceeded as error:
+            documents.append({"target": name, "plan": None, "why": f"{error.what}: {error.why}"})
+            rows.append((name, f"none: {error.what}", "-", "-", "-", "-"))
+            continue
+        need, chosen = built.bundle.footprint, built.fit.chosen
+        time = predict_time(order.job, built.fit.model) / 1e6
+        drop = format_figure(chosen.drop, "fraction")
+        sizes = (format_bytes(need.flash), format_bytes(need.peak))
+        rows.append((name, chosen.plan.name, *sizes, drop, format_millis(time)))
+        facts = {"flash": need.flash, "peak": need.peak, "drop": chosen.drop}
+        documents.append({"target": name, "plan": chosen.plan.name, **facts, "predicted_ms": time})
+    if as_json:
+        options.print_document({"targets": documents})
+    else:
+        typer.echo(format_columns(rows, indent=""))
 
 
 def _show_survey(order: Order, front: int | None, *, svg: Path | None, as_json: bool) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeopt.artifact import StageRecord
     from edgeopt.board import Board, Kind
     from edgeopt.board.choose import Choice
+    from edgeopt.board.owner import Owner
     from edgeopt.budget import Budget
     from edgeopt.deploy.signature import Signer
     from edgeopt.job import Job, Run
@@ -284,7 +285,26 @@ def started(order: Order) -> "Iterator[Run]":
 
     typer.echo(order.title, err=True)
     begin = _begin if sys.stderr.isatty() else _silent
-    yield Run(order.job, Store(cache_folder()), _tell, begin)
+    yield Run(order.job, Store(cache_folder()), _tell, begin, tell_wait)
+
+
+def tell_wait(owner: "Owner") -> None:
+    """Say who is waited for."""
+    typer.echo(
+        f"  waiting for {owner.who} (its lease ends in {owner.left_s} s at the latest)", err=True
+    )
+
+
+def read_wait(text: str | None) -> float:
+    """Return seconds of --wait; 0 where it was not given."""
+    from edgeopt.units import parse_millis
+
+    try:
+        return 0.0 if text is None else parse_millis(text) / 1e3
+    except ValueError as error:
+        raise ConfigError(
+            f"--wait {text!r} cannot be read", why=str(error), fix="write it like --wait 10min"
+        ) from error
 
 
 def _begin(name: str) -> None:

@@ -1,7 +1,7 @@
 """Codes with a scale per block: what the importer calls them, and their lowering to kernels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,10 @@ from edgeopt.compile.views import (
 #: (options, codes, scales, zero points): the codes' float32 numbers. Scales have the codes' rank:
 #: along one axis one per block, along the others one for each or one for all; zero points too.
 DECODE = "edgeopt.decode_blocks"
+#: (codes, levels): what each code from 0 on stands for.
+LOOK_UP = "edgeopt.look_up"
+#: Levels that a kernel chooses from: those of 8 bits are looked up before anything else.
+_MOST_LEVELS = 16
 
 
 def call_decode(
@@ -35,35 +39,74 @@ def call_decode(
     return relax.op.call_pure_packed(DECODE, options, codes, scales, zeros, ty_args=[result])
 
 
+def call_look_up(codes: relax.Expr, levels: relax.Expr) -> relax.Call:
+    """Call what gives the levels [n] that constant codes stand for, in the levels' type."""
+    result = relax.TensorType(shape_of(codes), levels.ty.dtype.dtype)
+    return relax.op.call_pure_packed(LOOK_UP, codes, levels, ty_args=[result])
+
+
+def stored_codes(builder: relax.BlockBuilder, expr: relax.Expr | None) -> relax.Expr | None:
+    """Follow casts to a stored constant of small unsigned integers; None where there is none."""
+    while expr is not None and constant_of(expr) is None:
+        bound = builder.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
+        expr = bound.args[0] if operator_of(bound) == "relax.astype" else None
+    value = None if expr is None else constant_of(expr)
+    return expr if value is not None and value.dtype == np.uint8 else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Constant:
-    """Constant codes from 0 on, with scales and zero points of their rank."""
+    """Constant codes from 0 on, with scales and zero points of their rank, and levels if any."""
 
     codes: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray
     axis: int
     block: int
+    levels: np.ndarray | None = None
 
     def transposed(self, axes: tuple[int, ...]) -> "_Constant":
         """Permute the axes."""
         codes, scales, zeros = (
             each.transpose(axes) for each in (self.codes, self.scales, self.zeros)
         )
-        return _Constant(codes, scales, zeros, axes.index(self.axis), self.block)
+        return _Constant(codes, scales, zeros, axes.index(self.axis), self.block, self.levels)
 
 
 def _read(site: Site, call: relax.Call) -> _Constant | None:
     """Read constant operands, moved so that the least code is 0; scales in half where exact."""
     _, options, codes_of, scales_of, zeros_of = call.args
+    found = site.bound(codes_of)
     codes, stored, zeros = constant_of(codes_of), stored_of(site, scales_of), constant_of(zeros_of)
+    levels = None
+    if operator_of(found) == LOOK_UP:
+        codes, levels = constant_of(found.args[1]), constant_of(found.args[2])
     if codes is None or stored is None or stored.scales is not None or zeros is None:
         return None
     scales = _halved(stored.values)
     facts = json.loads(str(options.value))
+    if levels is not None:
+        return _with_levels(codes, levels, scales, zeros, facts)
     least = int(codes.min())
     moved = (codes.astype(np.int32) - least).astype(np.uint8)
     return _Constant(moved, scales, _move_zeros(zeros, least), facts["axis"], facts["block"])
+
+
+def _with_levels(
+    codes: np.ndarray,
+    levels: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+    facts: Mapping[str, int],
+) -> _Constant | None:
+    """Read codes that stand for levels, of which there are 4 or 16; None beyond."""
+    if zeros.any() or codes.min() < 0 or codes.max() >= min(len(levels), _MOST_LEVELS):
+        return None
+    count = 1 << blocked.bits_of(codes)
+    spread = np.zeros(count, np.float32)
+    spread[: len(levels)] = levels[:count]
+    none = np.zeros([1] * codes.ndim, np.float32)
+    return _Constant(codes.astype(np.uint8), scales, none, facts["axis"], facts["block"], spread)
 
 
 def _halved(scales: np.ndarray) -> np.ndarray:
@@ -115,7 +158,7 @@ def _as_columns(stored: _Constant) -> Blocked | None:
         return np.ascontiguousarray(np.broadcast_to(values, (count, columns)))
 
     zeros = stored.zeros if stored.zeros.size == 1 else spread(stored.zeros)
-    return Blocked(stored.codes, spread(stored.scales), zeros, block, bits)
+    return Blocked(stored.codes, spread(stored.scales), zeros, block, bits, stored.levels)
 
 
 def multiply_blocked(
@@ -142,7 +185,8 @@ def take_blocked(site: Site, data: relax.Expr, indices: relax.Expr) -> relax.Exp
     note_table(site, table, indices)
     if stored.axis > 0:
         note_table(site, stored.scales, indices)
-    return site.call(define, table, stored.scales, stored.zeros, indices, name="gather")
+    levels = () if stored.levels is None else (stored.levels,)
+    return site.call(define, table, stored.scales, stored.zeros, indices, *levels, name="gather")
 
 
 def _finder(axis: int, block: int) -> blocked.Finder:
@@ -152,6 +196,19 @@ def _finder(axis: int, block: int) -> blocked.Finder:
         return [0 if size == 1 else i for size, i in zip(sizes, moved, strict=True)]
 
     return find
+
+
+def lower_look_up(site: Site, call: relax.Call) -> relax.Expr:
+    """Look levels up one by one: for what no kernel took as a weight."""
+    _, codes, levels = call.args
+
+    def define(codes: te.Tensor, levels: te.Tensor) -> te.Tensor:
+        def element(*at: tirx.Expr) -> tirx.Expr:
+            return levels(tirx.Cast("int32", codes(*at)))
+
+        return te.compute(codes.shape, element, name="look_up")
+
+    return site.call(define, codes, levels, name="look_up")
 
 
 def lower_decode(site: Site, call: relax.Call) -> relax.Expr:

@@ -47,6 +47,8 @@ class Cpu:
     #: Issues in program order: LLVM then unrolls and loads further ahead.
     in_order: bool = False
     dot_product: bool = False
+    #: Has vector arithmetic on float16.
+    half: bool = False
     vnni: bool = False
     #: Tiles that were measured to be better than those that would be chosen.
     tiles: Mapping[TileKey, Tile] = field(default_factory=dict, hash=False)
@@ -91,6 +93,7 @@ def describe_cpu(target: Target, tiles: Mapping[TileKey, Tile] | None = None) ->
         chains={16: 12, 8: 10}.get(lanes, 8),
         in_order=cluster.core in _IN_ORDER,
         dot_product="asimddp" in features,
+        half=target.multiplies_halves,
         vnni="avx512_vnni" in features,
         tiles={} if tiles is None else tiles,
     )
@@ -100,6 +103,8 @@ def _attributes(machine: str, features: frozenset[str]) -> tuple[str, ...]:
     """Name what the kernels use and the core's name does not imply to LLVM."""
     if machine == "arm":
         return ("+neon", "+vfp4")
+    if machine == "aarch64":
+        return ("+fullfp16",) if "asimdhp" in features else ()
     # The levels of the x86-64 psABI, which a probed target names as its core, end before VNNI.
     return ("+avx512vnni",) if "avx512_vnni" in features else ()
 

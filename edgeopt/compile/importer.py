@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
+from edgeopt.compile.blocked import call_look_up, stored_codes
 from edgeopt.compile.operators import (
     CONVERTERS,
     Node,
@@ -56,13 +57,19 @@ def _cast(builder: relax.BlockBuilder, inputs: Inputs, attributes: Attributes) -
 def _gather(
     builder: relax.BlockBuilder, inputs: Inputs, attributes: Attributes
 ) -> relax.Expr | None:
-    """Take rows; negative indices are the kernel's affair, not four more operators."""
-    del builder
+    """Take rows; negative indices are the kernel's affair, not four more operators.
+
+    Stored codes that choose from a few levels stay codes.
+    """
     data, indices = inputs[0], inputs[1]
     if any(isinstance(each, relax.ShapeExpr) for each in (data, indices)):
         return None
     if constant_of(data) is not None and constant_of(indices) is not None:
         return None
+    levels = None if data is None else constant_of(data)
+    codes = None if levels is None or levels.ndim != 1 else stored_codes(builder, indices)
+    if codes is not None:
+        return builder.emit(call_look_up(codes, data))
     if indices is None or not isinstance(indices.ty, relax.TensorType):
         return None
     return relax.op.take(data, indices, int(str(attributes.get("axis", 0))))

@@ -9,7 +9,9 @@ from tvm import relax, tirx, topi
 
 from edgeopt.compile.blocked import (
     DECODE,
+    LOOK_UP,
     lower_decode,
+    lower_look_up,
     matrix_of,
     multiply_blocked,
     take_blocked,
@@ -269,7 +271,7 @@ LOWERINGS: dict[str, Lowering] = {
 }
 
 #: Operators that only lower where no kernel took them into itself.
-REMAINING: dict[str, Lowering] = {DECODE: lower_decode}
+REMAINING: dict[str, Lowering] = {DECODE: lower_decode, LOOK_UP: lower_look_up}
 
 
 def _legalize_unary(name: str, function: elementwise.Function) -> elementwise.Legalize:

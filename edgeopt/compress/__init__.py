@@ -2,12 +2,22 @@
 
 from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.cost import predict_footprint
-from edgeopt.compress.fit import Candidate, Fit, Infeasible, fit_plan, trace_front
+from edgeopt.compress.fit import (
+    Candidate,
+    Cost,
+    Fit,
+    Infeasible,
+    fit_plan,
+    replay_plan,
+    trace_front,
+)
+from edgeopt.compress.pace import pace_of, predict_latency
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 
 __all__ = [
     "Candidate",
+    "Cost",
     "Fit",
     "Infeasible",
     "Sensitivity",
@@ -16,7 +26,10 @@ __all__ = [
     "fit_plan",
     "make_plan",
     "measure_sensitivity",
+    "pace_of",
     "possible_choices",
     "predict_footprint",
+    "predict_latency",
+    "replay_plan",
     "trace_front",
 ]

@@ -1,4 +1,4 @@
-"""int4-blocks, int2-blocks: few bits, and a scale for every so many consecutive values.
+"""int4-blocks, int2-blocks, codebooks: few bits, and a scale for so many consecutive values.
 
 Codes are symmetric about zero, -8..7 or -2..1, and a scale may be negative, so that the longer side
 of the range serves the block's largest value. Zero points would take another byte per block on the
@@ -16,12 +16,25 @@ from onnx import TensorProto
 from edgeopt.artifact import Method
 from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.edit import Edit
+from edgeopt.compress.levels import LARGEST, Levels, codes_of, round_to_levels
 from edgeopt.model.graph import Weight
 
 #: Bits per value of the methods with blocks.
-BITS: Mapping[Method, int] = {"int4-blocks": 4, "int2-blocks": 2}
+BITS: Mapping[Method, int] = {
+    "int4-blocks": 4,
+    "int2-blocks": 2,
+    "codebook16-blocks": 4,
+    "codebook4-blocks": 2,
+}
+#: Those whose codes stand for levels of the weight's own.
+CODEBOOKS: tuple[Method, ...] = ("codebook16-blocks", "codebook4-blocks")
 #: The operator set in which DequantizeLinear reads codes of so many bits in blocks.
-OPSETS: Mapping[Method, int] = {"int4-blocks": 21, "int2-blocks": 25}
+OPSETS: Mapping[Method, int] = {
+    "int4-blocks": 21,
+    "int2-blocks": 25,
+    "codebook16-blocks": 21,
+    "codebook4-blocks": 25,
+}
 #: What a block's scale may be of the one that holds its largest value exactly: 1 clips nothing.
 _RATIOS = tuple(np.linspace(0.4, 1.05, 14, dtype=np.float32))
 #: float16 holds scales to 11 bits when the largest is in this range; smaller ones hardly matter.
@@ -30,39 +43,47 @@ _HALF_RANGE = (2.0**-12, 2.0**14)
 _PIECE = 1 << 20
 
 _NARROW = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
+_UNSIGNED = {4: ml_dtypes.uint4, 2: ml_dtypes.uint2}
 
 
-def encode_blocks(values: Floats, *, block: int, bits: int) -> tuple[Codes, npt.NDArray[np.single]]:
+def encode_blocks(
+    values: Floats, *, block: int, bits: int, levels: Levels | None = None
+) -> tuple[Codes, npt.NDArray[np.single]]:
     """Return codes [R, K] and scales [R, K / block] of a matrix whose blocks lie along its rows.
 
     Of each block's scales the one with the least sum of squared errors is taken. The scales are
-    float32 numbers that float16 holds, unless the matrix is far from 1 in magnitude.
+    float32 numbers that float16 holds, unless the matrix is far from 1 in magnitude. With levels,
+    the codes are the levels themselves.
     """
     rows, depth = values.shape
-    rounded = scale_rounding(values, bits)
+    rounded = scale_rounding(values, bits, levels)
     blocks = values.reshape(-1, block)
     codes = np.empty(blocks.shape, np.int8)
     scales = np.empty(len(blocks), np.float32)
     step = max(1, _PIECE // block)
     for first in range(0, len(blocks), step):
         part = slice(first, first + step)
-        scales[part] = search_scales(blocks[part], bits, rounded)
-        codes[part] = round_codes(blocks[part], scales[part, None], bits)
+        scales[part] = search_scales(blocks[part], bits, rounded, levels=levels)
+        codes[part] = round_codes(blocks[part], scales[part, None], bits, levels)
     return codes.reshape(rows, depth), scales.reshape(rows, depth // block)
 
 
 def search_scales(
-    blocks: Floats, bits: int, rounded: Callable[[Floats], Floats], importance: Floats | None = None
+    blocks: Floats,
+    bits: int,
+    rounded: Callable[[Floats], Floats],
+    importance: Floats | None = None,
+    levels: Levels | None = None,
 ) -> Floats:
     """Return each row's scale with the least squared error, weighted by column or not."""
-    lowest = -(1 << (bits - 1))
+    lowest, highest = _ends(bits, levels)
     largest = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
     best = np.full(len(blocks), np.inf, np.float32)
     scales = np.ones(len(blocks), np.float32)
     for ratio in _RATIOS:
-        for side in (lowest, -lowest):
+        for side in (lowest, highest):
             scale = rounded(largest * (ratio / side))
-            error = blocks - scale[:, None] * round_codes(blocks, scale[:, None], bits)
+            error = blocks - scale[:, None] * round_codes(blocks, scale[:, None], bits, levels)
             square = error * error
             total = (square if importance is None else square * importance).sum(axis=1)
             better = total < best
@@ -71,16 +92,29 @@ def search_scales(
     return scales
 
 
-def round_codes(values: Floats, scales: Floats, bits: int) -> Floats:
-    """Return the nearest codes, as floats."""
+def _ends(bits: int, levels: Levels | None) -> tuple[int, int]:
+    """Return what a block's largest value may become at either side of the range."""
+    if levels is None:
+        # A scale that makes it 2^(bits-1) clips it to one less: that may still be best.
+        return -(1 << (bits - 1)), 1 << (bits - 1)
+    return int(levels[0]), int(levels[-1])
+
+
+def round_codes(values: Floats, scales: Floats, bits: int, levels: Levels | None = None) -> Floats:
+    """Return the nearest codes, or the nearest levels themselves, as floats."""
+    if levels is not None:
+        return round_to_levels(values, scales, levels)
     lowest = -(1 << (bits - 1))
     nearest: Floats = np.clip(np.rint(values / scales), lowest, -lowest - 1)
     return nearest
 
 
-def scale_rounding(values: Floats, bits: int) -> Callable[[Floats], Floats]:
+def scale_rounding(
+    values: Floats, bits: int, levels: Levels | None = None
+) -> Callable[[Floats], Floats]:
     """Return what makes a scale one that is stored, in float16 where a matrix's scales fit it."""
-    largest = float(np.abs(values).max(initial=0)) / (1 << (bits - 1))
+    steps = 1 << (bits - 1) if levels is None else LARGEST
+    largest = float(np.abs(values).max(initial=0)) / steps
     half = _HALF_RANGE[0] <= largest <= _HALF_RANGE[1]
     tiny = np.finfo(np.float32).tiny
 
@@ -102,17 +136,25 @@ def block_axis(weight: Weight) -> int:
     return 1 if weight.role == "table" else 1 - weight.axis
 
 
-def store_blocks(edit: Edit, weight: Weight, codes: Codes, scales: Floats, *, bits: int) -> None:
+def store_blocks(
+    edit: Edit,
+    weight: Weight,
+    codes: Codes,
+    scales: Floats,
+    *,
+    bits: int,
+    levels: Levels | None = None,
+) -> None:
     """Store packed codes and put a DequantizeLinear in blocks between them and their readers.
 
     codes and scales have their blocks along the last axis. Scales that float16 holds are stored so
-    and cast, since DequantizeLinear gives numbers of its scales' type.
+    and cast, since DequantizeLinear gives numbers of its scales' type. Levels are looked up first.
     """
     first = edit.readers(weight.name)[0]
     block = codes.shape[1] // scales.shape[1]
     axis = block_axis(weight)
     codes, scales = (codes, scales) if axis == 1 else (codes.T, scales.T)
-    stored = edit.store(f"{weight.name}.int{bits}", codes.astype(_NARROW[bits]))
+    stored = _store_codes(edit, weight, codes, bits, levels)
     scale = f"{weight.name}.scale"
     half = scales.astype(np.float16)
     if np.array_equal(half, scales):
@@ -123,3 +165,16 @@ def store_blocks(edit: Edit, weight: Weight, codes: Codes, scales: Floats, *, bi
     inputs = (stored, scale)
     edit.insert(first, "DequantizeLinear", inputs, weight.name, axis=axis, block_size=block)
     edit.forget(weight)
+
+
+def _store_codes(edit: Edit, weight: Weight, codes: Codes, bits: int, levels: Levels | None) -> str:
+    """Store codes in few bits; of levels, their places and what looks them up."""
+    if levels is None:
+        return edit.store(f"{weight.name}.int{bits}", codes.astype(_NARROW[bits]))
+    first = edit.readers(weight.name)[0]
+    packed = codes_of(codes, levels).astype(_UNSIGNED[bits])
+    places = edit.store(f"{weight.name}.uint{bits}", packed)
+    book = edit.store(f"{weight.name}.levels", levels)
+    # onnxruntime's Gather takes places of 32 bits at least.
+    wide = edit.insert(first, "Cast", (places,), f"{weight.name}.places", to=TensorProto.INT32)
+    return edit.insert(first, "Gather", (book, wide), f"{weight.name}.level", axis=0)

@@ -1,6 +1,7 @@
 """The forms that each weight of a graph can have, and what a method means for it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,7 +9,10 @@ from onnx import GraphProto, numpy_helper
 
 from edgeopt.artifact import Choice, Method, Model
 from edgeopt.compress.blocks import BITS, OPSETS, block_axis
+from edgeopt.compress.codebook import possible_groups
+from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
+from edgeopt.compress.share import possible_shares
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
 
 #: Smaller tensors (biases, norms, classifier heads) stay float32: their bytes do not matter.
@@ -16,15 +20,24 @@ SMALLEST = 1024
 #: Sizes of blocks that are tried, and that of a plan made from a name: the first that divides.
 BLOCKS = (32, 64, 128)
 _DEFAULT_BLOCKS = (32, 16)
+#: How factors of low rank are stored: what is left out of a weight is more than 4 bits lose.
+_FACTORS: Method = "int4-blocks"
+#: The largest groups that are tried of rows which ids share: few rows have room for more codes.
+_SHARED_GROUP = 12
 
 #: The methods of each role, from the least harm to the most.
 _FORMS: Mapping[Role, tuple[Method, ...]] = {
-    "table": ("float16", "int8-rows", "int4-blocks", "int2-blocks"),
+    "table": (
+        "float16", "int8-rows", "codebook16-blocks", "int4-blocks", "codebook4-blocks",
+        "int2-blocks", "codebook-rows",
+    ),
     "matmul": (
-        "float16", "int8-weights", "int8-dynamic", "int8-static", "int4-blocks", "int2-blocks",
+        "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
+        "int4-blocks", "codebook4-blocks", "int2-blocks",
     ),
     "gemm": (
-        "float16", "int8-weights", "int8-dynamic", "int8-static", "int4-blocks", "int2-blocks",
+        "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
+        "int4-blocks", "codebook4-blocks", "int2-blocks",
     ),
     # There is no integer convolution with dynamic ranges that the compiler reads.
     "conv": ("float16", "int8-weights", "int8-static"),
@@ -41,14 +54,17 @@ _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
     "int8-static": ("int8-weights", "int8-rows"),
     "int4-blocks": ("int8-weights", "int8-rows"),
     "int2-blocks": ("int8-weights", "int8-rows"),
+    "codebook16-blocks": ("int8-weights", "int8-rows"),
+    "codebook4-blocks": ("int8-weights", "int8-rows"),
+    "codebook-rows": ("int4-blocks", "int8-weights", "int8-rows"),
 }
 
 
 def possible_choices(model: Model) -> dict[str, tuple[Choice, ...]]:
     """List the forms that each weight of at least SMALLEST values can have, other than float32.
 
-    From the least harm to the most by method, and by size of block. Those that can be
-    reconstructed are listed as they are without.
+    From the least harm to the most by method, and by size of block; then those of low rank. Those
+    that can be reconstructed are listed as they are without.
     """
     loaded = onnx.load(model.path)
     return {
@@ -66,9 +82,30 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
             fits = obstacle(model, OPSETS[method]) is None
             sizes = [each for each in BLOCKS if fits and _divides(each, weight)]
             found.extend(Choice(weight=weight.name, method=method, block=each) for each in sizes)
+        elif method == "codebook-rows":
+            groups = possible_groups(weight)
+            found.extend(Choice(weight=weight.name, method=method, group=each) for each in groups)
         elif _can_hold(model.graph, weight, method):
             found.append(Choice(weight=weight.name, method=method))
-    return tuple(found)
+    return (*found, *_shared_forms(weight), *_low_rank_forms(model, weight))
+
+
+def _shared_forms(weight: Weight) -> Iterator[Choice]:
+    """List the forms of a table's rows that ids share: each size with a few groups of values."""
+    for rows in reversed(possible_shares(weight)):
+        for group in possible_groups(replace(weight, shape=(rows, weight.shape[1]))):
+            if group <= _SHARED_GROUP:
+                yield Choice(weight=weight.name, method="codebook-rows", group=group, rows=rows)
+
+
+def _low_rank_forms(model: onnx.ModelProto, weight: Weight) -> Iterator[Choice]:
+    """List the ranks that are tried, the highest first; of a table none is as good as codes are."""
+    if weight.role == "table" or obstacle(model, OPSETS[_FACTORS]) is not None:
+        return
+    for rank in reversed(possible_ranks(weight)):
+        choice = Choice(weight=weight.name, method=_FACTORS, block=BLOCKS[0], rank=rank)
+        if misfit(weight, choice) is None:
+            yield choice
 
 
 def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
@@ -79,6 +116,10 @@ def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
             block = next((size for size in _DEFAULT_BLOCKS if _divides(size, weight)), None)
             if fits and block is not None:
                 return Choice(weight=weight.name, method=each, block=block)
+        elif each == "codebook-rows":
+            group = next(iter(possible_groups(weight)), None)
+            if group is not None:
+                return Choice(weight=weight.name, method=each, group=group)
         elif each in _FORMS[weight.role] and _can_hold(model.graph, weight, each):
             return Choice(weight=weight.name, method=each)
     return Choice(weight=weight.name, method="float32")
@@ -86,13 +127,38 @@ def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
 
 def misfit(weight: Weight, choice: Choice) -> str | None:
     """Say why a weight has no such form; None when it has."""
+    if choice.rows is not None and (weight.role != "table" or choice.rows >= weight.shape[0]):
+        return f"ids cannot share {choice.rows} rows of {weight.name!r}"
+    if choice.rank is not None:
+        return _misfit_rank(weight, choice, choice.rank)
     if choice.method != "float32" and choice.method not in _FORMS[weight.role]:
         return f"{choice.method} is no form of {weight.name!r}, a {weight.role} weight"
     if choice.block is not None and not _divides(choice.block, weight):
         depth = weight.shape[block_axis(weight)]
         return f"blocks of {choice.block} do not divide the {depth} values of {weight.name!r}"
-    if choice.reconstruct and weight.role not in ("matmul", "gemm"):
+    if choice.group is not None and weight.shape[1] % choice.group:
+        return f"groups of {choice.group} do not divide the rows of {weight.name!r}"
+    if choice.reconstruct and weight.role == "table" and choice.method != "codebook-rows":
+        return f"{weight.name!r}, a table, cannot be reconstructed"
+    if choice.reconstruct and weight.role not in ("matmul", "gemm", "table"):
         return f"{weight.name!r}, a {weight.role} weight, cannot be reconstructed"
+    return None
+
+
+def _misfit_rank(weight: Weight, choice: Choice, rank: int) -> str | None:
+    """Say why a weight has no such factors; blocks divide the rank, and have to divide K as well.
+
+    A table's first factor has its blocks along the rank.
+    """
+    if weight.role not in ("table", "matmul", "gemm"):
+        return f"{weight.name!r}, a {weight.role} weight, has no form of low rank"
+    if rank >= min(weight.shape):
+        return f"a rank of {rank} is none below those that {weight.name!r} can have"
+    if weight.role == "table":
+        return f"{weight.name!r}, a table, cannot be reconstructed" if choice.reconstruct else None
+    if choice.block is not None and not _divides(choice.block, weight):
+        depth = weight.shape[block_axis(weight)]
+        return f"blocks of {choice.block} do not divide the {depth} values of {weight.name!r}"
     return None
 
 

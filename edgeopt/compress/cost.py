@@ -95,7 +95,10 @@ def _lookups(readers: Mapping[str, list[NodeProto]], name: str) -> list[NodeProt
             found.append(node)
             continue
         decodes = node.op_type == "DequantizeLinear" and attribute(node, "block_size", 0)
-        further = _lookups(readers, node.output[0]) if decodes or node.op_type == "Cast" else []
+        # Codes that choose from levels: of the levels themselves no row is looked up.
+        chooses = node.op_type == "Gather" and node.input[1] == name
+        follows = decodes or chooses or node.op_type == "Cast"
+        further = _lookups(readers, node.output[0]) if follows else []
         if not further:
             return []
         found.extend(further)

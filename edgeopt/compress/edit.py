@@ -32,6 +32,15 @@ class Edit:
         """Return the trained values of a weight."""
         return numpy_helper.to_array(self._stored[weight.name]).astype(np.float32)
 
+    def rank(self, name: str) -> int:
+        """Return how many axes a tensor of the original graph has."""
+        if name in self._stored:
+            return len(self._stored[name].dims)
+        graph = self._model.graph
+        known = (*graph.input, *graph.value_info, *graph.output)
+        shapes = (each.type.tensor_type.shape for each in known if each.name == name)
+        return len(next(shapes).dim)
+
     def store(self, name: str, values: Array) -> str:
         """Add a stored tensor, unless one of that name is there already, and return its name."""
         if name not in self._stored:

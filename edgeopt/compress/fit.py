@@ -21,7 +21,7 @@ from edgeopt.compress.sensitivity import (
 from edgeopt.errors import BudgetExceeded
 from edgeopt.model.oracle import Array, run_samples
 from edgeopt.task import Task, labelled, samples, score
-from edgeopt.units import format_bytes
+from edgeopt.units import format_figure
 
 #: Methods that need samples: without a task they are left out, unless there is no other.
 _CALIBRATED: tuple[Method, ...] = ("int8-static",)
@@ -34,10 +34,13 @@ class Candidate(Fact):
     #: Place in the order of harm, from 0.
     harm: int
     footprint: Footprint
-    #: Of the task's metric on its samples for validation; None without a task.
+    #: Of the task's metric on its samples for validation; None without a task, and where what the
+    #: plan needs refuses it.
     accuracy: float | None
     #: The fit's baseline minus this accuracy.
     drop: float | None
+    #: Predicted, in ms; None where no measurement says how fast the device is.
+    latency: float | None = None
     checks: tuple[Check, ...]
 
     @property
@@ -65,6 +68,15 @@ class Fit(Fact):
         return self.chosen.plan
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What predicts the needs of a compressed model."""
+
+    footprint: Callable[[Model], Footprint]
+    #: In ms; None where no measurement says how fast the device is: it then refuses nothing.
+    latency: Callable[[Model], float] | None = None
+
+
 class Infeasible(BudgetExceeded):
     """No plan meets the budget; the candidates say how near each one came."""
 
@@ -80,7 +92,7 @@ class _Bench:
     model: Model
     task: Task | None
     budget: Budget
-    cost: Callable[[Model], Footprint]
+    cost: Cost
     directory: Path
     measure: Callable[[Model], float | None]
     #: What the model keeps as it is, and what drops count from.
@@ -88,13 +100,23 @@ class _Bench:
     baseline: float | None
 
     def judge(self, plan: Plan, made: Model, harm: int) -> Candidate:
-        """Predict what a plan needs and measure what it loses."""
-        accuracy = self.own if made.sha256 == self.model.sha256 else self.measure(made)
+        """Predict what a plan needs, and measure what it loses unless it is refused anyway."""
+        footprint = self.cost.footprint(made)
+        latency = None if self.cost.latency is None else self.cost.latency(made)
+        refused = any(each.met is False for each in _checks(footprint, None, latency, self.budget))
+        if made.sha256 == self.model.sha256:
+            accuracy = self.own
+        else:
+            accuracy = None if refused else self.measure(made)
         drop = None if self.baseline is None or accuracy is None else self.baseline - accuracy
-        footprint = self.cost(made)
-        checks = _checks(footprint, drop, self.budget)
         return Candidate(
-            plan=plan, harm=harm, footprint=footprint, accuracy=accuracy, drop=drop, checks=checks
+            plan=plan,
+            harm=harm,
+            footprint=footprint,
+            accuracy=accuracy,
+            drop=drop,
+            latency=latency,
+            checks=_checks(footprint, drop, latency, self.budget),
         )
 
 
@@ -104,7 +126,7 @@ def fit_plan(
     budget: Budget,
     task: Task | None,
     *,
-    cost: Callable[[Model], Footprint],
+    cost: Cost,
     directory: Path,
     search: Callable[[], Sensitivity] | None = None,
     baseline: float | None = None,
@@ -116,16 +138,18 @@ def fit_plan(
     the outputs then move less on samples held back; search measures what each form does to the
     outputs (None: whole plans only).
 
-    Footprints are predicted by cost; accuracy is measured with onnxruntime on the task's samples
-    for validation, and drops count from baseline (None: from what the model keeps now). Latency is
-    not predicted here, so it refuses nothing. Raises Infeasible, exit code 3, when no plan meets
-    the budget.
+    Footprints and latencies are predicted by cost; accuracy is measured with onnxruntime on the
+    task's samples for validation, and drops count from baseline (None: from what the model keeps
+    now). A mixture is no faster than the fastest of the whole plans: where all are too slow, none
+    is searched.
+    Raises Infeasible, exit code 3, when no plan meets the budget.
     """
     bench = _set_up(model, task, budget, cost, directory, baseline)
     left_out = [each for each in methods if task is None and each in _CALIBRATED]
     tried = [each for each in methods if each not in left_out] or list(methods)
     found, candidates = _climb(bench, methods, tried)
-    if search is not None and (found is None or not _is_harmless(found)):
+    slow = all(_is_slow(each) for each in candidates)
+    if search is not None and not slow and (found is None or not _is_harmless(found)):
         mixed = _mix(bench, search(), plain="float32" in methods, harm=len(methods))
         candidates.append(mixed.chosen)
         better = found is None or _is_better(bench, mixed.model, found.model)
@@ -139,13 +163,32 @@ def fit_plan(
     return found
 
 
+def replay_plan(
+    model: Model,
+    plan: Plan,
+    task: Task | None,
+    *,
+    cost: Cost,
+    directory: Path,
+    baseline: float | None = None,
+) -> Fit:
+    """Apply a plan that was made before, and judge it without any limit.
+
+    The same model and plan give the same bytes. Raises ConfigError where it is another model's.
+    """
+    bench = _set_up(model, task, Budget(), cost, directory, baseline)
+    samples = draw_calibration(model, task).fitted
+    made = apply_plan(model, plan, directory=directory, samples=samples)
+    return _fit(bench, bench.judge(plan, made, 0), made, ())
+
+
 def trace_front(
     model: Model,
     methods: Sequence[Method],
     task: Task | None,
     sensitivity: Sensitivity,
     *,
-    cost: Callable[[Model], Footprint],
+    cost: Cost,
     directory: Path,
     points: int,
     baseline: float | None = None,
@@ -157,7 +200,7 @@ def trace_front(
     bench = _set_up(model, task, Budget(), cost, directory, baseline)
     mixer = _mixer(bench, sensitivity, plain="float32" in methods)
     least = mixer.smallest(directory / "least")
-    limits = np.geomspace(cost(model).flash, least.footprint.flash, points)[:-1]
+    limits = np.geomspace(cost.footprint(model).flash, least.footprint.flash, points)[:-1]
     found: dict[tuple[Choice, ...], Candidate] = {}
     for limit in limits:
         mixture = mixer.mix(Budget(flash=math.ceil(limit)), directory / MIXED)
@@ -174,7 +217,7 @@ def _set_up(
     model: Model,
     task: Task | None,
     budget: Budget,
-    cost: Callable[[Model], Footprint],
+    cost: Cost,
     directory: Path,
     baseline: float | None,
 ) -> _Bench:
@@ -187,7 +230,7 @@ def _set_up(
 
 def _mixer(bench: _Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
     fitted = draw_calibration(bench.model, bench.task).fitted
-    return Mixer(bench.model, sensitivity, bench.cost, samples=fitted, plain=plain)
+    return Mixer(bench.model, sensitivity, bench.cost.footprint, samples=fitted, plain=plain)
 
 
 def _climb(
@@ -233,6 +276,10 @@ def _fit(
     )
 
 
+def _is_slow(candidate: Candidate) -> bool:
+    return any(each.name == "latency" for each in candidate.broken)
+
+
 def _is_harmless(found: Fit) -> bool:
     """Tell whether a plan is not worth improving on: nothing is lost, as far as is known."""
     drop = found.chosen.drop
@@ -268,17 +315,23 @@ def _calibration(model: Model, method: Method, task: Task | None) -> dict[str, A
     return samples(task, CALIBRATION, inputs=model.inputs)
 
 
-def _checks(footprint: Footprint, drop: float | None, budget: Budget) -> tuple[Check, ...]:
+def _checks(
+    footprint: Footprint, drop: float | None, latency: float | None, budget: Budget
+) -> tuple[Check, ...]:
     """Compare each figure with its limit; accuracy counts as predicted until a board confirms."""
     return (
         _check("flash", "bytes", footprint.flash, budget.flash),
         _check("ram", "bytes", footprint.peak, budget.ram),
         _check("accuracy drop", "fraction", drop, budget.accuracy_drop),
+        _check("latency", "ms", latency, budget.latency),
     )
 
 
 def _check(
-    name: str, unit: Literal["bytes", "fraction"], predicted: float | None, limit: float | None
+    name: str,
+    unit: Literal["bytes", "fraction", "ms"],
+    predicted: float | None,
+    limit: float | None,
 ) -> Check:
     return Check(name=name, unit=unit, predicted=predicted, measured=None, limit=limit)
 
@@ -318,6 +371,8 @@ def _relaxed(check: Check) -> str:
     assert check.predicted is not None
     if check.name == "accuracy drop":
         return f"--max-drop {math.ceil(check.predicted * 1000 - 1e-9) / 10:g}%"
+    if check.name == "latency":
+        return f"--latency {math.ceil(check.predicted * 10 - 1e-9) / 10:g}ms"
     unit, scale = ("MB", 10**6) if check.predicted >= 10**6 else ("kB", 10**3)
     return f"--{check.name} {math.ceil(check.predicted / scale)}{unit}"
 
@@ -325,4 +380,4 @@ def _relaxed(check: Check) -> str:
 def _printed(check: Check, figure: float | None) -> str:
     """Print a figure in the unit of its check."""
     assert figure is not None
-    return format_bytes(figure) if check.unit == "bytes" else f"{figure:.2%}"
+    return f"{figure:.2%}" if check.unit == "fraction" else format_figure(figure, check.unit)

@@ -14,6 +14,7 @@ from edgeopt.artifact import (
     Plan,
 )
 from edgeopt.budget import Budget
+from edgeopt.compress.blocks import CODEBOOKS
 from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.knapsack import Limit, choose_options
 from edgeopt.compress.plan import apply_plan
@@ -30,6 +31,8 @@ _STORED: tuple[Method, ...] = (
     "int8-weights",
     "int4-blocks",
     "int2-blocks",
+    "codebook4-blocks",
+    "codebook-rows",
 )
 
 
@@ -55,13 +58,18 @@ def mixable_choices(
         allowed.add("int8-rows")
     return {
         name: tuple(
-            _reconstructed(each) if reconstruct and not by_rows else each
+            _reconstructed(each) if reconstruct and (each.group or not by_rows) else each
             for each in given
-            if each.method in allowed and each.block in _BLOCKS
+            if each.method in allowed and each.block in _sizes_of(each.method)
         )
         for name, given in possible_choices(model).items()
         for by_rows in (any(each.method == "int8-rows" for each in given),)
     }
+
+
+def _sizes_of(method: Method) -> tuple[int | None, ...]:
+    """List the blocks that are tried: levels of a weight's own pay where scales are few."""
+    return (None, 128) if method in CODEBOOKS else _BLOCKS
 
 
 def can_mix(methods: Sequence[Method]) -> bool:
@@ -70,7 +78,8 @@ def can_mix(methods: Sequence[Method]) -> bool:
 
 
 def _reconstructed(choice: Choice) -> Choice:
-    return choice.model_copy(update={"reconstruct": choice.block is not None})
+    fitted = not {choice.block, choice.rank, choice.group} <= {None}
+    return choice.model_copy(update={"reconstruct": fitted})
 
 
 @dataclass(frozen=True, slots=True)

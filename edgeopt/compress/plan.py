@@ -2,22 +2,35 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
 import onnx
 
 from edgeopt.artifact import Choice, Method, Model, Plan, Range
-from edgeopt.compress.blocks import BITS, OPSETS, blocks_last, encode_blocks, store_blocks
+from edgeopt.compress.blocks import (
+    BITS,
+    CODEBOOKS,
+    OPSETS,
+    blocks_last,
+    encode_blocks,
+    store_blocks,
+)
 from edgeopt.compress.calibrate import calibrate
 from edgeopt.compress.choices import SMALLEST, choose, misfit
+from edgeopt.compress.codebook import encode_groups, store_groups
 from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.half import store_half
+from edgeopt.compress.learned import Learned, learn
+from edgeopt.compress.levels import find_levels
+from edgeopt.compress.lowrank import factorize
 from edgeopt.compress.opset import raise_opset
 from edgeopt.compress.reconstruct import Rounded, reconstruct
 from edgeopt.compress.rows import store_rows
+from edgeopt.compress.share import share_rows
 from edgeopt.compress.static import quantize_static
 from edgeopt.compress.weights import store_weights
 from edgeopt.errors import ConfigError
@@ -61,32 +74,54 @@ def apply_plan(
     *,
     directory: Path,
     samples: Mapping[str, Array] | None = None,
+    learned: Learned | None = None,
 ) -> Model:
     """Write directory/compressed.onnx: standard ONNX with the names and shapes of the model.
 
     The same model, plan and samples give the same bytes. A plan that reconstructs needs samples,
-    inputs as [S, *shape]. Raises ConfigError without them, and for a plan that was made for
-    another model; ModelError where the model's operators keep it from what the plan needs.
+    inputs as [S, *shape], or what was learned from them. Raises ConfigError without, and for a
+    plan that was made for another model; ModelError where the model's operators keep it from what
+    the plan needs.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "compressed.onnx"
-    if all(each.method == "float32" for each in plan.choices):
+    if all(each.method == "float32" and not (each.rank or each.rows) for each in plan.choices):
         shutil.copyfile(model.path, path)
         return _made(model, path, plan)
     loaded = onnx.load(model.path)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
+    found = _found(loaded, plan)
+    wanted = [(found[each.weight], each) for each in plan.choices]
+    learned = learned or learn(loaded, wanted, samples)
+    shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
+    low = factorize(shared.model, [each for each in wanted if each[1].rank], learned.hessians)
+    loaded = low.model
+    kept = (each for each in plan.choices if not each.rank and not each.rows)
+    choices = (*kept, *shared.choices, *low.choices)
     found = {each.name: each for each in weights(loaded.graph)}
     edit = Edit(loaded)
-    for choice in plan.choices:
-        if choice.weight not in found:
-            raise _foreign(plan, f"the model has no weight {choice.weight!r}")
-        _refuse_foreign(edit, found[choice.weight], choice, plan)
-    reconstructed = [each for each in plan.choices if each.reconstruct]
-    rounded = reconstruct(loaded, [(found[each.weight], each) for each in reconstructed], samples)
-    for choice in plan.choices:
-        _apply(edit, found[choice.weight], choice, plan, rounded.get(choice.weight))
+    learned = Learned({**learned.hessians, **low.hessians}, {**learned.reads, **shared.reads})
+    fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned)
+    for choice in choices:
+        _apply(edit, found[choice.weight], choice, plan, fitted)
     path.write_bytes(edit.finish().SerializeToString(deterministic=True))
     return _made(model, path, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What samples said, by weight: codes that were found, and how often rows were read."""
+
+    codes: Mapping[str, Rounded]
+    reads: Mapping[str, Floats]
+
+
+def _fit(
+    model: onnx.ModelProto, wanted: Sequence[tuple[Weight, Choice]], learned: Learned
+) -> _Fitted:
+    """Round the codes of weights whose choices say so."""
+    asked = [each for each in wanted if each[1].reconstruct and each[0].name in learned.hessians]
+    return _Fitted(reconstruct(model, asked, learned.hessians), learned.reads)
 
 
 def _made(model: Model, path: Path, plan: Plan) -> Model:
@@ -98,6 +133,17 @@ def _made(model: Model, path: Path, plan: Plan) -> Model:
             "provenance": (*model.provenance, plan.name),
         }
     )
+
+
+def _found(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
+    """Return the model's weights by name; refuses choices that they have no form for."""
+    found = {each.name: each for each in weights(model.graph)}
+    edit = Edit(model)
+    for choice in plan.choices:
+        if choice.weight not in found:
+            raise _foreign(plan, f"the model has no weight {choice.weight!r}")
+        _refuse_foreign(edit, found[choice.weight], choice, plan)
+    return found
 
 
 def _refuse_foreign(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> None:
@@ -112,8 +158,8 @@ def _refuse_foreign(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> N
                 raise _foreign(plan, f"it has no range for {node.input[0]!r}")
 
 
-def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, rounded: Rounded | None) -> None:
-    """Rewrite one weight in one form, with the codes that were found for it, if any."""
+def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitted) -> None:
+    """Rewrite one weight in one form, by what samples said of it, if anything."""
     match choice.method:
         case "float32":
             return
@@ -122,25 +168,47 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, rounded: Roun
         case "int8-rows":
             store_rows(edit, weight)
         case "int8-weights":
-            store_weights(edit, weight, _channels(weight, rounded))
+            store_weights(edit, weight, _channels(weight, fitted.codes.get(weight.name)))
         case "int8-dynamic":
             quantize_dynamic(edit, weight)
         case "int8-static":
             quantize_static(edit, weight, plan.ranges)
-        case "int4-blocks" | "int2-blocks":
-            _store_blocks(edit, weight, choice, rounded)
+        case (
+            "int4-blocks"
+            | "int2-blocks"
+            | "codebook16-blocks"
+            | "codebook4-blocks"
+            | "codebook-rows"
+        ):
+            _store_few_bits(edit, weight, choice, fitted)
         case _:
             assert_never(choice.method)
 
 
-def _store_blocks(edit: Edit, weight: Weight, choice: Choice, rounded: Rounded | None) -> None:
-    """Store a weight in blocks: by the codes that were found for it, or the nearest."""
+def _store_few_bits(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted) -> None:
+    """Store a table in groups of values, or a weight in blocks by the codes that were found.
+
+    Where none were, each value has the nearest.
+    """
+    if choice.group is not None:
+        reads = fitted.reads.get(weight.name)
+        grouped = encode_groups(edit.value(weight), group=choice.group, importance=reads)
+        store_groups(edit, weight, grouped)
+        return
     assert choice.block is not None
-    bits = BITS[choice.method]
+    rounded, bits = fitted.codes.get(weight.name), BITS[choice.method]
     if rounded is None:
-        values = blocks_last(weight, edit.value(weight))
-        rounded = Rounded(*encode_blocks(values, block=choice.block, bits=bits))
-    store_blocks(edit, weight, rounded.codes, rounded.scales, bits=bits)
+        rounded = _round_nearest(blocks_last(weight, edit.value(weight)), choice, choice.block)
+    codes, scales, levels = rounded.codes, rounded.scales, rounded.levels
+    store_blocks(edit, weight, codes, scales, bits=bits, levels=levels)
+
+
+def _round_nearest(values: Floats, choice: Choice, block: int) -> Rounded:
+    """Round every value to the nearest code, or the nearest level of the weight's own."""
+    bits, levels = BITS[choice.method], None
+    if choice.method in CODEBOOKS:
+        levels = find_levels(values, block=block, bits=bits)
+    return Rounded(*encode_blocks(values, block=block, bits=bits, levels=levels), levels)
 
 
 def _channels(weight: Weight, rounded: Rounded | None) -> tuple[Codes, Floats] | None:

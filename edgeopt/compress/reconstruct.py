@@ -9,7 +9,7 @@ instead of 0.670; with 4 bits the outputs' error falls by a third, but 0.835 are
 0.842, which is within what chance does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,14 +21,22 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeopt.artifact import Choice
-from edgeopt.compress.blocks import BITS, blocks_last, round_codes, scale_rounding, search_scales
+from edgeopt.compress.blocks import (
+    BITS,
+    CODEBOOKS,
+    blocks_last,
+    round_codes,
+    scale_rounding,
+    search_scales,
+)
 from edgeopt.compress.codes import Codes, Floats, encode_weight
+from edgeopt.compress.levels import Levels, find_levels
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
 
 #: A tensor, and whether its values of K lie along the last axis or, of a Gemm, the first.
-_Source: TypeAlias = tuple[str, bool]
+Source: TypeAlias = tuple[str, bool]
 #: Gives the scales [N] of a column, from its place and what is left of its piece.
 _Scales: TypeAlias = Callable[[int, Floats], Floats]
 #: Gives the codes [N] of values [N] at scales [N].
@@ -49,53 +57,67 @@ class Rounded:
 
     codes: Codes
     scales: Floats
+    #: Of a codebook, whose codes are its levels.
+    levels: Levels | None = None
 
 
 def reconstruct(
-    model: ModelProto,
-    wanted: Sequence[tuple[Weight, Choice]],
-    samples: Mapping[str, Array] | None,
+    model: ModelProto, wanted: Sequence[tuple[Weight, Choice]], hessians: Mapping[str, Doubles]
 ) -> dict[str, Rounded]:
-    """Round each weight by its choice on the samples' first MOST_SAMPLES, inputs as [S, *shape].
+    """Round each weight by its choice; hessians are those of its layer, by its name."""
+    stored = initializers(model.graph)
+    result = {}
+    factors: dict[int, Doubles] = {}
+    for weight, choice in wanted:
+        values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
+        hessian = hessians[weight.name]
+        if id(hessian) not in factors:
+            # Query, key and value read the same tensor.
+            factors[id(hessian)] = inverse_factor(hessian)
+        result[weight.name] = _round(weight, values, choice, factors[id(hessian)])
+    return result
 
-    The inputs are those of the model as it is, with every other weight unchanged.
+
+def layer_hessians(
+    model: ModelProto, wanted: Iterable[Weight], samples: Mapping[str, Array] | None
+) -> dict[str, Doubles]:
+    """Collect H = X^T X of the layers of weights, by their names, on samples [S, *shape].
+
+    The inputs X are those of the model as it is, with every other weight unchanged. Weights that
+    read the same tensors share one array. Raises ConfigError where there are no samples.
     """
-    if not wanted:
+    readers = consumers(model.graph)
+    sources = {weight.name: tuple(sources_of(readers[weight.name])) for weight in wanted}
+    if not sources:
         return {}
+    every = {each for group in sources.values() for each in group}
+    found = collect_hessians(model, every, require_samples(samples))
+    sums = {group: np.sum([found[each] for each in group], axis=0) for group in sources.values()}
+    return {name: sums[group] for name, group in sources.items()}
+
+
+def require_samples(samples: Mapping[str, Array] | None) -> Mapping[str, Array]:
+    """Return the samples; raises ConfigError where there are none."""
     if not samples or not len(next(iter(samples.values()))):
         raise ConfigError(
             "there are no calibration samples",
             why="weights are reconstructed from what their layer is given on real inputs",
             fix="name some in [task], or use a plan that does not reconstruct",
         )
-    readers = consumers(model.graph)
-    sources = {weight.name: _sources(readers[weight.name]) for weight, _ in wanted}
-    hessians = collect_hessians(
-        model, {each for group in sources.values() for each in group}, samples
-    )
-    stored = initializers(model.graph)
-    result = {}
-    factors: dict[tuple[_Source, ...], Doubles] = {}
-    for weight, choice in wanted:
-        values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
-        key = tuple(sources[weight.name])
-        if key not in factors:
-            # Query, key and value read the same tensor.
-            factors[key] = inverse_factor(np.sum([hessians[each] for each in key], axis=0))
-        result[weight.name] = _round(weight, values, choice, factors[key])
-    return result
+    return samples
 
 
 def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> Rounded:
     """Round one weight in the form of its choice."""
     rows = blocks_last(weight, values)
     if choice.block is not None:
-        return round_blocks(rows, factor, block=choice.block, bits=BITS[choice.method])
+        bits, book = BITS[choice.method], choice.method in CODEBOOKS
+        return round_blocks(rows, factor, block=choice.block, bits=bits, codebook=book)
     _, scales = encode_weight(rows, axis=0)
     return round_channels(rows, factor, scales)
 
 
-def _sources(nodes: Sequence[NodeProto]) -> list[_Source]:
+def sources_of(nodes: Sequence[NodeProto]) -> list[Source]:
     """List what the readers of a weight multiply it with."""
     return [
         (node.input[0], node.op_type != "Gemm" or not attribute(node, "transA", 0))
@@ -104,13 +126,13 @@ def _sources(nodes: Sequence[NodeProto]) -> list[_Source]:
 
 
 def collect_hessians(
-    model: ModelProto, sources: set[_Source], samples: Mapping[str, Array]
-) -> dict[_Source, Doubles]:
+    model: ModelProto, sources: set[Source], samples: Mapping[str, Array]
+) -> dict[Source, Doubles]:
     """Sum X^T X of tensors over samples: one sample's tensors and the sums are all that is held."""
     ordered = sorted(sources)
     count = min(len(next(iter(samples.values()))), MOST_SAMPLES)
     names = sorted({name for name, _ in ordered})
-    sums: dict[_Source, Doubles] = {}
+    sums: dict[Source, Doubles] = {}
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         session = open_session(_exposed(model, names, Path(folder)))
         for index in range(count):
@@ -121,14 +143,14 @@ def collect_hessians(
                 rows = found[name] if last else found[name].T
                 rows = rows.reshape(-1, rows.shape[-1])
                 _require_finite(name, rows)
-                rows = _unmasked(rows, feeds)
+                rows = unmasked(rows, feeds)
                 # Products in float32, sums over samples in float64: a sample has few rows.
                 product = (rows.T @ rows).astype(np.float64)
                 sums[source] = sums[source] + product if source in sums else product
     return sums
 
 
-def _unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
+def unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
     """Leave out the rows that a mask among the inputs hides: padding would outweigh the tokens.
 
     Of a short question most tokens are padding. What is computed there reaches no output.
@@ -176,28 +198,34 @@ def inverse_factor(hessian: Doubles) -> Doubles:
     return factor
 
 
-def round_blocks(rows: Floats, factor: Doubles, *, block: int, bits: int) -> Rounded:
+def round_blocks(
+    rows: Floats, factor: Doubles, *, block: int, bits: int, codebook: bool = False
+) -> Rounded:
     """Round W [N, K] by its inverse_factor, with scales chosen as blocks are reached.
 
     By then the block holds what the columns before left it. A scale is the one of least squared
-    error, each column weighted by how much is lost by its error, 1 / U[k, k]^2.
+    error, each column weighted by how much is lost by its error, 1 / U[k, k]^2. Levels of a
+    codebook are found with the same weights before anything is rounded.
     """
     importance = (1 / np.diag(factor) ** 2).astype(np.float32)
-    rounded = scale_rounding(rows, bits)
+    levels = None
+    if codebook:
+        levels = find_levels(rows, block=block, bits=bits, importance=importance)
+    rounded = scale_rounding(rows, bits, levels)
     found = np.empty((len(rows), rows.shape[1] // block), np.float32)
 
     def scale_of(column: int, left: Floats) -> Floats:
         place = column // block
         if column % block == 0:
             part = slice(column, column + block)
-            found[:, place] = search_scales(left, bits, rounded, importance[part])
+            found[:, place] = search_scales(left, bits, rounded, importance[part], levels)
         return found[:, place]
 
     def code_of(values: Floats, scales: Floats) -> Floats:
-        return round_codes(values, scales, bits)
+        return round_codes(values, scales, bits, levels)
 
     codes = _spread_errors(rows, factor, block, scale_of, code_of)
-    return Rounded(codes, found)
+    return Rounded(codes, found, levels)
 
 
 def round_channels(rows: Floats, factor: Doubles, scales: Floats) -> Rounded:

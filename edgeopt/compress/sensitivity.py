@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from onnx import GraphProto, ModelProto, helper
 
 from edgeopt.artifact import Choice, Fact, Model, Plan
 from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.learned import Learned, learn
+from edgeopt.compress.lowrank import factor_names, join_factors
 from edgeopt.compress.plan import apply_plan
-from edgeopt.model.graph import initializers, producers
+from edgeopt.model.graph import Weight, initializers, producers, weights
 from edgeopt.model.oracle import Array, open_session, run_samples, seeded_inputs
 from edgeopt.task import Task, has_classes, samples
 
@@ -29,9 +32,14 @@ Samples = Mapping[str, Array]
 
 #: Calibration samples: on the example, 32, 128 and 512 keep the same accuracy within 0.5 %.
 CALIBRATION = 128
-#: Of those, how many harm is measured on, and how many are held back to compare plans on.
-_JUDGED = 32
+#: How many harm is measured on, of tables and of the rest, and how many are held back to compare
+#: plans on. What is wrong with a table's rare rows shows in few samples.
+_JUDGED = 128
+_JUDGED_FIRST = 32
 _HELD = 32
+#: How many samples codes are fitted to at most: how often rows of tables are read is counted on all
+#: of them, and GPTQ sums Hessians over the first ones.
+_FITTED = 4096
 #: Inputs that are drawn where there are no samples.
 _DRAWN = 8
 
@@ -58,9 +66,9 @@ class Sensitivity(Fact):
 class Calibration:
     """Inputs [S, *shape], by what they are for."""
 
-    #: Harm is measured on these.
+    #: Harm is measured on these; of what is not a table's, on the first ones.
     judged: Samples
-    #: Codes are fitted to these, the judged ones among them; None: there are no real samples.
+    #: Codes are fitted to these; None: there are no real samples.
     fitted: Samples | None
     #: Plans are compared on these, which nothing was chosen or fitted on.
     held: Samples
@@ -75,11 +83,16 @@ def draw_calibration(model: Model, task: Task | None) -> Calibration:
         stacked = {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}
         first, rest = _split(stacked, _DRAWN)
         return Calibration(judged=first, fitted=None, held=rest, classes=False)
-    found = samples(task, CALIBRATION, inputs=model.inputs)
+    found = samples(task, _FITTED, inputs=model.inputs)
     count = len(next(iter(found.values())))
-    fitted, held = _split(found, count - min(_HELD, count // 2))
-    judged, _ = _split(fitted, _JUDGED)
-    return Calibration(judged=judged, fitted=fitted, held=held, classes=has_classes(task))
+    held, rest = _split(found, min(_HELD, count // 2))
+    # What harm is measured on must have rare words as new inputs will: none of it is fitted to,
+    # unless there is nothing else.
+    judged, fitted = _split(rest, min(_JUDGED, max(count // 4, 1)))
+    enough = len(next(iter(fitted.values()))) > 0
+    return Calibration(
+        judged=judged, fitted=fitted if enough else rest, held=held, classes=has_classes(task)
+    )
 
 
 def _split(given: Samples, at: int) -> tuple[Samples, Samples]:
@@ -102,20 +115,29 @@ def measure_sensitivity(
         for name in choices
     }
     directory.mkdir(parents=True, exist_ok=True)
-    probe = _Probe(loaded, list(choices), calibration, directory)
+    known = {each.name: each for each in weights(loaded.graph)}
+    every = [(known[name], each) for name, given in choices.items() for each in given]
+    learned = learn(loaded, every, calibration.fitted)
+    layered = [name for name in choices if known[name].role != "table"]
+    probe = _Probe(model, layered, calibration, directory)
     for form in dict.fromkeys(_form(each) for given in choices.values() for each in given):
         chosen = [each for given in choices.values() for each in given if _form(each) == form]
-        with _applied(model, chosen, calibration, directory) as made:
-            sizes = _sizes(made.graph, list(choices))
-            decoded = _decode(made, [each.weight for each in chosen], directory)
+        with _applied(model, chosen, learned, directory) as made:
+            graph = onnx.load(made.path)
+            sizes = _sizes(graph.graph, list(choices))
+            in_layers = [each for each in chosen if each.weight in layered]
+            decoded = _decode_choices(known, graph, in_layers, directory)
 
-        def measure(choice: Choice, decoded: Samples = decoded) -> float:
-            if choice.weight in decoded:
-                return probe.replace(choice.weight, decoded[choice.weight])
-            return _measure_alone(model, choice, probe, directory)
+            def measure(choice: Choice, decoded: Samples = decoded, made: Model = made) -> float:
+                if choice.weight in decoded:
+                    return probe.replace(choice.weight, decoded[choice.weight])
+                if [choice] == chosen:  # noqa: B023  (called before the next form)
+                    return probe.compare(made)
+                with _applied(model, [choice], learned, directory) as alone:
+                    return probe.compare(alone)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            harms = list(pool.map(measure, chosen))
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                harms = list(pool.map(measure, chosen))
         for choice, harm in zip(chosen, harms, strict=True):
             option = Option(choice=choice, size=sizes[choice.weight], harm=harm)
             layers[choice.weight].append(option)
@@ -160,10 +182,9 @@ class _Probe:
     """A model whose weights can be replaced for a run."""
 
     def __init__(
-        self, model: ModelProto, names: list[str], calibration: Calibration, folder: Path
+        self, model: Model, names: list[str], calibration: Calibration, folder: Path
     ) -> None:
-        open_model = ModelProto()
-        open_model.CopyFrom(model)
+        open_model = onnx.load(model.path)
         stored = initializers(open_model.graph)
         # An initializer that is an input as well is a default, which no optimizer folds.
         open_model.graph.input.extend(
@@ -175,23 +196,26 @@ class _Probe:
         self._session = open_session(self._path)
         self.calibration = calibration
         self.expected = self._run({})
+        self.wide = run_samples(model, calibration.judged)
 
     def close(self) -> None:
         """Remove the file."""
         self._path.unlink()
 
     def replace(self, name: str, values: Array) -> float:
-        """Return the harm of other values for one weight."""
+        """Return the harm of other values for one weight, on the first samples."""
         # One buffer for all runs: a numpy array would be looked at again in each.
         value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values))
-        return self.compare(self._run({name: value}))
-
-    def compare(self, outputs: Sequence[Array]) -> float:
-        """Return the harm that outputs show."""
+        outputs = self._run({name: value})
         return measure_distance(outputs, self.expected, classes=self.calibration.classes)
 
+    def compare(self, made: Model) -> float:
+        """Return the harm that a model does on all samples."""
+        outputs = run_samples(made, self.calibration.judged)
+        return measure_distance(outputs, self.wide, classes=self.calibration.classes)
+
     def _run(self, replaced: Mapping[str, Any]) -> list[Array]:
-        given = self.calibration.judged
+        given, _ = _split(self.calibration.judged, _JUDGED_FIRST)
         wrap = onnxruntime.OrtValue.ortvalue_from_numpy
         names = [each.name for each in self._session.get_outputs()]
         rows = []
@@ -204,27 +228,12 @@ class _Probe:
 
 @contextmanager
 def _applied(
-    model: Model, chosen: Sequence[Choice], calibration: Calibration, folder: Path
-) -> Iterator[ModelProto]:
-    """Apply choices, one per weight at most, and remove the file afterwards."""
-    plan = Plan(name="probe", choices=tuple(chosen))
-    made = apply_plan(model, plan, directory=folder, samples=calibration.fitted)
-    try:
-        yield onnx.load(made.path)
-    finally:
-        made.path.unlink()
-
-
-def _measure_alone(model: Model, choice: Choice, probe: _Probe, folder: Path) -> float:
-    """Measure a form that no stored values stand for, such as rows that are decoded when read."""
-    own = folder / choice.weight.replace("/", "_").replace(".", "_")
-    plan = Plan(name="probe", choices=(choice,))
-    made = apply_plan(model, plan, directory=own, samples=probe.calibration.fitted)
-    try:
-        return probe.compare(run_samples(made, probe.calibration.judged))
-    finally:
-        made.path.unlink()
-        own.rmdir()
+    model: Model, chosen: Sequence[Choice], learned: Learned, folder: Path
+) -> Iterator[Model]:
+    """Apply choices, one per weight at most, and remove what was written afterwards."""
+    with TemporaryDirectory(dir=folder) as own:
+        plan = Plan(name="probe", choices=tuple(chosen))
+        yield apply_plan(model, plan, directory=Path(own), learned=learned)
 
 
 def _sizes(graph: GraphProto, names: Sequence[str]) -> dict[str, int]:
@@ -237,6 +246,21 @@ def _sizes(graph: GraphProto, names: Sequence[str]) -> dict[str, int]:
         if owner in known:
             sizes[owner] += stored_bytes(tensor)
     return sizes
+
+
+def _decode_choices(
+    known: Mapping[str, Weight], made: ModelProto, chosen: Sequence[Choice], folder: Path
+) -> dict[str, Array]:
+    """Compute what weights became, of low rank the product of their factors, where it is stored."""
+    low = [each.weight for each in chosen if each.rank is not None]
+    whole = [each.weight for each in chosen if each.rank is None]
+    parts = [part for name in low for part in factor_names(name)]
+    decoded = _decode(made, [*whole, *parts], folder)
+    for name in low:
+        pair = [decoded.pop(part) for part in factor_names(name) if part in decoded]
+        if len(pair) == len(factor_names(name)):
+            decoded[name] = join_factors(known[name], *pair)
+    return decoded
 
 
 def _decode(made: ModelProto, names: Sequence[str], folder: Path) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from edgeopt.deploy.release import (
     smoke_release,
     stage_bundle,
 )
+from edgeopt.deploy.remove import remove_application
 from edgeopt.deploy.signature import Signed, Signer, read_allowed, sign_release
 from edgeopt.deploy.status import HistoryEntry, Status, read_history, read_status
 
@@ -27,6 +28,7 @@ __all__ = [
     "read_allowed",
     "read_history",
     "read_status",
+    "remove_application",
     "rollback_release",
     "sign_release",
     "smoke_release",

@@ -37,6 +37,7 @@ from edgeopt.errors import (
     DeployFailed,
     EdgeoptError,
     Interrupted,
+    LeaseLost,
     RollbackFailed,
 )
 from edgeopt.program import run_program
@@ -108,29 +109,27 @@ def deploy_bundle(
     root: PurePosixPath,
     smoke: Smoke,
     directory: Path,
-    progress: Progress | None = None,
+    signed: Signed | None = None,
 ) -> Release:
     """Stage, smoke-run and activate a bundle; local files are written under directory.
 
     Until the last step, one rename, the release that was current stays so. Running it again
     from any state that a crash left completes it or changes nothing.
     """
-    release = stage_bundle(bundle, board, facts=facts, app=app, root=root, progress=progress)
+    release = stage_bundle(bundle, board, facts=facts, app=app, root=root)
     try:
         smoke_release(release, bundle, board, smoke=smoke, directory=directory)
     except (BoardUnreachable, Interrupted):
         raise
     except EdgeoptError:
-        again = stage_bundle(
-            bundle, board, facts=facts, app=app, root=root, progress=progress, recheck=True
-        )
+        again = stage_bundle(bundle, board, facts=facts, app=app, root=root, recheck=True)
         # Files of an earlier deploy may have been damaged since: then, and only then, retry.
         if again.sent == 0:
             discard_release(again, board)
             raise
         smoke_release(again, bundle, board, smoke=smoke, directory=directory)
         release = again
-    activate_release(release, board)
+    activate_release(release, board, signed=signed)
     return release
 
 
@@ -196,8 +195,9 @@ def activate_release(
             verified = switch_release(board, place, release.digest, "deploy", downgrade=older)
         if health is not None:
             health()
-    except BoardUnreachable:
-        # Either link is in place; running deploy again completes it.
+    except (BoardUnreachable, LeaseLost):
+        # Either link is in place; running deploy again completes it, unless the board is
+        # another one's by now.
         raise
     except EdgeoptError as error:
         _restore(release, board, before, error)

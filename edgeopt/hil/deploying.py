@@ -10,15 +10,8 @@ from edgeopt.artifact import Measurement, StageRecord
 from edgeopt.cli.places import cache_folder
 from edgeopt.cli.request import Request, make_order
 from edgeopt.compare import Comparison
-from edgeopt.errors import (
-    AccuracyLost,
-    BudgetExceeded,
-    ConfigError,
-    DeployFailed,
-    EdgeoptError,
-    MeasurementNoisy,
-    ParityBroken,
-)
+from edgeopt.deploy import remove_application
+from edgeopt.errors import GATES, ConfigError, DeployFailed, EdgeoptError
 from edgeopt.hil.measured import Deployment
 from edgeopt.hil.session import BoardSession, LeasedBoard
 from edgeopt.interleave import Schedule, Side, take_turns
@@ -26,14 +19,10 @@ from edgeopt.job import Deployed, Run
 from edgeopt.measure import measure_release
 from edgeopt.pipeline import LEASE_SECONDS, deploy
 from edgeopt.store import Store
-from edgeopt.trial import read_samples
+from edgeopt.trial import ROOT, read_samples
 
 #: What @pytest.mark.deploys may say besides the model.
 OPTIONS = ("profile", "ram", "flash", "latency", "max_drop", "shapes", "values", "project")
-#: The gates of a report, by exit code.
-_GATES = {
-    each.exit_code: each for each in (BudgetExceeded, AccuracyLost, ParityBroken, MeasurementNoisy)
-}
 
 
 @final
@@ -43,6 +32,8 @@ class Deployments:
 
     session: BoardSession
     _made: dict[tuple[object, ...], Deployment] = field(default_factory=dict)
+    #: Applications on the board that are there for these tests only.
+    _apps: set[str] = field(default_factory=set)
 
     def deploy(self, model: str | None, options: Mapping[str, Any]) -> Deployment:
         """Deploy a model, or the project's own, and measure it; at the second call find it."""
@@ -53,7 +44,7 @@ class Deployments:
             )
         key = (model, *sorted((name, repr(value)) for name, value in options.items()))
         if key not in self._made:
-            self._made[key] = _deploy(self.session, model, options)
+            self._made[key] = _deploy(self.session, model, options, self._apps)
         return self._made[key]
 
     def compare(
@@ -82,12 +73,29 @@ class Deployments:
                 directory=Path(folder),
             )
 
+    def remove(self) -> str:
+        """Remove all of it from the board; return what had to stay and why, or nothing."""
+        if not self._apps:
+            return ""
+        apps, why = sorted(self._apps), self.session.broken
+        try:
+            for each in apps if not why else ():
+                remove_application(self.session.board(), each, root=ROOT)
+        except EdgeoptError as error:
+            why = error.what
+        if why:
+            return f"left on the board: {', '.join(apps)}: {why}"
+        self._apps.clear()
+        return ""
+
     def forget(self) -> None:
         """Forget everything: the board may be another one by now, or have lost its memory."""
         self._made.clear()
 
 
-def _deploy(session: BoardSession, model: str | None, options: Mapping[str, Any]) -> Deployment:
+def _deploy(
+    session: BoardSession, model: str | None, options: Mapping[str, Any], apps: set[str]
+) -> Deployment:
     board, wanted = session.board(), session.wanted
     request = Request(
         target=session.found.target.name if wanted.target is None else wanted.target,
@@ -100,10 +108,11 @@ def _deploy(session: BoardSession, model: str | None, options: Mapping[str, Any]
     order = make_order(request)
     # Beside what the board is used for: a test must not change what runs there.
     job = replace(order.job, app=f"test-{order.job.app}"[:64])
+    apps.add(job.app)
     run = Run(job, Store(cache_folder()), _say_nothing)
     done = deploy(run, lambda: board, reference=False, held=board.lease)
     if not done.report.kept:
-        gate = _GATES.get(done.report.exit_code, DeployFailed)
+        gate = GATES.get(done.report.exit_code, DeployFailed)
         raise gate(
             f"{job.app} was not kept on {board.name}",
             why=done.report.failure,

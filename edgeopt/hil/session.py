@@ -11,6 +11,7 @@ from edgeopt.board import Board, Completed, Kind
 from edgeopt.board.choose import Choice, choose_board
 from edgeopt.board.facts import BoardFacts, read_facts
 from edgeopt.board.lease import Lease, hold
+from edgeopt.board.recover import recover_board
 from edgeopt.cli.places import cache_folder
 from edgeopt.errors import BoardUnreachable, ConfigError
 from edgeopt.pipeline import LEASE_SECONDS
@@ -139,9 +140,18 @@ class BoardSession:
             stack.callback(board.close)
             facts = read_facts(board)
             lease = stack.enter_context(hold(board, ROOT, owner=self._owner, seconds=LEASE_SECONDS))
-            self._board = LeasedBoard(board, target=self.found.target, facts=facts, lease=lease)
+            self._board = LeasedBoard(
+                lease.board, target=self.found.target, facts=facts, lease=lease
+            )
             self._stack = stack.pop_all()
         return self._board
+
+    def recover(self) -> str:
+        """Bring back a lost board, and return what it took; BoardUnreachable: nothing did."""
+        file = self.wanted.project / FILE
+        power = load_project(self.wanted.project).power if file.is_file() else {}
+        command = power.get(self.found.target.name, ())
+        return recover_board(self._choice.connect, ROOT, power=command)
 
     def close(self) -> None:
         """Give the board back; the next call of board() opens it again."""

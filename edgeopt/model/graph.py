@@ -18,6 +18,8 @@ Role = Literal["table", "matmul", "gemm", "conv", "recurrent"]
 _SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 #: Operators that take a stored weight to what it stands for, exactly.
 _UNSTORING = {"Cast", "DequantizeLinear", "Gather"}
+#: Operators whose weights a device may multiply as they are stored.
+_PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
 #: Carriers of what depends on the exporter's machine and not on the model.
 _REMARKS = ("doc_string", "metadata_props")
 
@@ -133,10 +135,11 @@ def used_domains(model: onnx.ModelProto) -> set[str]:
     return domains
 
 
-def arithmetic_of(graph: GraphProto) -> Arithmetic:
+def arithmetic_of(graph: GraphProto, *, multiplies_halves: bool = False) -> Arithmetic:
     """Say what a graph computes with: codes where activations are quantized, else its floats.
 
-    Weights that are only stored in half or in codes do not count.
+    Weights that are only stored in half or in codes do not count, except those of products where
+    the device multiplies them as they are stored.
     """
     stored = initializers(graph)
     halves = {name for name, each in stored.items() if each.data_type == TensorProto.FLOAT16}
@@ -148,12 +151,25 @@ def arithmetic_of(graph: GraphProto) -> Arithmetic:
         to_half = node.op_type == "Cast" and _is_half(attribute(node, "to", 0))
         if to_half or (node.op_type not in _UNSTORING and halves.intersection(node.input)):
             return "float16"
-    return "float32"
+    return "float16" if multiplies_halves and _multiplies(graph, halves) else "float32"
 
 
-def read_arithmetic(path: Path) -> Arithmetic:
-    """Say what a model file computes with."""
-    return arithmetic_of(onnx.load(path, load_external_data=False).graph)
+def _multiplies(graph: GraphProto, halves: set[str]) -> bool:
+    """Say whether a product reads a weight that is stored in half, through a cast."""
+    widened = {
+        each.output[0]
+        for each in graph.node
+        if each.op_type == "Cast" and halves.intersection(each.input)
+    }
+    return any(
+        each.op_type in _PRODUCTS and widened.intersection(each.input) for each in graph.node
+    )
+
+
+def read_arithmetic(path: Path, *, multiplies_halves: bool = False) -> Arithmetic:
+    """Say what a model file computes with, on a device that multiplies halves or not."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return arithmetic_of(graph, multiplies_halves=multiplies_halves)
 
 
 def _makes_codes(node: NodeProto) -> bool:

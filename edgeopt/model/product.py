@@ -34,8 +34,8 @@ class Product:
 
 def find_products(model: Model) -> list[Product]:
     """List the distinct products of a model, the most work first; alike ones are added up."""
-    graph = _inferred(model).graph
-    types, constant = _types(graph), _constants(graph)
+    graph = inferred(model).graph
+    types, constant = types_of(graph), constants_of(graph)
     alike: dict[tuple[object, ...], Product] = {}
     for place, node in enumerate(graph.node):
         if node.op_type not in _MATRIX + _CONVOLUTION or not _is_stored(node, constant):
@@ -55,9 +55,9 @@ def find_products(model: Model) -> list[Product]:
 
 def extract_product(model: Model, product: Product, *, directory: Path) -> Model:
     """Write directory/product.onnx: the node with its weights, and its activations as inputs."""
-    whole = _inferred(model)
+    whole = inferred(model)
     graph = whole.graph
-    types = _types(graph)
+    types = types_of(graph)
     nodes = [graph.node[at] for at in product.nodes]
     made = {name for node in nodes for name in node.output}
     read = dict.fromkeys(name for node in nodes for name in node.input if name)
@@ -77,11 +77,13 @@ def extract_product(model: Model, product: Product, *, directory: Path) -> Model
     return read_model(path, facts(cut), provenance=(*model.provenance, product.output))
 
 
-def _inferred(model: Model) -> onnx.ModelProto:
+def inferred(model: Model) -> onnx.ModelProto:
+    """Load a model with the types of its tensors; without the values of external weights."""
     return shape_inference.infer_shapes(onnx.load(model.path, load_external_data=False))
 
 
-def _types(graph: GraphProto) -> Types:
+def types_of(graph: GraphProto) -> Types:
+    """Return the element type and shape of each tensor whose shape is known and not empty."""
     types: Types = {each.name: (each.data_type, tuple(each.dims)) for each in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
@@ -91,7 +93,7 @@ def _types(graph: GraphProto) -> Types:
     return types
 
 
-def _constants(graph: GraphProto) -> set[str]:
+def constants_of(graph: GraphProto) -> set[str]:
     """Return the tensors that depend on stored ones alone."""
     constant = {"", *(each.name for each in graph.initializer)}
     for node in graph.node:

@@ -1,6 +1,7 @@
 """Fix shapes, fold constants and compare with the original; runs in a worker."""
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ _SEEDS = (0, 1, 2)
 _NOISE_LIMIT = 0.01
 #: Their results, Gemm and fused operators, are harder to compress than MatMul and Add.
 _ONNXRUNTIME_SKIPS = ["MatMulAddFusion"]
+#: Place of the weight's zero point among the inputs of operators on integers.
+_WEIGHT_ZERO_POINTS = {"MatMulInteger": 3, "ConvInteger": 3, "QLinearMatMul": 5, "QLinearConv": 5}
 _ONNXSLIM_SKIPS = ["FusionGemm", "FusionGemmMul", "FusionGemmAdd"]
 
 
@@ -76,6 +79,7 @@ def normalize_file(
     _bind_values(fixed, values)
     reference = folder / "reference.onnx"
     onnx.save_model(fixed, reference)
+    part_zero_points(model)
     _clean(model)
     candidate = folder / "candidate.onnx"
     _save(model, candidate)
@@ -139,6 +143,28 @@ def _slim(model: ModelProto) -> ModelProto:
     """Let onnxslim merge, remove and propagate shapes."""
     slimmed: ModelProto = onnxslim.slim(model, skip_fusion_patterns=_ONNXSLIM_SKIPS)
     return slimmed
+
+
+def part_zero_points(model: ModelProto) -> None:
+    """Give every integer product a zero point of its weight that no other one reads.
+
+    onnxruntime 1.32, where it moves int8 weights to uint8, does so once per reader and then
+    refuses the model: "Attempt to replace the existing tensor". Merging made one of equal ones.
+    """
+    stored = initializers(model.graph)
+    taken = {*stored, *(name for node in model.graph.node for name in (*node.input, *node.output))}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        place = _WEIGHT_ZERO_POINTS.get(node.op_type, 0)
+        name = node.input[place] if 0 < place < len(node.input) else ""
+        if name in seen:
+            own = next(free for i in count(1) if (free := f"{name}.{i}") not in taken)
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(stored[name])
+            copy.name = node.input[place] = own
+            taken.add(own)
+        elif name in stored:
+            seen.add(name)
 
 
 def _clean(model: ModelProto) -> None:

@@ -21,7 +21,9 @@ def test_every_form_of_a_weight_is_listed_from_the_least_harm_to_the_most(tmp_pa
     assert forms(found["table"]) == [
         ("float16", None),
         ("int8-rows", None),
+        ("codebook16-blocks", 32),
         ("int4-blocks", 32),
+        ("codebook4-blocks", 32),
         ("int2-blocks", 32),
     ]
     assert forms(found["mix"]) == [
@@ -29,7 +31,9 @@ def test_every_form_of_a_weight_is_listed_from_the_least_harm_to_the_most(tmp_pa
         ("int8-weights", None),
         ("int8-dynamic", None),
         ("int8-static", None),
+        ("codebook16-blocks", 32),
         ("int4-blocks", 32),
+        ("codebook4-blocks", 32),
         ("int2-blocks", 32),
     ]
 

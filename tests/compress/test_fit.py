@@ -6,7 +6,7 @@ import pytest
 
 from edgeopt.artifact import Footprint, Method, Model
 from edgeopt.budget import Budget
-from edgeopt.compress import Fit, Infeasible, fit_plan
+from edgeopt.compress import Cost, Fit, Infeasible, fit_plan
 from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_samples, seeded_inputs
 from edgeopt.task import Arrays
@@ -48,7 +48,7 @@ def fit(
     methods: tuple[Method, ...] = METHODS,
 ) -> Fit:
     model = image_model(folder)
-    return fit_plan(model, methods, budget, task, cost=cost, directory=folder / "fit")
+    return fit_plan(model, methods, budget, task, cost=Cost(cost), directory=folder / "fit")
 
 
 def test_without_limits_the_least_harm_is_chosen(tmp_path: Path, task: Arrays) -> None:
@@ -126,7 +126,7 @@ def test_fitting_twice_decides_the_same_to_the_byte(tmp_path: Path, task: Arrays
             ("int8-static",),
             Budget(),
             task,
-            cost=costs(1),
+            cost=Cost(costs(1)),
             directory=tmp_path / name,
         )
         for name in ("one", "two")
@@ -143,3 +143,31 @@ def test_without_a_task_what_needs_samples_is_left_out_and_offered(tmp_path: Pat
     assert "add a [task]: int8-static needs samples" in caught.value.fix
     with pytest.raises(ConfigError, match="no calibration samples"):
         fit(tmp_path, Budget(), costs(1), methods=("int8-static",))
+
+
+def fit_in_time(folder: Path, limit: float, times: tuple[float, ...]) -> Fit:
+    waiting = list(times)
+    return fit_plan(
+        image_model(folder),
+        ("float32", "float16", "int8-weights"),
+        Budget(latency=limit),
+        None,
+        cost=Cost(costs(*[1] * len(times)), lambda _: waiting.pop(0)),
+        directory=folder / "fit",
+    )
+
+
+def test_a_plan_that_is_predicted_to_be_too_slow_is_passed_over(tmp_path: Path) -> None:
+    found = fit_in_time(tmp_path, 20.0, (30.0, 20.0))
+    assert found.plan.name == "float16"
+    assert [each.latency for each in found.candidates] == [30.0, 20.0]
+    assert [each.name for each in found.candidates[0].broken] == ["latency"]
+
+
+def test_where_every_plan_is_too_slow_the_fastest_says_what_would_be_enough(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Infeasible, match="the limit on latency binds") as caught:
+        fit_in_time(tmp_path, 10.0, (30.0, 20.01, 25.0))
+    assert "float16, needs 20 ms of latency" in caught.value.why
+    assert "--latency 20.1ms" in caught.value.fix

@@ -6,7 +6,7 @@ import pytest
 
 from edgeopt.artifact import MIXED, Choice, Footprint, Method, Model, Plan
 from edgeopt.budget import Budget
-from edgeopt.compress import fit_plan, predict_footprint
+from edgeopt.compress import Cost, fit_plan, predict_footprint
 from edgeopt.compress.mix import Mixer, mixable_choices
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import (
@@ -102,7 +102,7 @@ def test_a_mixture_meets_its_limits_and_harms_less_than_a_method_of_the_same_siz
         ("int4-blocks",),
         Budget(),
         None,
-        cost=lambda made: cost(target, made),
+        cost=Cost(lambda made: cost(target, made)),
         directory=tmp_path / "whole",
     )
     limit = whole.chosen.footprint.flash

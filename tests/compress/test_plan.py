@@ -20,6 +20,8 @@ METHODS: tuple[Method, ...] = (
     "int8-static",
     "int4-blocks",
     "int2-blocks",
+    "codebook16-blocks",
+    "codebook4-blocks",
 )
 #: Largest |compressed - original| of an output, as a share of the largest |original|: what one
 #: layer of 8 bits, of 11 bits, and of both may do on these graphs; 4 and 2 bits of random numbers
@@ -33,6 +35,8 @@ TOLERANCES = {
     "int8-static": 5e-2,
     "int4-blocks": 0.3,
     "int2-blocks": 0.9,
+    "codebook16-blocks": 0.3,
+    "codebook4-blocks": 0.9,
 }
 MODELS = {"text": text_model, "image": image_model}
 

@@ -18,8 +18,10 @@ from tests.host.test_compile import run_program
 
 pytestmark = pytest.mark.host
 
+Products = tuple[tuple[tuple[tuple[int, ...], int, int], str], ...]
+
 #: Rows, depth and columns of products: whole tiles, ragged ones, fewer rows than a tile, one.
-PRODUCTS = (
+PRODUCTS: Products = (
     (((16,), 24, 24), "float32"),
     (((37,), 67, 65), "float32"),
     (((13,), 5, 24), "float32"),
@@ -35,7 +37,27 @@ PRODUCTS = (
 INPUTS = 600 * 256
 
 
-def save_products(path: Path) -> Path:
+#: Products in half: whole pieces of K and ragged ones, edges of tiles, few rows, one.
+HALF_PRODUCTS: Products = tuple(
+    (shape, "float16")
+    for shape in (
+        ((16,), 64, 48),
+        ((37,), 67, 65),
+        ((13,), 25, 100),
+        ((197,), 260, 12),
+        ((3,), 64, 40),
+        ((1,), 40, 50),
+        ((3, 11), 190, 23),
+        ((2, 3, 9), 160, 40),
+        ((5,), 165, 18),
+        ((40,), 384, 100),
+        # More rows than are packed at a time.
+        ((600,), 256, 16),
+    )
+)
+
+
+def save_products(path: Path, products: Products = PRODUCTS) -> Path:
     """Write a model that feeds one long vector to every product and joins what they give."""
     random = np.random.default_rng(7)
     nodes, stored, joined = [], [], []
@@ -44,7 +66,7 @@ def save_products(path: Path) -> Path:
         stored.append(numpy_helper.from_array(value, name))
         return name
 
-    for place, ((rows, depth, columns), dtype) in enumerate(PRODUCTS):
+    for place, ((rows, depth, columns), dtype) in enumerate(products):
         size = int(np.prod(rows)) * depth
         weight = random.standard_normal((depth, columns)).astype(dtype)
         bias = random.standard_normal(columns).astype("float32")
@@ -325,3 +347,67 @@ def test_products_of_codes_are_exact_at_odd_sizes_and_extreme_codes(
     feeds = {"x": (4 * random.standard_normal(model.inputs[0].shape)).astype("float32")}
     found, _ = run_program(bundle, feeds, tmp_path)
     assert distance(found, run_model(model.path, feeds)[0]) < 2e-6
+
+
+HALF = ("fphp", "asimdhp")
+
+
+def multiply_halves(path: Path, x: Array) -> Array:
+    """Compute the products as the assembly does: 64 steps in half, what they give in float32."""
+    stored = {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
+    joined = []
+    for place, ((rows, depth, columns), _) in enumerate(HALF_PRODUCTS):
+        a = x[: int(np.prod(rows)) * depth].reshape(-1, depth)
+        b = stored[f"w{place}"].astype(np.float64)
+        total = np.zeros((len(a), columns), np.float32)
+        if rows[-1] < 4:
+            total += a.astype(np.float64) @ b
+        else:
+            halves = a.astype(np.float16).astype(np.float64)
+            for first in range(0, depth, 64):
+                part = np.zeros(total.shape, np.float16)
+                for k in range(first, min(first + 64, depth)):
+                    # Exact in 53 bits, so that it is rounded once, as by FMLA.
+                    part = (halves[:, k, None] * b[k] + part).astype(np.float16)
+                total += part
+        joined.append(np.maximum(total + stored[f"b{place}"], 0).reshape(-1))
+    return np.concatenate(joined)
+
+
+def test_halves_are_multiplied_in_half_and_their_sums_kept_in_float32(tmp_path: Path) -> None:
+    model = describe(save_products(tmp_path / "model.onnx", HALF_PRODUCTS))
+    target = make_target("aarch64", static=True, features=HALF)
+    bundle = compile_model(model, target, directory=tmp_path / "bundle", cache=cache_folder())
+    assert bundle.unscheduled == ()
+    for seed in (0, 1, 2):
+        random = np.random.default_rng(seed)
+        feeds = {"x": random.standard_normal(model.inputs[0].shape).astype("float32")}
+        found, _ = run_program(bundle, feeds, tmp_path)
+        assert distance(found, multiply_halves(model.path, feeds["x"])) < 2e-6
+        # Of float32 it is off by what half rounds, and by no more.
+        assert 1e-5 < distance(found, run_model(model.path, feeds)[0]) < 3e-3
+
+
+def test_convolutions_of_filters_in_half_agree_within_its_rounding(tmp_path: Path) -> None:
+    path = save_unfolded(tmp_path / "model.onnx")
+    store_halves(path, ("text", "image", "stem"))
+    model = describe(path)
+    target = make_target("aarch64", static=True, features=HALF)
+    bundle = compile_model(model, target, directory=tmp_path / "bundle", cache=cache_folder())
+    assert bundle.unscheduled == ()
+    random = np.random.default_rng(0)
+    feeds = {"x": random.standard_normal(model.inputs[0].shape).astype("float32")}
+    found, _ = run_program(bundle, feeds, tmp_path)
+    assert 1e-5 < distance(found, run_model(model.path, feeds)[0]) < 5e-3
+
+
+def store_halves(path: Path, names: tuple[str, ...]) -> None:
+    """Store constants of a model in half, each with a cast to float32."""
+    model = onnx.load(path)
+    for each in model.graph.initializer:
+        if each.name in names:
+            cast = helper.make_node("Cast", [f"{each.name}_half"], [each.name], to=1)
+            model.graph.node.insert(0, cast)
+            values = numpy_helper.to_array(each).astype(np.float16)
+            each.CopyFrom(numpy_helper.from_array(values, f"{each.name}_half"))
+    onnx.save(model, path)

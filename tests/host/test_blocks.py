@@ -25,6 +25,8 @@ FORMS: tuple[tuple[Method, int], ...] = (
     ("int4-blocks", 128),
     ("int2-blocks", 32),
     ("int2-blocks", 64),
+    ("codebook16-blocks", 32),
+    ("codebook4-blocks", 128),
 )
 
 
@@ -82,7 +84,7 @@ def test_blocks_stay_packed_and_scales_half_floats(
     arrays = lift_constants(lower_natively(made.path)[0]).arrays
     # Panels of 24 columns are padded.
     count = ROWS * WIDTH + WIDTH * 264 + WIDE * WIDE + WIDTH * WIDE
-    bits = 4 if form[0] == "int4-blocks" else 2
+    bits = 2 if form[0] in ("int2-blocks", "codebook4-blocks") else 4
     packed = count * bits // 8 + count // form[1] * 2
     assert sum(each.nbytes for each in arrays) <= packed + 4 * WIDTH
 
@@ -113,4 +115,6 @@ def test_64_bit_arm_computes_blocks_in_the_memory_that_was_predicted(
     assert predicted.weights_resident == pytest.approx(compiled.weights_resident, rel=0.15)
     size = made.path.stat().st_size
     assert compiled.weights < 1.15 * size
-    assert onnx.load(made.path).opset_import[0].version == (21 if "4" in form[0] else 25)
+    assert onnx.load(made.path).opset_import[0].version == (
+        21 if form[0] in ("int4-blocks", "codebook16-blocks") else 25
+    )

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from edgeopt.artifact import Method, Model
 from edgeopt.budget import Budget
-from edgeopt.compress import apply_plan, fit_plan, make_plan, predict_footprint
+from edgeopt.compress import Cost, apply_plan, fit_plan, make_plan, predict_footprint
 from edgeopt.errors import ConfigError
 from edgeopt.example import ExampleFacts, layout, write_questions
 from edgeopt.model import load_model, normalize_model
@@ -129,8 +129,10 @@ def test_the_fitter_takes_the_first_plan_that_a_budget_allows(
         ("float32", "float16", "int8-rows", "int8-weights"),
         Budget(ram=20_000_000, accuracy_drop=0.02),
         example.task,
-        cost=lambda each: predict_footprint(
-            each, target, runtime=4_000_000, program=2_700_000, samples=feeds
+        cost=Cost(
+            lambda each: predict_footprint(
+                each, target, runtime=4_000_000, program=2_700_000, samples=feeds
+            )
         ),
         directory=tmp_path,
     )

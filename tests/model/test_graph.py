@@ -75,3 +75,25 @@ def test_the_arithmetic_is_that_of_the_activations(
     }
     path = save_graph(tmp_path / "m.onnx", f"g (float[4] x) => (float[4] y) {{ {nodes} }}", stored)
     assert read_arithmetic(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("w = Cast<to=1>(half)  y = MatMul(x, w)", "float16"),
+        ("w = Cast<to=1>(half)  y = Mul(x, w)", "float32"),
+        ("w = Cast<to=1>(half)  y = MatMul(x, square)", "float32"),
+    ],
+)
+def test_stored_halves_count_where_the_device_multiplies_them(
+    tmp_path: Path, nodes: str, expected: str
+) -> None:
+    stored: dict[str, np.ndarray] = {
+        "half": np.ones((4, 4), np.float16),
+        "square": np.ones((4, 4), np.float32),
+    }
+    path = save_graph(
+        tmp_path / "m.onnx", f"g (float[4,4] x) => (float[4,4] y) {{ {nodes} }}", stored
+    )
+    assert read_arithmetic(path, multiplies_halves=True) == expected
+    assert read_arithmetic(path) == "float32"

@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
 from edgeopt.errors import ModelError
-from edgeopt.model.simplify import relative_difference
+from edgeopt.model.oracle import run_model
+from edgeopt.model.simplify import part_zero_points, relative_difference
+from tests.graphs import normal, save_graph
 
 
 def difference(old: list[float], new: list[float]) -> float:
@@ -30,3 +35,31 @@ def test_infinity_in_the_same_place_is_equal() -> None:
     assert difference([float("-inf"), 2.0], [float("-inf"), 2.0]) == 0.0
     assert difference([float("-inf"), 2.0], [float("inf"), 2.0]) == float("inf")
     assert difference([float("-inf"), 2.0], [1.0, 2.0]) == float("inf")
+
+
+def test_integer_products_whose_zero_point_is_shared_run_in_onnxruntime(tmp_path: Path) -> None:
+    text = """
+    quantized (float[4,64] x) => (float[4,32] y) {
+        codes, scale, zero = DynamicQuantizeLinear(x)
+        first = MatMulInteger(codes, one, zero, none)
+        second = MatMulInteger(codes, two, zero, none)
+        total = Add(first, second)
+        wide = Cast<to=1>(total)
+        y = Mul(wide, scale)
+    }"""
+    random = np.random.default_rng(0)
+    stored: dict[str, np.ndarray] = {
+        name: random.integers(-127, 127, (64, 32)).astype(np.int8) for name in ("one", "two")
+    }
+    stored["none"] = np.zeros((), np.int8)
+    path = save_graph(tmp_path / "m.onnx", text, stored)
+    feeds = {"x": normal(0, 4, 64)}
+    expected = run_model(path, feeds, optimize=False)[0]
+    model = onnx.load(path)
+    part_zero_points(model)
+    assert [node.input[3] for node in model.graph.node[1:3]] == ["none", "none.1"]
+    onnx.save(model, path)
+    assert np.allclose(run_model(path, feeds)[0], expected)
+    # A second time there is nothing left to part.
+    part_zero_points(model)
+    assert len(model.graph.initializer) == 4

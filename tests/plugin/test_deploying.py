@@ -177,4 +177,7 @@ def test_latency_is_told_in_milliseconds_and_instructions_are_not_counted(measur
     done = project.tests()
     assert done.returncode == 0, said(done)
     assert "4 passed, 1 skipped" in done.stdout, said(done)
+    # What was there for the tests only is gone with them.
+    assert list((project.home / ".edgeopt" / "apps").iterdir()) == []
+    assert list((project.home / ".edgeopt" / "objects").iterdir()) == []
     assert "instructions are counted on emulated boards only" in done.stdout

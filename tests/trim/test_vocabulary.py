@@ -5,7 +5,7 @@ import pytest
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.budget import Budget
-from edgeopt.compress import fit_plan
+from edgeopt.compress import Cost, fit_plan
 from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_samples
 from edgeopt.task import TextClassification, corpus, labelled, name_ids, score
@@ -84,7 +84,7 @@ def test_a_drop_counts_from_the_model_as_it_was(task: TextClassification, tmp_pa
         ("float32",),
         Budget(),
         short,
-        cost=costs(1),
+        cost=Cost(costs(1)),
         directory=tmp_path / "fit",
         baseline=0.9,
     )

@@ -55,9 +55,12 @@ class Batched:
 def define_attention(cpu: Cpu, plan: Batched) -> Callable[..., te.Tensor]:
     """Make the TE definition of a batched product."""
     by_assembly = _is_packed(cpu, plan)
-    rank_tiles = tile.rank_packed_tiles if by_assembly else tile.rank_tiles
-    shape = rank_tiles(cpu, plan.rows, plan.columns)[0]
-    height, width = shape
+    sizes_of_tiles = (
+        tile.rank_packed_tiles(plan.rows, plan.columns)
+        if by_assembly
+        else tile.rank_tiles(cpu, plan.rows, plan.columns)
+    )
+    height, width = shape = sizes_of_tiles[0]
     rank = len(plan.batch)
     tiles = (-(-plan.rows // height), -(-plan.columns // width))
     sizes = (*plan.batch, plan.rows, plan.columns)
@@ -196,7 +199,7 @@ def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
     for name, source in (("panel", _ALONG), ("packed", GATHERED)):
         gathered = [roles[source]] if source in roles else []
         packed.transpose_packed(sch, roles[name], gathered, flat=name == "panel")
-    packed.call_tile(sch, cpu, product, outer)
+    packed.call_tile(sch, product, outer)
 
 
 def _tile_heads(

@@ -1,7 +1,8 @@
 """Weights of 2, 4 or 8 bits with a scale per block of K: packed in words, decoded in registers.
 
 A word of 32 bits holds consecutive codes of one column, and columns lie side by side, so that one
-shift and one mask decode a vector of columns. With codes c, zero points z and scales s, one row is
+shift and one mask decode a vector of columns. Codes may stand for levels of a codebook, which are
+chosen in registers too. With codes c, zero points z and scales s, one row is
 sum over blocks of s * (sum of x * c - z * sum of x); more rows read a panel that was decoded once.
 """
 
@@ -37,7 +38,8 @@ _MOST_UNROLLED = 8
 class Blocked:
     """A matrix [K, N] of codes from 0 on, and its scales and zero points by block of K.
 
-    scales: [blocks, N], float16 or float32; zeros: the same shape, or one for all.
+    scales: [blocks, N], float16 or float32; zeros: the same shape, or one for all. levels: what
+    each code stands for, as float32; None: itself. With levels there are no zero points.
     """
 
     codes: np.ndarray
@@ -45,6 +47,7 @@ class Blocked:
     zeros: np.ndarray
     block: int
     bits: int
+    levels: np.ndarray | None = None
 
     @property
     def per_word(self) -> int:
@@ -109,7 +112,7 @@ def plan_blocked(cpu: Cpu, shape: tuple[int, ...], columns: int) -> Gemm:
 
 
 def arguments_of(weight: Blocked, width: int) -> list[np.ndarray]:
-    """List what the definition takes after x: words, scales, and zero points where they differ."""
+    """List what the definition takes after x: words, scales, and levels or zero points, if any."""
     panels = -(-weight.codes.shape[1] // width)
 
     def panelled(values: np.ndarray) -> np.ndarray:
@@ -119,6 +122,8 @@ def arguments_of(weight: Blocked, width: int) -> list[np.ndarray]:
         return np.ascontiguousarray(split.transpose(1, 0, 2))
 
     arguments = [pack_words(weight, width), panelled(weight.scales)]
+    if weight.levels is not None:
+        return [*arguments, weight.levels]
     return [*arguments, panelled(weight.zeros)] if weight.has_zeros else arguments
 
 
@@ -128,15 +133,30 @@ def _code(word: tirx.Expr, place: tirx.Expr, bits: int) -> tirx.Expr:
     return tirx.Cast("float32", kept)
 
 
+def _level(
+    word: tirx.Expr, place: tirx.Expr, bits: int, levels: te.Tensor, first: int = 0
+) -> tirx.Expr:
+    """Choose what a code of a word stands for, by its bits from the highest, in all lanes alike."""
+    if bits == 0:
+        return levels(first)
+    half = 1 << (bits - 1)
+    width = int(levels.shape[0]).bit_length() - 1
+    bit = tirx.bitwise_and(
+        tirx.shift_right(word, place * width + (bits - 1)), tirx.const(1, "int32")
+    )
+    upper = _level(word, place, bits - 1, levels, first + half)
+    return tirx.Select(bit > 0, upper, _level(word, place, bits - 1, levels, first))
+
+
 def define_blocked(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
-    """Make the TE definition: x, words, scales and zero points, if any, give x @ W."""
+    """Make the TE definition: x, words, scales, and levels or zero points, if any, give x @ W."""
     if plan.rows == 1 and not plan.outer_axes:
         return _define_row(plan, weight)
     return _define_tiles(cpu, plan, weight)
 
 
 def _zero_of(weight: Blocked, zeros: tuple[te.Tensor, ...], *at: tirx.Expr) -> tirx.Expr:
-    if zeros:
+    if weight.has_zeros:
         return tirx.Cast("float32", zeros[0](*at))
     return number(float(weight.zeros.reshape(-1)[0]))
 
@@ -146,13 +166,16 @@ def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Ten
     unroll = weight.per_word if plan.depth % weight.per_word == 0 else 0
     marks = plan.marks(cpu, weight.bits, unroll=min(unroll, _MOST_UNROLLED))
 
-    def define(x: te.Tensor, words: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
+    def define(x: te.Tensor, words: te.Tensor, scales: te.Tensor, *more: te.Tensor) -> te.Tensor:
         def decode(no: tirx.Expr, k: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
             block = tirx.floordiv(k, weight.block) if weight.blocks > 1 else tirx.const(0, "int32")
             word = words(no, tirx.floordiv(k, weight.per_word), ni)
-            code = _code(word, tirx.floormod(k, weight.per_word), weight.bits)
+            place = tirx.floormod(k, weight.per_word)
             scale = tirx.Cast("float32", scales(no, block, ni))
-            return (code - _zero_of(weight, zeros, no, block, ni)) * scale
+            if weight.levels is not None:
+                return _level(word, place, weight.bits, more[0]) * scale
+            code = _code(word, place, weight.bits)
+            return (code - _zero_of(weight, more, no, block, ni)) * scale
 
         shape = (words.shape[0], plan.depth, words.shape[2])
         panels = te.compute(shape, decode, name="widened", attrs=mark(role=tile.WIDENED))
@@ -169,7 +192,7 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
     blocks, words, per_word = weight.blocks, weight.words, weight.per_word
     marks = mark(kind=KIND, pattern="epilogue", columns=plan.width)
 
-    def define(x: te.Tensor, packed: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
+    def define(x: te.Tensor, packed: te.Tensor, scales: te.Tensor, *more: te.Tensor) -> te.Tensor:
         def staged(b: tirx.Expr, j: tirx.Expr) -> tirx.Expr:
             k = b * weight.block + j
             value = x(*[0] * (len(plan.shape) - 1), tirx.min(k, plan.depth - 1))
@@ -184,7 +207,11 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
         q, j = te.reduce_axis((0, words), "q"), te.reduce_axis((0, per_word), "j")
 
         def within(no: tirx.Expr, b: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
-            code = _code(packed(no, b * words + q, ni), j, weight.bits)
+            word = packed(no, b * words + q, ni)
+            if weight.levels is not None:
+                code = _level(word, j, weight.bits, more[0])
+            else:
+                code = _code(word, j, weight.bits)
             return te.sum(row(b, q * per_word + j) * code, axis=[q, j])
 
         panels = -(-plan.columns // plan.width)
@@ -195,7 +222,7 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
         def over(no: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
             value = partial(no, b, ni)
             if weight.has_zeros or weight.zeros.any():
-                value = value - _zero_of(weight, zeros, no, b, ni) * totals(b)
+                value = value - _zero_of(weight, more, no, b, ni) * totals(b)
             return te.sum(value * tirx.Cast("float32", scales(no, b, ni)), axis=b)
 
         product = te.compute((panels, plan.width), over, name="product", attrs=marks)
@@ -237,12 +264,17 @@ def schedule_blocked(sch: Schedule, cpu: Cpu, product: Block) -> None:
 def define_decoded(shape: tuple[int, ...], find: Finder, bits: int) -> Callable[..., te.Tensor]:
     """Make the TE definition of rows taken from a packed table: only what is read is decoded.
 
-    find: tells where the scale or zero point of an element of the table is.
+    find: tells where the scale or zero point of an element of the table is. The definition takes
+    table, scales, zero points, indices and, where codes stand for them, levels.
     """
     per_byte = 8 // bits
 
     def define(
-        table: te.Tensor, scales: te.Tensor, zeros: te.Tensor, indices: te.Tensor
+        table: te.Tensor,
+        scales: te.Tensor,
+        zeros: te.Tensor,
+        indices: te.Tensor,
+        *levels: te.Tensor,
     ) -> te.Tensor:
         count = len(indices.shape)
 
@@ -252,8 +284,11 @@ def define_decoded(shape: tuple[int, ...], find: Finder, bits: int) -> Callable[
             chosen = tirx.max(tirx.min(chosen, shape[0] - 1), 0)
             place = [chosen, *at[count:]]
             byte = table(*place[:-1], tirx.floordiv(place[-1], per_byte))
-            code = _code(tirx.Cast("int32", byte), tirx.floormod(place[-1], per_byte), bits)
+            word, at_bit = tirx.Cast("int32", byte), tirx.floormod(place[-1], per_byte)
             zero, scale = zeros(*find(zeros, place)), scales(*find(scales, place))
+            if levels:
+                return _level(word, at_bit, bits, levels[0]) * tirx.Cast("float32", scale)
+            code = _code(word, at_bit, bits)
             return (code - tirx.Cast("float32", zero)) * tirx.Cast("float32", scale)
 
         result = [*indices.shape, *shape[1:]]

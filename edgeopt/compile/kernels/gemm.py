@@ -2,8 +2,8 @@
 
 The tile is part of the definition: P[mo, no, mi, ni] = sum over k of A[row, k] * B[no, k, ni], and
 C reads P. Weights are packed with numpy when the model is compiled. A weight of float16 or int8
-stays so in memory and is widened in the inner loop; one scale per column commutes with the sum
-over k and is applied once, in the epilogue.
+stays so in memory and is widened in the inner loop, or multiplied in half where the core can; one
+scale per column commutes with the sum over k and is applied once, in the epilogue.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import tile
+from edgeopt.compile.kernels.microkernel import HALF, SINGLE, Numbers
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -51,6 +52,8 @@ class Gemm:
     columns: int
     height: int
     width: int
+    #: What a tile in assembly multiplies.
+    numbers: Numbers = SINGLE
 
     @property
     def depth(self) -> int:
@@ -118,6 +121,7 @@ class Gemm:
             unroll=unroll or tile.unroll_of(self.depth),
             bytes=self.depth * self.columns * bits // 8,
             read=int(np.prod(self.shape)) * 4,
+            numbers=self.numbers.dtype,
         )
 
 
@@ -126,14 +130,22 @@ def plan_gemm(cpu: Cpu, shape: tuple[int, ...], columns: int, dtype: object) -> 
     plan = Gemm(shape, columns, 1, 1)
     kind = PACKED if is_packed(cpu, plan) else KIND
     key = TileKey(kind, plan.rows, columns, plan.depth, str(dtype))
-    return Gemm(shape, columns, *tile.choose_tuned(cpu, key, rank_tiles(cpu, key)))
+    chosen = tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
+    return Gemm(shape, columns, *chosen, _numbers_of(cpu, key))
 
 
 def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     """List the tiles of a product, that of least work first; none where A is packed in vain."""
     if key.kind == KIND:
         return tile.rank_tiles(cpu, key.rows, key.columns)
-    return tile.rank_packed_tiles(cpu, key.rows, key.columns) if _packs(cpu, key.rows) else []
+    if not _packs(cpu, key.rows):
+        return []
+    return tile.rank_packed_tiles(key.rows, key.columns, _numbers_of(cpu, key))
+
+
+def _numbers_of(cpu: Cpu, key: TileKey) -> Numbers:
+    """Say what is multiplied: halves are where they are stored so and the core can."""
+    return HALF if key.kind == PACKED and cpu.half and key.dtype == "float16" else SINGLE
 
 
 def is_packed(cpu: Cpu, plan: Gemm) -> bool:
@@ -180,16 +192,18 @@ def pack_rows(plan: Gemm, x: te.Tensor) -> RowReader:
 
     Vectors are an axis of their own, so that the last one is whole wherever the buffer is placed.
     """
-    lanes = tile.PACKED_LANES
+    numbers = plan.numbers
+    lanes = numbers.lanes
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, k, vector, lane = at
         row = mo * plan.height + vector * lanes + lane
         whole = plan.rows % plan.height == 0 and plan.height % lanes == 0
-        return x(*plan.index(outer, row if whole else tirx.min(row, plan.rows - 1)), k)
+        value = x(*plan.index(outer, row if whole else tirx.min(row, plan.rows - 1)), k)
+        return value if numbers is SINGLE else tirx.Cast(numbers.dtype, value)
 
     outer = [*plan.outer_shape, plan.tiled_shape[-4]]
-    packed = pack_vectors(element, outer, plan.depth, plan.height)
+    packed = pack_vectors(element, outer, plan.depth, plan.height, numbers)
 
     def read(*at: tirx.Expr) -> tirx.Expr:
         *tiles, mi, k = at
@@ -199,13 +213,17 @@ def pack_rows(plan: Gemm, x: te.Tensor) -> RowReader:
 
 
 def pack_vectors(
-    element: Callable[..., tirx.Expr], outer: Sequence[int], depth: int, height: int
+    element: Callable[..., tirx.Expr],
+    outer: Sequence[int],
+    depth: int,
+    height: int,
+    numbers: Numbers = SINGLE,
 ) -> te.Tensor:
     """Pack element(*outer, k, vector, lane) as [*outer, K, vectors, lanes] for the assembly.
 
     What several k of one row are is loaded as vectors first, which packing transposes.
     """
-    lanes = tile.PACKED_LANES
+    lanes = numbers.lanes
     vectors = -(-height // lanes)
 
     def gather(*at: tirx.Expr) -> tirx.Expr:
@@ -221,7 +239,8 @@ def pack_vectors(
         return gathered(*place, vector, lane, k)
 
     shape = [*outer, depth, vectors, lanes]
-    return te.compute(shape, transpose, name="packed", attrs=mark(role="packed", item=4))
+    marks = mark(role="packed", item=np.dtype(numbers.dtype).itemsize)
+    return te.compute(shape, transpose, name="packed", attrs=marks)
 
 
 def result_of(plan: Gemm, product: te.Tensor, at: Sequence[tirx.Expr]) -> tirx.Expr:
@@ -240,7 +259,8 @@ def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
 
     def define(x: te.Tensor, weight: te.Tensor, *scales: te.Tensor) -> te.Tensor:
         marks = plan.marks(cpu, 8 * np.dtype(str(weight.dtype)).itemsize)
-        product = define_product(cpu, plan, x, tile.widen_panels(weight), marks)
+        panels = weight if plan.numbers is HALF else tile.widen_panels(weight)
+        product = define_product(cpu, plan, x, panels, marks)
 
         def result(*at: tirx.Expr) -> tirx.Expr:
             value = result_of(plan, product, at)
@@ -254,13 +274,16 @@ def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
 def define_product(
     cpu: Cpu, plan: Gemm, x: te.Tensor, panels: te.Tensor, marks: dict[str, int | str]
 ) -> te.Tensor:
-    """Define the tiles of x times panels [panel, K, column] of float32."""
+    """Define the tiles of x times panels [panel, K, column] of what is multiplied."""
     rows = pack_rows(plan, x) if is_packed(cpu, plan) else _stage_rows(cpu, plan, x)
     k = te.reduce_axis((0, plan.depth), "k")
 
     def multiply(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, no, mi, ni = at
-        return te.sum(rows(*outer, mo, mi, k) * panels(no, k, ni), axis=k)
+        left, right = rows(*outer, mo, mi, k), panels(no, k, ni)
+        if plan.numbers is HALF:
+            left, right = tirx.Cast("float32", left), tirx.Cast("float32", right)
+        return te.sum(left * right, axis=k)
 
     return te.compute(plan.tiled_shape, multiply, name="product", attrs=marks)
 

@@ -4,6 +4,7 @@ from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import microkernel, tile
 from edgeopt.compile.kernels.conv import UNFOLDED
 from edgeopt.compile.kernels.gemm import GATHERED, inline_around
+from edgeopt.compile.kernels.half_intrinsics import register_half_tile, register_half_transpose
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -32,7 +33,7 @@ def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
     unroll = marked_int(sch, product, "unroll")
     for block in widened:
         tile.place_widened(sch, block, columns, unroll=unroll)
-    call_tile(sch, cpu, product, columns)
+    call_tile(sch, product, columns)
 
 
 def place_tiles(sch: Schedule, cpu: Cpu, product: Block) -> tuple[Loop, list[Block]]:
@@ -111,10 +112,10 @@ def transpose_packed(
 
     Packed is [..., K, vectors, lane], flat [..., K, column].
     """
-    side = tile.PACKED_LANES
     if flat:
-        sch.split(sch.get_loops(packed)[-1], [None, side])
+        sch.split(sch.get_loops(packed)[-1], [None, tile.PACKED_LANES])
     depth, vector, lane = sch.get_loops(packed)[-3:]
+    side = extent(sch, lane)
     if not gathered or extent(sch, depth) % side:
         inline_all(sch, gathered)
         sch.vectorize(lane)
@@ -126,7 +127,10 @@ def transpose_packed(
         row, column = sch.get_loops(block)[-2:]
         sch.vectorize(column)
         sch.unroll(row)
-    sch.tensorize(step, register_transpose(flat=flat))
+    if side == tile.PACKED_LANES:
+        sch.tensorize(step, register_transpose(flat=flat))
+    else:
+        sch.tensorize(step, register_half_transpose())
 
 
 def _unfolded_sizes(sch: Schedule) -> list[int]:
@@ -146,14 +150,17 @@ def _count_groups(sch: Schedule, packed: Block, blocks: int) -> int:
     return next(count for count in counts if count == blocks or size // count <= _MOST_PACKED)
 
 
-def call_tile(sch: Schedule, cpu: Cpu, product: Block, outer: Loop) -> None:
+def call_tile(sch: Schedule, product: Block, outer: Loop) -> None:
     """Let the assembly, which comes with a loop around all tiles, compute each."""
     row, column, _ = sch.get_loops(product)[-3:]
     height, width = extent(sch, row), extent(sch, column)
     depth = marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, row)
     sch.tensorize(sch.get_loops(start)[-2], register_start(height, width))
-    vectors = width // cpu.lanes
-    name = microkernel.name_tile(height, vectors)
-    sch.tensorize(sch.get_loops(product)[-3], register_tile(name, height, width, depth))
-    sch.annotate(outer, "pragma_import_llvm", microkernel.write_tile(height, vectors))
+    halves = marked(sch, product, "numbers") == microkernel.HALF.dtype
+    numbers = microkernel.HALF if halves else microkernel.SINGLE
+    shape = height, width // numbers.lanes
+    name = microkernel.name_tile(*shape, numbers)
+    register = register_half_tile if halves else register_tile
+    sch.tensorize(sch.get_loops(product)[-3], register(name, height, width, depth))
+    sch.annotate(outer, "pragma_import_llvm", microkernel.write_tile(*shape, numbers))

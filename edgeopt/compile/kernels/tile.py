@@ -5,7 +5,12 @@ from collections.abc import Callable, Sequence
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels.microkernel import count_instructions, fits_registers
+from edgeopt.compile.kernels.microkernel import (
+    SINGLE,
+    Numbers,
+    count_instructions,
+    fits_registers,
+)
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -76,7 +81,7 @@ def choose_tuned(cpu: Cpu, key: TileKey, ranked: Sequence[Tile]) -> Tile:
     return measured if measured is not None and measured in ranked else ranked[0]
 
 
-def rank_packed_tiles(cpu: Cpu, rows: int, columns: int) -> list[Tile]:
+def rank_packed_tiles(rows: int, columns: int, numbers: Numbers = SINGLE) -> list[Tile]:
     """List the tiles of a product whose A is packed: fewest instructions first, edges included.
 
     Tiles have at least the rows of one vector.
@@ -84,16 +89,16 @@ def rank_packed_tiles(cpu: Cpu, rows: int, columns: int) -> list[Tile]:
 
     def work(shape: tuple[int, int]) -> tuple[int, bool]:
         height, vectors = shape
-        tiles = -(-rows // height) * -(-columns // (vectors * cpu.lanes))
-        return tiles * count_instructions(height, vectors), height % PACKED_LANES != 0
+        tiles = -(-rows // height) * -(-columns // (vectors * numbers.lanes))
+        return tiles * count_instructions(height, vectors, numbers), height % numbers.lanes != 0
 
     shapes = [
         (height, vectors)
-        for height in range(PACKED_LANES, _MOST_ROWS + 1)
+        for height in range(numbers.lanes, _MOST_ROWS + 1)
         for vectors in range(1, _MOST_VECTORS + 1)
-        if fits_registers(height, vectors)
+        if fits_registers(height, vectors, numbers)
     ]
-    return [(height, vectors * cpu.lanes) for height, vectors in sorted(shapes, key=work)]
+    return [(height, vectors * numbers.lanes) for height, vectors in sorted(shapes, key=work)]
 
 
 def _fits(cpu: Cpu, height: int, vectors: int) -> bool:

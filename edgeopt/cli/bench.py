@@ -1,0 +1,147 @@
+"""edgeopt bench: two models, or two plans of one, take turns on a board."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeopt.cli import options
+from edgeopt.cli.places import cache_folder
+from edgeopt.cli.request import Request, make_order, read_wait, started
+from edgeopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Bundle
+    from edgeopt.rivals import Contest, Rival
+
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+
+def bench(
+    target: options.TargetName,
+    ab: Annotated[
+        tuple[str, str],
+        typer.Option(
+            "--ab",
+            metavar="A B",
+            help="Profiles, models (.onnx, module:factory) or digests of what was compiled here.",
+        ),
+    ],
+    model: options.ModelSpec = None,
+    board: options.BoardAddress = None,
+    shape: options.Shapes = None,
+    value: options.Values = None,
+    project: options.Folder = Path(),
+    ssh_config: options.SshConfig = None,
+    blocks: Annotated[
+        int, typer.Option("--blocks", min=4, max=1000, help="Of launches A B B A.")
+    ] = 8,
+    tolerance: Annotated[
+        str, typer.Option("--tolerance", help="A difference that does not matter, like 1%.")
+    ] = "0%",
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="First compare A with itself; twice the time.")
+    ] = False,
+    wait: options.Wait = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare two models or plans in turns on one board: B is faster, slower, or inconclusive."""
+    from edgeopt.rivals import Terms, compare_rivals
+
+    terms = Terms(
+        blocks=blocks,
+        tolerance=_read_share(tolerance),
+        self_test=self_test,
+        wait=read_wait(wait),
+    )
+    request = Request(
+        target=target,
+        project=project,
+        model=model,
+        board=board,
+        shapes=shape or (),
+        values=value or (),
+        ssh_config=ssh_config,
+    )
+    base, other = (_make_rival(each, request) for each in ab)
+    order = make_order(_asked(ab[0], request))
+    found = compare_rivals(base, other, order.connect, terms=terms)
+    if as_json:
+        options.print_document(found.model_dump(mode="json") | _verdicts(found))
+    else:
+        typer.echo(_format(found))
+
+
+def _read_share(text: str) -> float:
+    from edgeopt.units import parse_fraction
+
+    try:
+        return parse_fraction(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--tolerance {text!r} cannot be read", why=str(error), fix="write it like 1%"
+        ) from error
+
+
+def _is_digest(name: str) -> bool:
+    return _DIGEST.fullmatch(name) is not None
+
+
+def _asked(name: str, request: Request) -> Request:
+    """Return the request for one contender: its model, or its profile."""
+    if _is_digest(name):
+        return request
+    if name.endswith(".onnx") or ":" in name:
+        return replace(request, model=name)
+    return replace(request, profile=name)
+
+
+def _make_rival(name: str, request: Request) -> "Rival":
+    from edgeopt.rivals import Rival
+
+    bundle = _find_bundle(name) if _is_digest(name) else None
+    with started(make_order(_asked(name, request))) as run:
+        return Rival(name, run, bundle)
+
+
+def _find_bundle(digest: str) -> "Bundle":
+    """Find what was compiled here by the beginning of its digest."""
+    from edgeopt.artifact import Bundle
+    from edgeopt.store import Store
+
+    found = {
+        each.digest: each
+        for each in Store(cache_folder()).every("compile", Bundle)
+        if each.digest.startswith(digest)
+    }
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise ConfigError(
+        f"{digest} is {'no' if not found else 'more than one'} bundle that was compiled here",
+        why="a release on a board has no sources: it is taken from the cache of this machine",
+        fix="give more of the digest" if found else "name its profile or its model",
+    )
+
+
+def _verdicts(found: "Contest") -> dict[str, str]:
+    return {"verdict": found.comparison.verdict}
+
+
+def _format(found: "Contest") -> str:
+    from edgeopt.report import MEANING
+
+    lines = [
+        f"{found.other} ({found.other_digest[:12]}) against {found.base} "
+        f"({found.base_digest[:12]}) on {found.board} ({MEANING[found.kind]})"
+    ]
+    if found.self_test is not None:
+        lines.append(f"  {found.base} against itself: {found.self_test}")
+    lines.append(f"  {found.comparison}")
+    return "\n".join(lines)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(bench)

@@ -1,0 +1,168 @@
+"""edgeopt fit and diff: the compressed model as a file, and what tells two plans apart."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeopt.cli import options
+from edgeopt.cli.planning import candidates_shown
+from edgeopt.cli.request import Order, Request, make_order, started
+from edgeopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeopt.artifact import Choice
+    from edgeopt.compress.record import Difference, FitRecord
+    from edgeopt.pipeline import Fitted
+
+
+def fit(
+    target: options.TargetName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the model.")],
+    model: options.ModelSpec = None,
+    profile: options.ProfileName = None,
+    ram: options.Ram = None,
+    flash: options.Flash = None,
+    max_drop: options.MaxDrop = None,
+    shape: options.Shapes = None,
+    value: options.Values = None,
+    project: options.Folder = Path(),
+    replay: Annotated[
+        Path | None, typer.Option("--plan", help="Apply the plan of an earlier fit instead.")
+    ] = None,
+    fresh: options.Fresh = False,
+    trim_vocabulary: options.TrimVocabulary = None,
+    as_json: options.Json = False,
+) -> None:
+    """Choose the plan and write the compressed ONNX model with it; nothing is compiled."""
+    from edgeopt.compress.record import FILE
+
+    if output.exists():
+        raise ConfigError(f"{output} exists", fix="name a folder that does not exist yet")
+    request = Request(
+        target=target,
+        project=project,
+        model=model,
+        profile=profile,
+        ram=ram,
+        flash=flash,
+        max_drop=max_drop,
+        shapes=shape or (),
+        values=value or (),
+        fresh=fresh,
+        trim_vocabulary=trim_vocabulary,
+        on_board=False,
+    )
+    found, record = _fit(make_order(request), replay)
+    output.mkdir(parents=True)
+    try:
+        shutil.copy2(found.fit.model.path, output / "model.onnx")
+        (output / FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if found.vocabulary is not None:
+            shutil.copy2(found.vocabulary.tokenizer, output / "tokenizer.json")
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+    if as_json:
+        options.print_document({"fit": record.model_dump(mode="json")})
+        return
+    typer.echo(_describe(record))
+    typer.echo(f"wrote {output} (model.onnx runs in any runtime)", err=True)
+
+
+def _fit(order: Order, replay: Path | None) -> "tuple[Fitted, FitRecord]":
+    from edgeopt.compress.record import read_record, record_fit
+    from edgeopt.pipeline import fit_model
+
+    earlier = read_record(replay) if replay is not None else None
+    with started(order) as run, candidates_shown():
+        found = fit_model(run, earlier.plan if earlier else None)
+    record = record_fit(found.fit, found.source, order.job.target.name)
+    if earlier is not None and earlier.result != record.result:
+        typer.echo(
+            "warning: the model is not the one that this plan was made for before: "
+            f"{record.result[:12]} instead of {earlier.result[:12]}",
+            err=True,
+        )
+    return found, record
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(help="Folder that edgeopt fit wrote, or its fit.json.")],
+    second: Annotated[Path, typer.Argument(help="The other one.")],
+    as_json: options.Json = False,
+) -> None:
+    """Show what two plans do differently, weight by weight, and what that costs."""
+    from edgeopt.compress.record import compare_records, read_record
+
+    one, other = read_record(first), read_record(second)
+    found = compare_records(one, other)
+    if as_json:
+        options.print_document(
+            {
+                "first": one.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
+                "second": other.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
+                "weights": [each.model_dump(mode="json") for each in found],
+            }
+        )
+        return
+    typer.echo(_format_difference(one, other, found))
+
+
+def _describe(record: "FitRecord") -> str:
+    from edgeopt.units import format_bytes, format_figure
+
+    return (
+        f"{record.plan.name} for {record.target}: flash {format_bytes(record.flash)}, peak memory "
+        f"{format_bytes(record.peak)}, accuracy drop {format_figure(record.drop, 'fraction')}"
+    )
+
+
+def _format_difference(
+    first: "FitRecord", second: "FitRecord", found: "tuple[Difference, ...]"
+) -> str:
+    from edgeopt.report import format_columns
+    from edgeopt.units import format_bytes, format_figure
+
+    def metric(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    rows = [
+        ("", "first", "second"),
+        ("plan", first.plan.name, second.plan.name),
+        ("target", first.target, second.target),
+        ("flash", format_bytes(first.flash), format_bytes(second.flash)),
+        ("peak memory", format_bytes(first.peak), format_bytes(second.peak)),
+        ("metric", metric(first.accuracy), metric(second.accuracy)),
+        ("drop", format_figure(first.drop, "fraction"), format_figure(second.drop, "fraction")),
+    ]
+    lines = [format_columns(rows, indent=""), ""]
+    if not found:
+        return "\n".join([*lines, "every weight has the same form in both"])
+    weights = [("weight", "first", "bytes", "second", "bytes")]
+    weights += [
+        (
+            each.weight,
+            _form(each.first),
+            format_figure(each.first_bytes, "bytes"),
+            _form(each.second),
+            format_figure(each.second_bytes, "bytes"),
+        )
+        for each in found
+    ]
+    return "\n".join([*lines, format_columns(weights, indent="")])
+
+
+def _form(choice: "Choice | None") -> str:
+    from edgeopt.report import form_of
+
+    if choice is None:
+        return "as it is"
+    return form_of(choice)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(fit)
+    app.command()(diff)

@@ -1,0 +1,70 @@
+"""codebook16-blocks, codebook4-blocks: codes that stand for levels of the weight's own.
+
+Levels lie where the values are: k-means in one dimension (Lloyd 1982, IEEE Trans. IT 28(2)) over
+a weight's values, each divided by its block's root mean square, weighted by what its error costs.
+They are whole numbers, so that the standard's DequantizeLinear multiplies them by a block's scale.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeopt.compress.codes import Floats
+
+#: The largest level in magnitude: rounding levels costs a thousandth of what 16 of them lose.
+LARGEST = 64
+#: Values that the levels are found on, and steps that are made.
+_MOST_VALUES = 1 << 18
+_STEPS = 200
+
+Levels = npt.NDArray[np.int8]
+
+
+def find_levels(rows: Floats, *, block: int, bits: int, importance: Floats | None = None) -> Levels:
+    """Return 2^bits rising levels for a matrix [R, K] in blocks along its rows.
+
+    importance [K]: how much the squared error of each column counts; None: all as much.
+    """
+    blocks = rows.reshape(-1, block)
+    size = np.sqrt(np.square(blocks).mean(axis=1, keepdims=True))
+    size = np.maximum(size, np.finfo(np.float32).tiny)
+    weights = np.broadcast_to(size * size, blocks.shape)
+    if importance is not None:
+        columns = np.broadcast_to(importance, rows.shape).reshape(blocks.shape)
+        weights = weights * columns
+    step = max(1, rows.size // _MOST_VALUES)
+    values = (blocks / size).reshape(-1)[::step].astype(np.float64)
+    levels = _means(values, weights.reshape(-1)[::step].astype(np.float64), 1 << bits)
+    largest = max(float(np.abs(levels).max()), 1e-30)
+    found: Levels = np.rint(levels * (LARGEST / largest)).astype(np.int8)
+    return found
+
+
+def _means(values: npt.NDArray[np.double], weights: npt.NDArray[np.double], count: int) -> Floats:
+    """Move levels, from quantiles on, to the weighted means of the values nearest to them."""
+    order = np.argsort(values)
+    ordered = values[order]
+    # In order, what lies between two borders is a difference of running sums.
+    total = np.concatenate([[0.0], np.cumsum(weights[order])])
+    moment = np.concatenate([[0.0], np.cumsum((weights * values)[order])])
+    levels = np.quantile(values, (np.arange(count) + 0.5) / count)
+    for _ in range(_STEPS):
+        borders = np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
+        ends = np.concatenate([[0], borders, [len(values)]])
+        mass, sums = np.diff(total[ends]), np.diff(moment[ends])
+        used = mass > 0
+        levels[used] = sums[used] / mass[used]
+    rising: Floats = np.sort(levels).astype(np.float32)
+    return rising
+
+
+def round_to_levels(values: Floats, scales: Floats, levels: Levels) -> Floats:
+    """Return the nearest levels, as floats."""
+    wide = levels.astype(np.float32)
+    ratio = values / scales
+    found: Floats = wide[np.searchsorted((wide[1:] + wide[:-1]) / 2, ratio)]
+    return found
+
+
+def codes_of(chosen: npt.NDArray[np.int8], levels: Levels) -> npt.NDArray[np.uint8]:
+    """Return which level each of the chosen ones is; of equal ones the first."""
+    return np.searchsorted(levels, chosen).astype(np.uint8)

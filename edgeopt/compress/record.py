@@ -1,0 +1,118 @@
+"""A fit as a file: enough to make the same model again, and to compare it with another one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from edgeopt.artifact import Choice, Entry, Fact, Model, Plan
+from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.fit import Fit
+from edgeopt.errors import ConfigError
+
+#: Its name in the folder that edgeopt fit writes.
+FILE = "fit.json"
+
+
+class FitRecord(Fact):
+    """What the fitter decided for a target, and what that costs."""
+
+    schema_version: Literal[1] = 1
+    target: str
+    #: Digest of the model that the plan is for, normalized and trimmed.
+    source: str
+    #: Digest of what the plan makes of it.
+    result: str
+    plan: Plan
+    #: Predicted, in bytes.
+    flash: int
+    peak: int
+    #: On the task's samples for validation; None without a task.
+    accuracy: float | None
+    drop: float | None
+    #: Bytes stored for each weight that has a form, by its name.
+    sizes: Mapping[str, int]
+    entries: tuple[Entry, ...] = ()
+
+
+class Difference(Fact):
+    """One weight that two plans treat differently; None where a plan leaves it as it is."""
+
+    weight: str
+    first: Choice | None
+    second: Choice | None
+    first_bytes: int | None
+    second_bytes: int | None
+
+
+def record_fit(fit: Fit, source: Model, target: str) -> FitRecord:
+    """Describe a fit of a model for a target."""
+    chosen = fit.chosen
+    return FitRecord(
+        target=target,
+        source=source.sha256,
+        result=fit.model.sha256,
+        plan=fit.plan,
+        flash=chosen.footprint.flash,
+        peak=chosen.footprint.peak,
+        accuracy=chosen.accuracy,
+        drop=chosen.drop,
+        sizes=_sizes(fit.model, fit.plan),
+        entries=fit.entries,
+    )
+
+
+def read_record(path: Path) -> FitRecord:
+    """Read a record, or that of a folder; raises ConfigError when it is none."""
+    file = path / FILE if path.is_dir() else path
+    try:
+        return FitRecord.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no record of a fit"
+        raise ConfigError(
+            f"{file} cannot be read",
+            why=why or str(error),
+            fix="name a folder that edgeopt fit --output wrote",
+        ) from error
+
+
+def compare_records(first: FitRecord, second: FitRecord) -> tuple[Difference, ...]:
+    """List the weights that two plans treat differently, those of most bytes first.
+
+    Raises ConfigError for plans of two models.
+    """
+    if first.source != second.source:
+        raise ConfigError(
+            "the two plans are not of one model",
+            why=f"one is of {first.source[:12]}, the other of {second.source[:12]}",
+            fix="fit the same model twice: edgeopt fit --output",
+        )
+    before, after = ({each.weight: each for each in it.plan.choices} for it in (first, second))
+    found = [
+        Difference(
+            weight=name,
+            first=before.get(name),
+            second=after.get(name),
+            first_bytes=first.sizes.get(name),
+            second_bytes=second.sizes.get(name),
+        )
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    ]
+    return tuple(
+        sorted(found, key=lambda each: -max(each.first_bytes or 0, each.second_bytes or 0))
+    )
+
+
+def _sizes(model: Model, plan: Plan) -> dict[str, int]:
+    """Add up what is stored for each weight: forms name their parts after it."""
+    names = {each.weight for each in plan.choices}
+    sizes = dict.fromkeys(sorted(names), 0)
+    for tensor in onnx.load(model.path, load_external_data=False).graph.initializer:
+        owner = tensor.name
+        while owner not in names and "." in owner:
+            owner = owner.rpartition(".")[0]
+        if owner in names:
+            sizes[owner] += stored_bytes(tensor)
+    return sizes

@@ -1,0 +1,90 @@
+"""Predicted times: what counts is the ratio of two plans on one device."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.artifact import Method, Model
+from edgeopt.compress import apply_plan, make_plan, pace_of, predict_latency
+from edgeopt.target import Target, load_target
+from tests.graphs import describe, normal, save_graph
+
+DEPTH, WIDTH, ROWS = 256, 512, 64
+
+
+def product(folder: Path, *, rows: int = ROWS) -> Model:
+    text = f"g (float[{rows},{DEPTH}] x) => (float[{rows},{WIDTH}] y) {{ y = MatMul(x, w) }}"
+    return describe(save_graph(folder / f"{rows}.onnx", text, {"w": normal(0, DEPTH, WIDTH)}))
+
+
+def predicted(model: Model, target: Target, threads: int = 1) -> float:
+    return predict_latency(model, pace_of(target, threads=threads))
+
+
+def compressed(model: Model, method: Method, folder: Path) -> Model:
+    plan = make_plan(model, method, directory=folder / method)
+    return apply_plan(model, plan, directory=folder / method)
+
+
+def test_a_product_takes_its_multiplications_over_what_the_core_does_in_a_second(
+    tmp_path: Path,
+) -> None:
+    target = load_target("rpi4")
+    # 8 operations a cycle at 1.8 GHz; its weights stay in the cache.
+    expected = ROWS * DEPTH * WIDTH / (8 / 2 * 1.8e9) * 1e9
+    assert predicted(product(tmp_path), target) == pytest.approx(expected)
+    assert predicted(product(tmp_path), target, threads=4) == pytest.approx(expected / 3.4)
+
+
+def test_weights_beyond_the_cache_take_at_least_the_time_to_read_them(tmp_path: Path) -> None:
+    target = load_target("rpi4")
+    text = "g (float[1,1024] x) => (float[1,1024] y) { y = MatMul(x, w) }"
+    model = describe(save_graph(tmp_path / "m.onnx", text, {"w": normal(0, 1024, 1024)}))
+    assert target.memory.bandwidth is not None
+    reading = 4 * 1024 * 1024 / (2 * target.memory.bandwidth) * 1e9
+    assert predicted(model, target) == pytest.approx(reading)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "ratio"),
+    [
+        ("rpi4", "float16", 1.0),
+        ("rpi5", "float16", 0.5),
+        ("rpi4", "int8-weights", 1.0),
+        ("rpi4", "int8-dynamic", 0.5),
+        ("rpi5", "int8-dynamic", 0.25),
+    ],
+)
+def test_what_a_form_saves_is_what_the_core_does_more_of(
+    name: str, method: Method, ratio: float, tmp_path: Path
+) -> None:
+    target, model = load_target(name), product(tmp_path)
+    share = predicted(compressed(model, method, tmp_path), target) / predicted(model, target)
+    # Quantizing the activations and scaling the sums costs a little.
+    assert ratio - 1e-6 <= share <= ratio + 0.12
+
+
+def test_a_core_multiplies_halves_of_several_rows_only(tmp_path: Path) -> None:
+    target, model = load_target("rpi5"), product(tmp_path, rows=1)
+    half = compressed(model, "float16", tmp_path)
+    assert predicted(half, target) == predicted(model, target)
+
+
+def test_recurrent_layers_and_what_has_no_products_take_time_too(tmp_path: Path) -> None:
+    text = """
+    g (float[5,1,8] x) => (float[5,1,1,16] y) {
+        h = LSTM<hidden_size=16>(x, w, r)
+        y = Tanh(h)
+    }"""
+    stored = {"w": normal(0, 1, 64, 8), "r": normal(1, 1, 64, 16)}
+    model = describe(save_graph(tmp_path / "m.onnx", text, stored))
+    target = load_target("rpi4")
+    second = 1.8e9
+    sums = 5 * (64 * 8 + 64 * 16) / (4 * second)
+    assert predicted(model, target) == pytest.approx((sums + 8 * 80 / (2 * second)) * 1e9)
+
+
+def test_a_target_without_figures_is_judged_by_its_features(tmp_path: Path) -> None:
+    target, model = load_target("generic-aarch64"), product(tmp_path)
+    dynamic = compressed(model, "int8-dynamic", tmp_path)
+    assert predicted(dynamic, target) < predicted(model, target)

@@ -1,0 +1,73 @@
+"""Weights of low rank as compress writes them: compiled to onnxruntime's outputs, no larger."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.artifact import Choice, Method, Model, Plan
+from edgeopt.cli.places import cache_folder
+from edgeopt.compile import compile_model
+from edgeopt.compress import apply_plan, predict_footprint
+from edgeopt.compress.cost import CODE
+from edgeopt.model.oracle import run_model, seeded_inputs
+from tests.compile.kit import distance, make_target, run_natively
+from tests.host.test_blocks import save_text
+from tests.host.test_compile import run_program
+
+pytestmark = pytest.mark.host
+
+FORMS: tuple[tuple[Method, int | None], ...] = (
+    ("float16", None),
+    ("int8-weights", None),
+    ("int4-blocks", 32),
+    ("int2-blocks", 32),
+)
+
+
+def compress(folder: Path, method: Method, block: int | None, rank: int = 64) -> Model:
+    choices = tuple(
+        Choice(weight=name, method=method, block=block, rank=rank)
+        for name in ("table", "widen", "mix", "turned")
+    )
+    return apply_plan(
+        save_text(folder), Plan(name=method, choices=choices), directory=folder / f"rank{rank}"
+    )
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_compiled_factors_give_onnxruntimes_outputs(
+    form: tuple[Method, int | None], tmp_path: Path
+) -> None:
+    made = compress(tmp_path, *form)
+    for seed in range(2):
+        feeds = seeded_inputs(made, seed)
+        found, wanted = run_natively(made.path, feeds)[0], run_model(made, feeds)[0]
+        assert distance(found, wanted) < 4e-6
+    # What is compared depends on the rank: another one is far away.
+    other = run_model(compress(tmp_path, *form, rank=32), feeds)[0]
+    assert distance(found, other) > 1e-2
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_64_bit_arm_computes_factors_in_the_memory_that_was_predicted(
+    form: tuple[Method, int | None], tmp_path: Path
+) -> None:
+    made = compress(tmp_path, *form)
+    feeds = seeded_inputs(made, 0)
+    target = make_target("aarch64", static=True)
+    samples = {name: value[None] for name, value in feeds.items()}
+    bundle = compile_model(
+        made, target, directory=tmp_path / "bundle", cache=cache_folder(), token_samples=samples
+    )
+    assert bundle.unscheduled == ()
+    found, _ = run_program(bundle, feeds, tmp_path)
+    assert distance(found, run_model(made, feeds)[0]) < 4e-6
+    compiled = bundle.footprint
+    program = compiled.flash - compiled.weights - CODE
+    predicted = predict_footprint(
+        made, target, runtime=compiled.runtime - CODE, program=program, samples=samples
+    )
+    # Panels are padded to whole vectors, which is more of a small matrix than of a large one.
+    assert predicted.flash == pytest.approx(compiled.flash, rel=0.01)
+    assert predicted.peak == pytest.approx(compiled.peak, rel=0.03)
+    assert compiled.weights < 1.15 * made.path.stat().st_size

@@ -1,0 +1,76 @@
+"""What a trial that broke the budget teaches the fitter."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.artifact import Measurement, Model
+from edgeopt.budget import Budget
+from edgeopt.fitting import learn, predict_time
+from edgeopt.job import Correction, Job, Trial
+from edgeopt.profile import load_profile
+from edgeopt.target import load_target
+from tests.graphs import text_model
+from tests.samples import bundle, measurement, parity
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return text_model(tmp_path)
+
+
+def job(folder: Path, budget: Budget) -> Job:
+    profile = load_profile("balanced").model_copy(update={"budget": budget})
+    return Job(
+        app="test",
+        project=folder,
+        model="text.onnx",
+        shapes={},
+        values={},
+        target=load_target("rpi4"),
+        profile=profile,
+        task=None,
+        kind="board",
+    )
+
+
+def trial(seen: Measurement) -> Trial:
+    return Trial(measurement=seen, parity=parity())
+
+
+def test_a_trial_within_the_budget_teaches_nothing(model: Model, tmp_path: Path) -> None:
+    asked = job(tmp_path, Budget(latency=30, ram=30_000_000))
+    seen = measurement(20_000_000, kind="board", peak=27_500_000)
+    assert learn(asked, bundle(), model, trial(seen), Correction()) is None
+
+
+def test_what_was_too_slow_says_how_fast_the_board_is(model: Model, tmp_path: Path) -> None:
+    asked = job(tmp_path, Budget(latency=30))
+    seen = measurement(40_000_000, kind="board")
+    learned = learn(asked, bundle(), model, trial(seen), Correction())
+    assert learned is not None
+    assert learned.pace is not None
+    again = predict_time(asked, model) * learned.pace
+    # Rounded up: the plan that was measured is refused from now on.
+    assert 40_000_000 <= again <= 40_000_000 * 1.01
+    # A board that seemed slower before is not believed to be faster now.
+    slower = Correction(pace=2 * learned.pace)
+    kept = learn(asked, bundle(), model, trial(seen), slower)
+    assert kept is not None
+    assert kept.pace == slower.pace
+
+
+def test_counted_instructions_are_no_time(model: Model, tmp_path: Path) -> None:
+    asked = job(tmp_path, Budget(latency=30))
+    seen = measurement(40_000_000, kind="emulated")
+    assert learn(asked, bundle(), model, trial(seen), Correction()) is None
+
+
+def test_memory_beyond_the_limit_is_added_to_what_is_predicted(
+    model: Model, tmp_path: Path
+) -> None:
+    asked = job(tmp_path, Budget(ram=20_000_000))
+    learned = learn(
+        asked, bundle(), model, trial(measurement(peak=40_000_000)), Correction(memory=5)
+    )
+    assert learned == Correction(memory=40_000_000 - bundle().footprint.peak)
