@@ -53,8 +53,6 @@ def deploy(
     as_json: options.Json = False,
 ) -> None:
     """Fit a model to its budget, compile it, prove it on the board, and keep it there."""
-    from edgeopt.pipeline import deploy as run_deploy
-
     if target is None and boards is None:
         raise ConfigError("for which kind of device?", fix="add --target rpi4")
     request = Request(
@@ -80,13 +78,18 @@ def deploy(
     patience = read_wait(wait)
     if boards is not None:
         deploy_fleet(request, boards, as_json=as_json)
-    order = make_order(request)
-    with started(order) as run, candidates_shown():
-        done = run_deploy(run, order.connect, reference=reference, wait=patience)
-    report = done.report
+    report = _deploy(request, reference=reference, wait=patience)
     _save_report(report, project, html)
     _print_report(report, as_json=as_json)
     raise typer.Exit(report.exit_code)
+
+
+def _deploy(request: Request, *, reference: bool, wait: float) -> "Report":
+    from edgeopt.pipeline import deploy as run_deploy
+
+    order = make_order(request)
+    with started(order) as run, candidates_shown():
+        return run_deploy(run, order.connect, reference=reference, wait=wait).report
 
 
 def _save_report(report: "Report", project: Path, html: Path | None) -> None:

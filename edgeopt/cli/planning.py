@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Kind of device: a name or a .toml file.")
-    ] = None,
+    target: options.SomeTarget = None,
     model: options.ModelSpec = None,
     profile: options.ProfileName = None,
     ram: options.Ram = None,

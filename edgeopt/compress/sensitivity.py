@@ -50,7 +50,7 @@ class Option(Fact):
     choice: Choice
     #: Bytes of its codes and scales as they are stored.
     size: int
-    #: How far the outputs move when only this weight has this form; see measure_distance.
+    #: How far the outputs move when only this weight has this form; see measure_harm.
     harm: float
 
 
@@ -58,7 +58,7 @@ class Sensitivity(Fact):
     """The options of every weight that can be compressed, as it came first."""
 
     layers: tuple[tuple[Option, ...], ...]
-    #: Whether harm is a divergence of class probabilities; otherwise a relative squared error.
+    #: Whether harm is of the first output's scores for classes; otherwise of all outputs.
     classes: bool
 
 
@@ -162,6 +162,23 @@ def measure_distance(found: Sequence[Array], expected: Sequence[Array], *, class
     return float(np.mean(ratios))
 
 
+def measure_harm(found: Sequence[Array], expected: Sequence[Array], *, classes: bool) -> float:
+    """Return the squared error of outputs [S, ...] relative to their squares.
+
+    With classes, that of the first output's scores, less their mean over classes, which no
+    probability depends on. Errors of several layers that know nothing of each other add up in it.
+    A divergence does not: on samples that a model is sure of, such as those it was trained on, it
+    is nothing until the sum of all errors turns an answer.
+    """
+    if not classes:
+        return measure_distance(found, expected, classes=False)
+    ours, theirs = (
+        scores - scores.mean(axis=-1, keepdims=True)
+        for scores in (each[0].astype(np.float64) for each in (found, expected))
+    )
+    return float(np.square(ours - theirs).sum() / max(float(np.square(theirs).sum()), 1e-30))
+
+
 def _log_probabilities(scores: Array) -> Array:
     rows = scores.reshape(len(scores), -1, scores.shape[-1]).astype(np.float64)
     shifted = rows - rows.max(axis=-1, keepdims=True)
@@ -206,13 +223,14 @@ class _Probe:
         """Return the harm of other values for one weight, on the first samples."""
         # One buffer for all runs: a numpy array would be looked at again in each.
         value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values))
-        outputs = self._run({name: value})
-        return measure_distance(outputs, self.expected, classes=self.calibration.classes)
+        return self._harm(self._run({name: value}), self.expected)
 
     def compare(self, made: Model) -> float:
         """Return the harm that a model does on all samples."""
-        outputs = run_samples(made, self.calibration.judged)
-        return measure_distance(outputs, self.wide, classes=self.calibration.classes)
+        return self._harm(run_samples(made, self.calibration.judged), self.wide)
+
+    def _harm(self, outputs: Sequence[Array], expected: Sequence[Array]) -> float:
+        return measure_harm(outputs, expected, classes=self.calibration.classes)
 
     def _run(self, replaced: Mapping[str, Any]) -> list[Array]:
         given, _ = _split(self.calibration.judged, _JUDGED_FIRST)

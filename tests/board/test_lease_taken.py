@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path, PurePosixPath
@@ -182,6 +183,36 @@ def test_without_hard_links_a_stale_lease_is_taken_over_too(board: LocalBoard, f
             with pytest.raises(LeaseLost):
                 slow.confirm()
             after.confirm()
+
+
+def test_every_script_runs_in_busybox_alone(
+    board: LocalBoard, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("no busybox here; run: sudo apt-get install -y busybox-static")
+    tools = tmp_path / "applets"
+    tools.mkdir()
+    subprocess.run([busybox, "--install", "-s", str(tools)], check=True)
+    monkeypatch.setenv("PATH", str(tools))
+    with hold(board, ROOT, owner="slow", seconds=100) as slow:
+        assert slow.board.run(["readlink", "/proc/self/exe"], timeout=9).stdout.strip() == (
+            busybox.encode()
+        )
+        stray = subprocess.Popen(["sleep", "970"], env={"EDGEOPT_LEASE": slow.token})
+        found = read_tenancy(board, ROOT)
+        assert stray.pid in [each.pid for each in found.processes]
+        assert "sleep 970" in found.processes[-1].command
+        kick_owner(board, ROOT, found.owner, by="me")
+        assert stray.wait(10) == -9
+        with pytest.raises(LeaseLost):
+            slow.board.run(["true"], timeout=9)
+    with hold(board, ROOT, owner="slow", seconds=100) as slow:
+        slow.renew(200)
+        expire(file)
+        with hold(board, ROOT, owner="next", seconds=100) as after:
+            assert after.fence == 4
+    assert sorted(each.name for each in file.parent.iterdir()) == ["fence"]
 
 
 def test_what_a_board_says_of_an_owner_is_not_believed_blindly() -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ from edgeopt.compress.sensitivity import (
     Sensitivity,
     draw_calibration,
     measure_distance,
+    measure_harm,
     measure_sensitivity,
 )
 from edgeopt.model.oracle import run_samples
 from edgeopt.target import Target, load_target
+from edgeopt.task import Arrays
 from tests.graphs import text_model
 
 METHODS: tuple[Method, ...] = (
@@ -149,3 +151,48 @@ def test_divergence_of_classes_is_zero_for_equal_scores_and_grows_with_their_dis
     assert 0 < distances[1] < distances[2]
     # Probabilities do not change when the same number is added to all scores.
     assert measure_distance([scores + 3], [scores], classes=True) == pytest.approx(0, abs=1e-6)
+
+
+def test_nothing_is_fitted_to_the_samples_that_harm_is_measured_on(tmp_path: Path) -> None:
+    model = text_model(tmp_path)
+    for count, fitted in ((1000, 840), (40, 10), (1, 1)):
+        ids = np.arange(count * 8).reshape(count, 1, 8)
+        np.savez(tmp_path / "train.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+        task = Arrays(kind="arrays", train=tmp_path / "train.npz")
+        drawn = draw_calibration(model, task)
+        assert drawn.fitted is not None
+        parts = [
+            set(each["input_ids"].reshape(-1).tolist())
+            for each in (drawn.judged, drawn.fitted, drawn.held)
+        ]
+        assert len(parts[1]) == 8 * fitted
+        if count > 1:
+            assert all(parts)
+            assert sum(map(len, parts)) == len(set().union(*parts))
+
+
+def test_harms_of_layers_that_know_nothing_of_each_other_add_up() -> None:
+    random = np.random.default_rng(0)
+    # A model that is sure of its answers, and two errors of its scores.
+    scores = np.eye(6)[random.integers(0, 6, 400)] * 8 + 0.5 * random.standard_normal((400, 6))
+    errors = 1.5 * random.standard_normal((2, 400, 6))
+
+    def both(measure: Callable[..., float]) -> tuple[float, float]:
+        apart = [measure([scores + each], [scores], classes=True) for each in errors]
+        return sum(apart), measure([scores + errors.sum(axis=0)], [scores], classes=True)
+
+    apart, together = both(measure_harm)
+    assert together == pytest.approx(apart, rel=0.05)
+    # Of the divergence there is more together than apart.
+    apart, together = both(measure_distance)
+    assert together > 1.5 * apart
+
+
+def test_harm_is_the_squared_error_of_scores_whatever_is_added_to_all() -> None:
+    scores = np.random.default_rng(0).standard_normal((16, 1, 6)).astype(np.float32)
+    middle = scores.mean(axis=-1, keepdims=True)
+    moved = 1.1 * (scores - middle) + 5
+    assert measure_harm([moved], [scores], classes=True) == pytest.approx(0.01, rel=1e-3)
+    assert measure_harm([scores + 3], [scores], classes=True) == pytest.approx(0, abs=1e-10)
+    zeros, one = np.zeros((4, 6)), np.eye(4, 6)
+    assert measure_harm([zeros + 2 * one], [one], classes=False) == pytest.approx(1)

@@ -118,3 +118,24 @@ def test_64_bit_arm_computes_blocks_in_the_memory_that_was_predicted(
     assert onnx.load(made.path).opset_import[0].version == (
         21 if form[0] in ("int4-blocks", "codebook16-blocks") else 25
     )
+
+
+@pytest.mark.parametrize("operator", ["Add", "MatMul"])
+def test_levels_that_no_kernel_takes_are_looked_up_one_by_one(
+    operator: str, tmp_path: Path
+) -> None:
+    text = f"""
+    levels (float[96,96] x) => (float[96,96] y) {{
+        places = Cast<to=6>(codes)
+        values = Gather<axis=0>(levels, places)
+        y = {operator}(x, values)
+    }}"""
+    codes = np.random.default_rng(0).integers(0, 200, (96, 96)).astype(np.uint8)
+    stored: dict[str, np.ndarray] = {"codes": codes, "levels": normal(1, 200)}
+    made = describe(save_graph(tmp_path / "levels.onnx", text, stored))
+    feeds = seeded_inputs(made, 0)
+    found = run_natively(made.path, feeds)[0]
+    values = stored["levels"][codes]
+    wanted = feeds["x"] + values if operator == "Add" else feeds["x"] @ values
+    assert distance(found, wanted) < 4e-6
+    assert distance(found, run_model(made, feeds)[0]) < 4e-6
