@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from edgeopt.board import Kind
+from edgeopt.cut import Cut, Pruning
+from edgeopt.fact import Fact as Fact  # those of every other module build on it too
 
 #: How one weight is stored and computed with, from the least harm to the most.
 #: float32: as it came. float16: stored in half, computed in float32 (Cast).
@@ -56,12 +58,6 @@ _FACTORED = (
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
-
-
-class Fact(BaseModel):
-    """Frozen data that knows its fields and refuses any other."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TensorSpec(Fact):
@@ -151,6 +147,8 @@ class Plan(Fact):
 
     name: str
     choices: tuple[Choice, ...]
+    #: Applied before the choices, which are about what is left.
+    cuts: tuple[Cut, ...] = ()
     #: Only for int8-static: replaying needs no calibration data.
     ranges: tuple[Range, ...] = ()
 
@@ -380,11 +378,14 @@ class Report(Fact):
     kept: bool
     #: Number of the lease under which the board was used: later users have higher ones.
     fence: int = 0
+    #: Time measured for each predicted; later plans start from it. None where none was measured.
+    pace: float | None = None
     checks: tuple[Check, ...]
     rows: tuple[Row, ...]
     tried: tuple[Tried, ...]
     #: When the vocabulary was trimmed: what the application's tokenizer must be.
     vocabulary: Vocabulary | None = None
+    pruning: Pruning | None = None
     stages: tuple[StageRecord, ...]
     warnings: tuple[str, ...] = ()
     #: Exit code of the first gate that failed; 0 when all held.

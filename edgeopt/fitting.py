@@ -51,7 +51,22 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             baseline=job.baseline,
         )
 
-    return run.stage("fit", key, Fit, fit)
+    return _with_cuts(run.stage("fit", key, Fit, fit), job)
+
+
+def _with_cuts(fit: "Fit", job: Job) -> "Fit":
+    """Give plans the cuts that were made before them, so that each is all that was done."""
+    if job.pruning is None:
+        return fit
+    cuts = job.pruning.cuts
+
+    def cut(candidate: "Candidate") -> "Candidate":
+        plan = candidate.plan.model_copy(update={"cuts": cuts})
+        return candidate.model_copy(update={"plan": plan})
+
+    return fit.model_copy(
+        update={"chosen": cut(fit.chosen), "candidates": tuple(map(cut, fit.candidates))}
+    )
 
 
 def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
@@ -60,6 +75,8 @@ def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
 
     job = run.job
     program = _device_program(run)
+    # These were made before: the model is what they left.
+    plan = plan.model_copy(update={"cuts": ()})
 
     def apply(folder: Path) -> Fit:
         return replay_plan(
@@ -73,7 +90,8 @@ def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
 
     key = [model.sha256, plan.model_dump(mode="json"), digest_task(job), samples.sha256]
     target = job.target.model_dump(mode="json")
-    return run.stage("replay", [*key, target, job.baseline], Fit, apply, detail=plan.name)
+    found = run.stage("replay", [*key, target, job.baseline], Fit, apply, detail=plan.name)
+    return _with_cuts(found, job)
 
 
 def predict_time(job: Job, model: Model) -> float:

@@ -14,6 +14,7 @@ from edgeopt.artifact import (
     Method,
     Model,
     Parity,
+    Plan,
     Release,
     Report,
     StageRecord,
@@ -21,6 +22,7 @@ from edgeopt.artifact import (
 )
 from edgeopt.board import Kind
 from edgeopt.board.owner import Owner
+from edgeopt.cut import Pruning
 from edgeopt.deploy.signature import Signed, Signer, sign_release
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
@@ -56,6 +58,10 @@ class Job:
     tiles: Mapping[TileKey, Tile] = field(default_factory=dict)
     #: What trimming made of the vocabulary; the task's tokenizer is then the shorter one.
     vocabulary: Vocabulary | None = None
+    #: What was cut out of the model, when that was asked for.
+    pruning: Pruning | None = None
+    #: Time that the last deploy measured for each predicted; None: times are not predicted.
+    pace: float | None = None
     #: Accuracy that drops are measured from; None: that of the model that is fitted.
     baseline: float | None = None
     #: Who signs the release; None: nobody does.
@@ -149,6 +155,11 @@ def plan_name(model: Model) -> str:
     """Return the plan that made a model: float32 when none did."""
     known = (*get_args(Method), MIXED)
     return model.provenance[-1] if model.provenance[-1] in known else "float32"
+
+
+def plan_title(plan: Plan) -> str:
+    """Return what a plan is called where others are listed beside it."""
+    return f"{plan.name}, pruned" if plan.cuts else plan.name
 
 
 class Correction(Fact):

@@ -1,6 +1,5 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,10 +19,11 @@ from edgeopt.artifact import (
 )
 from edgeopt.board import Board
 from edgeopt.budget import Budget
+from edgeopt.cut import Pruning
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
 from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
-from edgeopt.prepare import keep_vocabulary, prepare_model, trim_model
+from edgeopt.prepare import keep_vocabulary, prepare_model, shrink_model
 from edgeopt.profile import Profile
 from edgeopt.verdict import (
     check_figures,
@@ -55,6 +55,8 @@ class Built:
     samples: Samples
     #: When it was trimmed.
     vocabulary: Vocabulary | None = None
+    #: When units were cut.
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,9 @@ def deploy(
     from edgeopt.trial import ROOT, Seat
 
     whole = prepare_model(run)
-    short, model = trim_model(run, whole)
+    short, model = shrink_model(run, whole)
     samples = draw_samples(short, model)
-    built = build(short, model, samples)
+    built = _build_or_try(short, model, samples)
     original = None
     if reference and built.fit.model.sha256 != whole.sha256:
         # With its whole vocabulary it takes other token ids.
@@ -107,6 +109,18 @@ def deploy(
         board.close()
 
 
+def _build_or_try(run: Run, model: Model, samples: Samples) -> Built:
+    """Build by the pace that was measured last time; if all are too slow by it, measure anew."""
+    from edgeopt.compress import Infeasible
+
+    try:
+        return build(run, model, samples)
+    except Infeasible as error:
+        if run.job.pace is None or not all(each.slow for each in error.candidates):
+            raise
+        return build(run, model, samples, correction=Correction())
+
+
 def _compile_original(run: Run, model: Model, samples: Samples | None) -> Original:
     run = keep_vocabulary(run)
     samples = samples or draw_samples(run, model)
@@ -117,6 +131,7 @@ def _deploy_on(
     seat: "Seat", lease: "Lease", model: Model, built: Built, original: Original | None
 ) -> Deployed:
     from edgeopt.deploy import discard_release
+    from edgeopt.trial import activate
 
     run, board, samples = seat.run, seat.board, seat.samples
     before = _reference_row(seat, original, built)
@@ -142,10 +157,12 @@ def _deploy_on(
         built = rebuilt
         release, trial = _try(seat, built)
     report = _conclude(seat, built, trial, before, remark)
+    pace = learn_pace(run.job, built.fit.model, trial.measurement, correction).pace
+    report = report.model_copy(update={"pace": pace})
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
-        _activate(seat, release)
+        activate(seat, release)
     else:
         discard_release(release, board)
     return Deployed(
@@ -155,18 +172,6 @@ def _deploy_on(
         model=built.fit.model,
         samples=samples,
     )
-
-
-def _activate(seat: "Seat", release: Release) -> None:
-    """Make a release current, signed where the job has a signer, and tell who verified that."""
-    from edgeopt.deploy import activate_release
-
-    started = time.monotonic()
-    signed = seat.run.job.sign(release.digest)
-    by_board = activate_release(release, seat.board, signed=signed)
-    if signed is not None:
-        who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
-        seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:
@@ -235,7 +240,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
         run, bundle=built.bundle, trial=trial, tried=tried[-1], reference=reference
     )
     chosen = Row(
-        plan=built.fit.plan.name,
+        plan=tried[-1].plan,
         role="chosen",
         footprint=built.bundle.footprint,
         metric_host=built.fit.chosen.accuracy,
@@ -258,13 +263,13 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
 
 def plan(run: Run) -> Built:
     """Fit and compile, and refuse what cannot fit: what deploy would send, without a board."""
-    run, model = trim_model(run, prepare_model(run))
+    run, model = shrink_model(run, prepare_model(run))
     return build(run, model, draw_samples(run, model))
 
 
 def survey_plans(run: Run) -> tuple[Tried, ...]:
     """Try every plan there is against the job's budget, also those that the profile leaves out."""
-    run, model = trim_model(run, prepare_model(run))
+    run, model = shrink_model(run, prepare_model(run))
     samples = draw_samples(run, model)
     found = []
     for method in get_args(Method):
@@ -276,7 +281,7 @@ def survey_plans(run: Run) -> tuple[Tried, ...]:
 
 def survey_front(run: Run, points: int) -> tuple[Tried, ...]:
     """Try the best mixture at so many sizes, of all forms there are, against the job's budget."""
-    run, model = trim_model(run, prepare_model(run))
+    run, model = shrink_model(run, prepare_model(run))
     job = run.job
     free = replace(run, job=replace(job, profile=_every_method(job)))
     found = draw_front(free, model, draw_samples(run, model), points)
@@ -320,13 +325,13 @@ def build(
     that the estimate met, the difference is added and the fitter runs again.
     """
     budget = run.job.profile.budget
-    correction = correction or Correction()
+    correction = correction or Correction(pace=run.job.pace)
     for _ in range(ROUNDS):
         fit = choose_plan(run, model, samples, correction)
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle, samples, run.job.vocabulary)
+            return Built(fit, bundle, samples, run.job.vocabulary, run.job.pruning)
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",
@@ -346,7 +351,8 @@ class Fitted:
 
 def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
     """Return the model that deploy would compile, or what a plan made before makes of it."""
-    run, model = trim_model(run, prepare_model(run))
+    cuts = None if plan is None else plan.cuts
+    run, model = shrink_model(run, prepare_model(run), cuts)
     samples = draw_samples(run, model)
     if plan is not None:
         found = replay(run, model, samples, plan)

@@ -1,13 +1,20 @@
 """Take a model in: loaded, normalized, and with the vocabulary that its task needs."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeopt.artifact import Fact, Model
+from edgeopt.cut import Cut
+from edgeopt.errors import ConfigError
 from edgeopt.job import Run, digest_task
 from edgeopt.store import digest_file, digest_tree
-from edgeopt.task import TextClassification, labelled, score
+from edgeopt.task import TextClassification, has_classes, labelled, score
+
+if TYPE_CHECKING:
+    from edgeopt.compress import Pruned
 
 
 class Baseline(Fact):
@@ -91,6 +98,68 @@ def trim_model(run: Run, model: Model) -> tuple[Run, Model]:
     return replace(run, job=job), made.model
 
 
+def shrink_model(run: Run, model: Model, cuts: Sequence[Cut] | None = None) -> tuple[Run, Model]:
+    """Leave out what the task does not need: pieces of the vocabulary, then units of layers.
+
+    Units are chosen as the profile asks, or are those of cuts that were chosen before.
+    """
+    return prune_units(*trim_model(run, model), cuts)
+
+
+def prune_units(run: Run, model: Model, cuts: Sequence[Cut] | None = None) -> tuple[Run, Model]:
+    """Cut units out of the model where that is asked for, else return both as they are.
+
+    The run that is returned measures drops from the accuracy of the model as it was.
+    """
+    job = run.job
+    if not (job.profile.prune if cuts is None else cuts):
+        return run, model
+    made = _choose_units(run, model) if cuts is None else _cut_units(run, model, cuts)
+    baseline = job.baseline
+    if baseline is None and job.task is not None and has_classes(job.task):
+        baseline = _measure_baseline(run, model)
+    pruned = replace(job, pruning=made.pruning, baseline=baseline)
+    return replace(run, job=pruned), made.model
+
+
+def _choose_units(run: Run, model: Model) -> "Pruned":
+    """Cut the share of the profile; what leaving out units does is kept for other shares."""
+    from edgeopt.compress import Pruned, measure_units, prune_model
+    from edgeopt.compress.ladder import Ladders
+
+    share, task = run.job.profile.prune, run.job.task
+    assert share is not None
+    key = [model.sha256, digest_task(run.job)]
+    detail = "what leaving out units does"
+    ladders = run.stage("units", key, Ladders, lambda _: measure_units(model, task), detail=detail)
+    assert task is not None
+
+    def prune(folder: Path) -> Pruned:
+        return prune_model(model, task, ladders, share=share, directory=folder)
+
+    detail = f"{share:.0%} of the operations left out"
+    return run.stage("prune", [*key, share], Pruned, prune, detail=detail)
+
+
+def _cut_units(run: Run, model: Model, cuts: Sequence[Cut]) -> "Pruned":
+    """Make cuts that an earlier plan has."""
+    from edgeopt.compress import Pruned, apply_cuts
+
+    task = run.job.task
+    if task is None:
+        raise ConfigError(
+            "the plan's cuts need a task",
+            why="what they left was fitted on its samples",
+            fix="add the [task] that the plan was made for to edgeopt.toml",
+        )
+    key = [model.sha256, digest_task(run.job), [each.model_dump() for each in cuts]]
+
+    def cut(folder: Path) -> Pruned:
+        return apply_cuts(model, task, cuts, directory=folder)
+
+    return run.stage("cut", key, Pruned, cut, detail=f"out of {len(cuts)} groups, as planned")
+
+
 def keep_vocabulary(run: Run) -> Run:
     """Return the run that is not asked to trim anything."""
     task = run.job.task
@@ -115,5 +184,5 @@ def _measure_baseline(run: Run, model: Model) -> float:
         return Baseline(accuracy=score(task, run_samples(model, feeds), labels))
 
     key = [model.sha256, digest_task(run.job)]
-    detail = "accuracy with the whole vocabulary"
+    detail = "accuracy of the whole model"
     return run.stage("baseline", key, Baseline, measure, detail=detail).accuracy

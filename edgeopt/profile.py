@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from edgeopt import catalog
 from edgeopt.artifact import Method
 from edgeopt.budget import Budget
+from edgeopt.units import Fraction
 
 
 class _Table(BaseModel):
@@ -38,6 +39,9 @@ class Profile(_Table):
     methods: tuple[Method, ...] = Field(min_length=1)
     #: Whether each weight may have a form of its own, where a method for all does not fit.
     mixed: bool = True
+    #: Share of the model's operations that is cut before anything else, in neurons, heads and
+    #: channels; None: nothing.
+    prune: Fraction | None = Field(default=None, gt=0, lt=1)
     budget: Budget = Budget()
     bench: Bench = Bench()
 

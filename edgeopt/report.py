@@ -7,6 +7,7 @@ from statistics import median
 from edgeopt.artifact import Check, Choice, Entry, Measurement, Report, Row, Tried
 from edgeopt.board import Kind
 from edgeopt.chart import draw_latencies, draw_memory, draw_plans
+from edgeopt.cut import Pruning
 from edgeopt.units import format_bytes, format_figure
 
 #: What a figure of each kind is, for the heading of every table that shows one.
@@ -126,6 +127,32 @@ def format_entries(entries: Sequence[Entry]) -> str:
     return format_columns(rows, indent="")
 
 
+def describe_pruning(pruning: Pruning) -> str:
+    """Say in a sentence what pruning left of a model."""
+    share = pruning.flops_after / pruning.flops_before
+    counts = (pruning.flops_before, pruning.flops_after)
+    operations = " -> ".join(f"{each / 1e6:.3g}" for each in counts)
+    sizes = " -> ".join(format_bytes(each) for each in (pruning.bytes_before, pruning.bytes_after))
+    return f"pruned: {operations} MFLOP ({share:.1%}), weights {sizes}"
+
+
+def _cut_rows(pruning: Pruning) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("cut out of", "what", "units", "now", "before", "after", "harm")
+    ]
+    for each in pruning.entries:
+        counts = (str(each.units), str(len(each.cut.kept)))
+        sizes = (format_bytes(each.before), format_bytes(each.after))
+        harm = "-" if each.harm is None else f"{each.harm:.1e}"
+        rows.append((each.cut.group, each.kind, *counts, *sizes, harm))
+    return rows
+
+
+def format_cuts(pruning: Pruning) -> str:
+    """Print what was cut out of each group of units, and how far that alone moves the outputs."""
+    return format_columns(_cut_rows(pruning), indent="")
+
+
 def form_of(choice: Choice) -> str:
     """Name a form with its sizes: "int4-blocks of 32, rank 64"."""
     size = choice.block or choice.group
@@ -142,6 +169,8 @@ def format_table(report: Report) -> str:
         ending = f"not kept: {report.failure}"
     parts = [title, format_checks(report), format_rows(report), ending]
     parts += [f"note: {row.plan}: {row.note}" for row in report.rows if row.note]
+    if report.pruning:
+        parts.append(describe_pruning(report.pruning))
     if report.vocabulary:
         parts.append(f"{report.vocabulary}: feed it with the release's tokenizer.json")
     parts += [f"warning: {each}" for each in report.warnings]
@@ -174,6 +203,8 @@ def format_html(report: Report) -> str:
         stages=list(format_stages(report)),
         latencies=draw_latencies(report),
         memory=draw_memory(report),
+        pruning=describe_pruning(report.pruning) if report.pruning else "",
+        cuts=_cut_rows(report.pruning) if report.pruning else [],
         plans=draw_plans(report.tried),
         data=report.model_dump_json(indent=1),
     )

@@ -12,7 +12,7 @@ from edgeopt.errors import (
     EdgeoptError,
     MeasurementNoisy,
 )
-from edgeopt.job import Run, Trial
+from edgeopt.job import Run, Trial, plan_title
 from edgeopt.measure import require_steady, summarize_samples
 from edgeopt.units import format_figure
 from edgeopt.verify import parity_error
@@ -28,7 +28,7 @@ def tried_of(candidates: "Iterable[Candidate]") -> tuple[Tried, ...]:
     """Return what the fitter looked at, in the order of harm; the last one was chosen."""
     return tuple(
         Tried(
-            plan=each.plan.name,
+            plan=plan_title(each.plan),
             flash=each.footprint.flash,
             peak=each.footprint.peak,
             metric=each.accuracy,
@@ -158,6 +158,7 @@ def make_report(
         rows=rows,
         tried=tried,
         vocabulary=job.vocabulary,
+        pruning=job.pruning,
         stages=tuple(run.records),
         warnings=_warnings(bundle, rows),
         exit_code=failure.exit_code if failure else 0,

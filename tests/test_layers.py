@@ -15,6 +15,8 @@ ORDER = (
     ("budget",),
     ("target",),
     ("board", "testing"),
+    ("fact",),
+    ("cut",),
     ("artifact",),
     ("profile",),
     ("task",),

@@ -13,7 +13,7 @@ from tests.test_target import matches, unsourced
 
 FOLDER = Path(__file__).parents[1] / "profiles"
 FILES = sorted(FOLDER.glob("*.toml"))
-EXPECTED = {"float32", "float16", "int8", "balanced", "tiny"}
+EXPECTED = {"float32", "float16", "int8", "balanced", "pruned", "tiny"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 

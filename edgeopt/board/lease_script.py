@@ -18,8 +18,10 @@ from edgeopt.errors import BoardIncompatible
 BUSY = 75
 #: Seconds that a holder whose connection was lost has to come back, before others may take over.
 GRACE = 30
-#: What the commands of a holder have in their environment, whatever group or session they join.
+#: What the commands of a holder have in their environment, whatever group or session they join:
+#: TOKEN@FOLDER@, for a machine may be several boards, by their folders.
 MARK = "EDGEOPT_LEASE"
+_PLACE = "case $1 in /*) place=$1 ;; *) place=$PWD/$1 ;; esac\n"
 
 #: Expects the folder in $1. Fields of /proc/PID/stat behind the name count from 3 (proc(5)).
 _LOOK = """\
@@ -77,13 +79,15 @@ left() {{ echo "$((ends > now ? ends - now : 0)) $holder $fence $((now - taken))
 #: End what a holder left running there: its commands, and its connection.
 _EVICT = f"""\
 evict() {{
-  for again in 1 2 3; do
+  for again in 1 2 3 4 5; do
     found=
-    for each in $(grep -ls "{MARK}=$1" /proc/[0-9]*/environ 2>/dev/null); do
+    for each in $(grep -lsF "{MARK}=$1@" /proc/[0-9]*/environ 2>/dev/null); do
       found=yes each=${{each#/proc/}}
       kill -s KILL "${{each%/environ}}" 2>/dev/null || :
     done
     [ "$found" ] || break
+    # One that is just being started is seen a moment later.
+    sleep 1
   done
   [ "$2" = - ] || [ "$2" = "$mine" ] || ! alive "$2" || kill -s KILL "${{2%%:*}}" 2>/dev/null || :
 }}
@@ -205,7 +209,7 @@ FENCED = (
     "(\n"
     + CONFIRM
     + f""") || {{ echo "$2" >&2; exit 75; }}
-{MARK}=$2
+case $1 in /*) {MARK}=$2@$1@ ;; *) {MARK}=$2@$PWD/$1@ ;; esac
 export {MARK}
 shift 3
 exec "$@"
@@ -217,6 +221,7 @@ RELEASE = _OURS + 'if ours "$@"; then rm -f lease "gone.$2"; fi\n'
 #: Argument: folder. Prints who holds it, as TAKE does, and every command of a lease on the board.
 WHO = (
     '[ -d "$1" ] || exit 0\n'
+    + _PLACE
     + _LOOK
     + _ENDS
     + f"""\
@@ -224,11 +229,11 @@ look
 if [ "$holder" ]; then ends 2>/dev/null; echo "holder $(left)"; fi
 [ ! -e fence ] || read -r fence <fence
 echo "fence $fence"
-for each in $(grep -ls "{MARK}=" /proc/[0-9]*/environ 2>/dev/null); do
+for each in $(grep -lsF "@$place@" /proc/[0-9]*/environ 2>/dev/null); do
   each=${{each%/environ}}
   token=$(tr '\\0' '\\n' 2>/dev/null <"$each/environ" | sed -n 's/^{MARK}=//p')
   words=$(tr '\\0\\n' '  ' 2>/dev/null <"$each/cmdline" | head -c 300)
-  echo "process ${{each#/proc/}} $token $words"
+  [ ! "$token" ] || echo "process ${{each#/proc/}} ${{token%%@*}} $words"
 done
 """
 )
@@ -236,12 +241,13 @@ done
 #: Argument: folder. Ends the commands of every lease but the one that is held now; prints them.
 STRAYS = (
     '[ -d "$1" ] || exit 0\n'
+    + _PLACE
     + _LOOK
     + f"""\
 look
 [ "$since" = "$boot" ] && [ "$now" -lt "$expires" ] || holder=none
-for each in $(grep -ls "{MARK}=" /proc/[0-9]*/environ 2>/dev/null); do
-  grep -qs "{MARK}=$holder" "$each" && continue
+for each in $(grep -lsF "@$place@" /proc/[0-9]*/environ 2>/dev/null); do
+  grep -qsF "{MARK}=$holder@" "$each" && continue
   each=${{each#/proc/}}
   kill -s KILL "${{each%/environ}}" 2>/dev/null && echo "${{each%/environ}}"
 done

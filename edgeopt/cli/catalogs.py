@@ -97,7 +97,8 @@ def list_profiles(as_json: Json = False) -> None:
             format_figure(each.budget.ram, "bytes"),
             format_figure(each.budget.accuracy_drop, "fraction"),
         )
-        rows.append((each.name, ", ".join(each.methods), *limits))
+        cut = [] if each.prune is None else [f"cut {each.prune:.0%}"]
+        rows.append((each.name, ", ".join([*cut, *each.methods]), *limits))
     typer.echo(format_columns(rows, indent=""))
 
 

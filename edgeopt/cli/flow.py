@@ -38,15 +38,12 @@ def deploy(
     value: options.Values = None,
     project: options.Folder = Path(),
     ssh_config: options.SshConfig = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write the report as one page here.")
-    ] = None,
-    reference: Annotated[
-        bool, typer.Option(help="Measure the model as it was beside the chosen plan.")
-    ] = True,
+    html: options.Html = None,
+    reference: options.Reference = True,
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    prune: options.Prune = None,
     sign: options.Sign = None,
     downgrade: options.Downgrade = False,
     wait: options.Wait = None,
@@ -71,6 +68,7 @@ def deploy(
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        prune=prune,
         sign=sign,
         downgrade=downgrade,
     )

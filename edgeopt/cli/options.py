@@ -55,6 +55,13 @@ Latency = Annotated[str | None, typer.Option("--latency", help="p95 at most, lik
 MaxDrop = Annotated[
     str | None, typer.Option("--max-drop", help="Loss of the task's metric at most, like 1%.")
 ]
+Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page here.")]
+Reference = Annotated[
+    bool,
+    typer.Option(
+        "--reference/--no-reference", help="Measure the model as it was beside the chosen plan."
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Use nothing from the cache.")]
 Unscheduled = Annotated[
     bool,
@@ -66,6 +73,10 @@ TrimVocabulary = Annotated[
         "--trim-vocabulary/--no-trim-vocabulary",
         help="Leave out pieces that the task's texts do not need; token ids change.",
     ),
+]
+Prune = Annotated[
+    str | None,
+    typer.Option("--prune", help="Cut so much of the operations, like 50%; 0% cuts nothing."),
 ]
 Sign = Annotated[
     Path | None,

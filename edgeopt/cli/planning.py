@@ -25,6 +25,7 @@ def plan(
     profile: options.ProfileName = None,
     ram: options.Ram = None,
     flash: options.Flash = None,
+    latency: options.Latency = None,
     max_drop: options.MaxDrop = None,
     shape: options.Shapes = None,
     value: options.Values = None,
@@ -39,6 +40,7 @@ def plan(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    prune: options.Prune = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what deploy would choose and what it would need; nothing is sent anywhere."""
@@ -50,12 +52,14 @@ def plan(
         profile=profile,
         ram=ram,
         flash=flash,
+        latency=latency,
         max_drop=max_drop,
         shapes=shape or (),
         values=value or (),
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        prune=prune,
         on_board=False,
     )
     check_output(svg)
@@ -63,18 +67,29 @@ def plan(
         _compare_targets([replace(request, target=name) for name in names], as_json=as_json)
         return
     order = make_order(request)
+    if latency is not None and order.job.pace is None:
+        typer.echo("note: no deploy from here measured such a board, so no time is known", err=True)
     if every or front is not None:
         _show_survey(order, front, svg=svg, as_json=as_json)
         return
     built = _build(order)
     if as_json:
-        facts = {"fit": built.fit, "bundle": built.bundle, "vocabulary": built.vocabulary}
-        options.print_document(
-            {name: each.model_dump(mode="json") for name, each in facts.items() if each}
-        )
+        _print_built(built)
         return
     typer.echo(_format_built(built, layers=layers))
     typer.echo(f"next: edgeopt deploy --target {names[0]}", err=True)
+
+
+def _print_built(built: "Built") -> None:
+    facts = {
+        "fit": built.fit,
+        "bundle": built.bundle,
+        "vocabulary": built.vocabulary,
+        "pruning": built.pruning,
+    }
+    options.print_document(
+        {name: each.model_dump(mode="json") for name, each in facts.items() if each}
+    )
 
 
 def _named(target: str | None, targets: str | None) -> list[str]:
@@ -93,6 +108,7 @@ def _compare_targets(requests: list[Request], *, as_json: bool) -> None:
     """Show what deploy would choose on each target; a budget that one cannot meet is a row too."""
     from edgeopt.errors import BudgetExceeded
     from edgeopt.fitting import predict_time
+    from edgeopt.job import plan_title
     from edgeopt.pipeline import plan as run_plan
     from edgeopt.report import format_columns
     from edgeopt.units import format_bytes, format_millis
@@ -114,7 +130,7 @@ def _compare_targets(requests: list[Request], *, as_json: bool) -> None:
         time = predict_time(order.job, built.fit.model) / 1e6
         drop = format_figure(chosen.drop, "fraction")
         sizes = (format_bytes(need.flash), format_bytes(need.peak))
-        rows.append((name, chosen.plan.name, *sizes, drop, format_millis(time)))
+        rows.append((name, plan_title(chosen.plan), *sizes, drop, format_millis(time)))
         facts = {"flash": need.flash, "peak": need.peak, "drop": chosen.drop}
         documents.append({"target": name, "plan": chosen.plan.name, **facts, "predicted_ms": time})
     if as_json:
@@ -153,6 +169,7 @@ def compile_bundle(
     fresh: options.Fresh = False,
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    prune: options.Prune = None,
 ) -> None:
     """Fit and compile, and write the files that would go to the board."""
     if output.exists():
@@ -170,6 +187,7 @@ def compile_bundle(
         fresh=fresh,
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
+        prune=prune,
         on_board=False,
     )
     built = _build(make_order(request))
@@ -214,20 +232,25 @@ def candidates_shown() -> Iterator[None]:
 
 
 def _format_built(built: "Built", *, layers: bool = False) -> str:
-    from edgeopt.report import format_entries, format_tried
+    from edgeopt.job import plan_title
+    from edgeopt.report import describe_pruning, format_cuts, format_entries, format_tried
     from edgeopt.units import format_bytes
     from edgeopt.verdict import tried_of
 
     need = built.bundle.footprint
     lines = [format_tried(tried_of(built.fit.candidates)), ""]
+    if layers and built.pruning:
+        lines += [format_cuts(built.pruning), ""]
     if layers and built.fit.entries:
         lines += [format_entries(built.fit.entries), ""]
     lines += [
-        f"chosen: {built.fit.chosen.plan.name}, bundle {built.bundle.digest[:12]}: "
+        f"chosen: {plan_title(built.fit.chosen.plan)}, bundle {built.bundle.digest[:12]}: "
         f"flash {format_bytes(need.flash)}, peak memory {format_bytes(need.peak)} "
         f"(weights {format_bytes(need.weights_resident)}, arena {format_bytes(need.arena)}, "
         f"runtime {format_bytes(need.runtime)})",
     ]
+    if built.pruning:
+        lines.append(describe_pruning(built.pruning))
     if built.vocabulary:
         lines.append(
             f"{built.vocabulary}: feed it with the bundle's tokenizer.json, "

@@ -15,13 +15,14 @@ from edgeopt.cli.places import cache_folder, tile_file
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import StageRecord
+    from edgeopt.artifact import Report, StageRecord
     from edgeopt.board import Board, Kind
     from edgeopt.board.choose import Choice
     from edgeopt.board.owner import Owner
     from edgeopt.budget import Budget
     from edgeopt.deploy.signature import Signer
     from edgeopt.job import Job, Run
+    from edgeopt.profile import Profile
     from edgeopt.project import Project
     from edgeopt.target import Target
     from edgeopt.task import Task
@@ -47,6 +48,7 @@ class Request:
     fresh: bool = False
     allow_unscheduled: bool = False
     trim_vocabulary: bool | None = None
+    prune: str | None = None
     #: Whether a board will be asked for; what is only compiled needs none.
     on_board: bool = True
     #: Whether tiles that were measured before are used.
@@ -97,12 +99,15 @@ def make_order(request: Request) -> Order:
         shapes=dict(parse_shape(each) for each in written),
         values=project.values | dict(_parse_value(each) for each in request.values),
         target=as_emulated(target) if choice.kind == "emulated" else target,
-        profile=profile.model_copy(update={"budget": profile.budget.merged(limits)}),
+        profile=profile.model_copy(
+            update={"budget": profile.budget.merged(limits), "prune": _share(request, profile)}
+        ),
         task=_task_of(request, project, folder),
         kind=choice.kind,
         fresh=request.fresh,
         allow_unscheduled=request.allow_unscheduled,
         tiles=_tiles_for(target, choice.kind) if request.tuned else {},
+        pace=_last_pace(folder, target.name, choice.kind),
         signer=_signer_of(request, project, folder),
         downgrade=request.downgrade,
     )
@@ -143,6 +148,27 @@ def _task_of(request: Request, project: "Project", folder: Path) -> "Task | None
     if wanted is not None and isinstance(task, TextClassification):
         task = task.model_copy(update={"trim_vocabulary": wanted})
     return resolve_task(task, folder) if task else None
+
+
+def _share(request: Request, profile: "Profile") -> float | None:
+    """Return the share of the operations to cut; None is none."""
+    from edgeopt.units import parse_fraction
+
+    if request.prune is None:
+        return profile.prune
+    try:
+        share = parse_fraction(request.prune)
+    except ValueError as error:
+        raise ConfigError(
+            f"--prune {request.prune!r} cannot be read", why=str(error), fix="write --prune 50%"
+        ) from error
+    if not 0 <= share < 1:
+        raise ConfigError(
+            f"--prune {request.prune!r} cannot be cut",
+            why="something of the model must be left",
+            fix="write a share from 0% to 99%",
+        )
+    return share or None
 
 
 def _tiles_for(target: "Target", kind: "Kind") -> "Mapping[TileKey, Tile]":
@@ -201,14 +227,25 @@ def make_visit(request: Request, app: str | None) -> Visit:
     return Visit(check_name(name, "application"), connect, allowed)
 
 
+def _last_pace(project: Path, target: str, kind: "Kind") -> float | None:
+    """Return how fast the last report found such a board; None where it says nothing of one."""
+    last = _last_report(project, target)
+    return last.pace if last is not None and last.kind == kind else None
+
+
 def _reported_app(folder: Path, target: str) -> str | None:
     """Return the app of the last report, which a model without a project file leaves."""
+    last = _last_report(folder, target)
+    return None if last is None else last.app
+
+
+def _last_report(folder: Path, target: str) -> "Report | None":
     from edgeopt.artifact import Report
     from edgeopt.cli.places import report_folder
 
     try:
         text = (report_folder(folder) / f"{target}.json").read_bytes()
-        return Report.model_validate_json(text).app
+        return Report.model_validate_json(text)
     except (OSError, ValueError):
         return None
 

@@ -33,6 +33,7 @@ def fit(
     ] = None,
     fresh: options.Fresh = False,
     trim_vocabulary: options.TrimVocabulary = None,
+    prune: options.Prune = None,
     as_json: options.Json = False,
 ) -> None:
     """Choose the plan and write the compressed ONNX model with it; nothing is compiled."""
@@ -52,6 +53,7 @@ def fit(
         values=value or (),
         fresh=fresh,
         trim_vocabulary=trim_vocabulary,
+        prune=prune,
         on_board=False,
     )
     found, record = _fit(make_order(request), replay)
@@ -111,17 +113,20 @@ def diff(
 
 
 def _describe(record: "FitRecord") -> str:
+    from edgeopt.job import plan_title
     from edgeopt.units import format_bytes, format_figure
 
     return (
-        f"{record.plan.name} for {record.target}: flash {format_bytes(record.flash)}, peak memory "
-        f"{format_bytes(record.peak)}, accuracy drop {format_figure(record.drop, 'fraction')}"
+        f"{plan_title(record.plan)} for {record.target}: flash {format_bytes(record.flash)}, "
+        f"peak memory {format_bytes(record.peak)}, "
+        f"accuracy drop {format_figure(record.drop, 'fraction')}"
     )
 
 
 def _format_difference(
     first: "FitRecord", second: "FitRecord", found: "tuple[Difference, ...]"
 ) -> str:
+    from edgeopt.job import plan_title
     from edgeopt.report import format_columns
     from edgeopt.units import format_bytes, format_figure
 
@@ -130,7 +135,7 @@ def _format_difference(
 
     rows = [
         ("", "first", "second"),
-        ("plan", first.plan.name, second.plan.name),
+        ("plan", plan_title(first.plan), plan_title(second.plan)),
         ("target", first.target, second.target),
         ("flash", format_bytes(first.flash), format_bytes(second.flash)),
         ("peak memory", format_bytes(first.peak), format_bytes(second.peak)),

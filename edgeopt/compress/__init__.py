@@ -13,6 +13,7 @@ from edgeopt.compress.fit import (
 )
 from edgeopt.compress.pace import pace_of, predict_latency
 from edgeopt.compress.plan import apply_plan, make_plan
+from edgeopt.compress.pruning import Pruned, apply_cuts, measure_units, prune_model
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 
 __all__ = [
@@ -20,16 +21,20 @@ __all__ = [
     "Cost",
     "Fit",
     "Infeasible",
+    "Pruned",
     "Sensitivity",
+    "apply_cuts",
     "apply_plan",
     "draw_calibration",
     "fit_plan",
     "make_plan",
     "measure_sensitivity",
+    "measure_units",
     "pace_of",
     "possible_choices",
     "predict_footprint",
     "predict_latency",
+    "prune_model",
     "replay_plan",
     "trace_front",
 ]

@@ -35,5 +35,5 @@ def learn(
     asked = {weight.name: weight for weight, choice in wanted if choice.reconstruct}
     tables = [each for each in asked.values() if each.role == "table"]
     layers = [each for each in asked.values() if each.role != "table"]
-    reads = count_reads(model, tables, require_samples(samples)) if tables else {}
+    reads = count_reads(model, tables, require_samples(samples, "reconstructed")) if tables else {}
     return Learned(layer_hessians(model, layers, samples), reads)

@@ -21,6 +21,7 @@ from edgeopt.compress.calibrate import calibrate
 from edgeopt.compress.choices import SMALLEST, choose, misfit
 from edgeopt.compress.codebook import encode_groups, store_groups
 from edgeopt.compress.codes import Codes, Floats
+from edgeopt.compress.cuts import cut_graph, groups_by_name, misfit_cut
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.half import store_half
@@ -28,12 +29,13 @@ from edgeopt.compress.learned import Learned, learn
 from edgeopt.compress.levels import find_levels
 from edgeopt.compress.lowrank import factorize
 from edgeopt.compress.opset import raise_opset
-from edgeopt.compress.reconstruct import Rounded, reconstruct
+from edgeopt.compress.reconstruct import Rounded, reconstruct, require_samples
 from edgeopt.compress.rows import store_rows
 from edgeopt.compress.share import share_rows
 from edgeopt.compress.static import quantize_static
 from edgeopt.compress.weights import store_weights
 from edgeopt.errors import ConfigError
+from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import Weight, consumers, weights
 from edgeopt.model.oracle import Array
 from edgeopt.store import digest_file
@@ -78,17 +80,18 @@ def apply_plan(
 ) -> Model:
     """Write directory/compressed.onnx: standard ONNX with the names and shapes of the model.
 
-    The same model, plan and samples give the same bytes. A plan that reconstructs needs samples,
-    inputs as [S, *shape], or what was learned from them. Raises ConfigError without, and for a
-    plan that was made for another model; ModelError where the model's operators keep it from what
-    the plan needs.
+    The same model, plan and samples give the same bytes. A plan that reconstructs or refits needs
+    samples, inputs as [S, *shape], or, to reconstruct, what was learned from them. Raises
+    ConfigError without, and for a plan that was made for another model; ModelError where the
+    model's operators keep it from what the plan needs.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "compressed.onnx"
-    if all(each.method == "float32" and not (each.rank or each.rows) for each in plan.choices):
+    changed = any(each.method != "float32" or each.rank or each.rows for each in plan.choices)
+    if not (plan.cuts or changed):
         shutil.copyfile(model.path, path)
         return _made(model, path, plan)
-    loaded = onnx.load(model.path)
+    loaded = _cut(onnx.load(model.path), plan, samples)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
     found = _found(loaded, plan)
     wanted = [(found[each.weight], each) for each in plan.choices]
@@ -106,6 +109,26 @@ def apply_plan(
         _apply(edit, found[choice.weight], choice, plan, fitted)
     path.write_bytes(edit.finish().SerializeToString(deterministic=True))
     return _made(model, path, plan)
+
+
+def _cut(
+    model: onnx.ModelProto, plan: Plan, samples: Mapping[str, Array] | None
+) -> onnx.ModelProto:
+    """Leave out the units that a plan cuts, and fit what reads the rest."""
+    if not plan.cuts:
+        return model
+    groups = groups_by_name(model)
+    for cut in plan.cuts:
+        why = misfit_cut(groups, cut)
+        if why is not None:
+            raise _foreign(plan, why)
+    again = [each for each in plan.cuts if each.refit]
+    if again:
+        require_packages("what pruning leaves cannot be fitted here", "torch")
+        from edgeopt.compress.refit import refit_readers
+
+        refit_readers(model, again, groups, require_samples(samples, "refitted"))
+    return cut_graph(model, plan.cuts, groups)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,18 +91,18 @@ def layer_hessians(
     if not sources:
         return {}
     every = {each for group in sources.values() for each in group}
-    found = collect_hessians(model, every, require_samples(samples))
+    found = collect_hessians(model, every, require_samples(samples, "reconstructed"))
     sums = {group: np.sum([found[each] for each in group], axis=0) for group in sources.values()}
     return {name: sums[group] for name, group in sources.items()}
 
 
-def require_samples(samples: Mapping[str, Array] | None) -> Mapping[str, Array]:
-    """Return the samples; raises ConfigError where there are none."""
+def require_samples(samples: Mapping[str, Array] | None, done: str) -> Mapping[str, Array]:
+    """Return samples, or raise ConfigError where there are none; done is what needs them."""
     if not samples or not len(next(iter(samples.values()))):
         raise ConfigError(
             "there are no calibration samples",
-            why="weights are reconstructed from what their layer is given on real inputs",
-            fix="name some in [task], or use a plan that does not reconstruct",
+            why=f"weights are {done} from what their layer is given on real inputs",
+            fix="name some in [task], or use a plan that does without",
         )
     return samples
 

@@ -1,6 +1,6 @@
 """Export a torch module to ONNX; runs in a worker, which imports the user's own module."""
 
-import importlib.util
+import importlib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import ConfigError, ModelError
+from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import strip_remarks
 
 #: The lowest opset that torch's exporter writes without a conversion.
@@ -16,7 +17,7 @@ OPSET = 18
 
 def export_factory(spec: str, search: str, output: str) -> dict[str, object]:
     """Import module:factory from search, call it, and write its ONNX to output."""
-    _require_packages()
+    require_packages("a torch module cannot be exported here", "torch", "onnxscript")
     sys.path.insert(0, search)
     name, _, factory = spec.partition(":")
     try:
@@ -35,17 +36,6 @@ def export_factory(spec: str, search: str, output: str) -> dict[str, object]:
         )
     _export(build(), output, spec=spec)
     return {}
-
-
-def _require_packages() -> None:
-    """Refuse with the command to type when the exporter's packages are missing."""
-    for name in ("torch", "onnxscript"):
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                "a torch module cannot be exported here",
-                why=f"there is no package {name}",
-                fix="pip install 'edgeopt[train]'",
-            )
 
 
 def _export(built: Any, output: str, *, spec: str) -> None:

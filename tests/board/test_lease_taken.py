@@ -199,7 +199,8 @@ def test_every_script_runs_in_busybox_alone(
         assert slow.board.run(["readlink", "/proc/self/exe"], timeout=9).stdout.strip() == (
             busybox.encode()
         )
-        stray = subprocess.Popen(["sleep", "970"], env={"EDGEOPT_LEASE": slow.token})
+        mark = f"{slow.token}@{tmp_path}/deploy@"
+        stray = subprocess.Popen(["sleep", "970"], env={"EDGEOPT_LEASE": mark})
         found = read_tenancy(board, ROOT)
         assert stray.pid in [each.pid for each in found.processes]
         assert "sleep 970" in found.processes[-1].command

@@ -62,7 +62,12 @@ def test_a_board_that_answers_again_is_not_touched(tmp_path: Path) -> None:
 def test_what_a_dead_holder_left_running_is_ended_and_a_living_ones_is_not(tmp_path: Path) -> None:
     board = LocalBoard(home=tmp_path)
     with hold(board, ROOT, owner="x", seconds=100) as lease:
-        marks = {"stray": "0" * 32, "ours": lease.token}
+        here = f"@{tmp_path}/deploy@"
+        marks = {
+            "stray": "0" * 32 + here,
+            "ours": lease.token + here,
+            "another board's": "1" * 32 + "@/another/deploy@",
+        }
         running = {
             name: subprocess.Popen(["sleep", "960"], env={"EDGEOPT_LEASE": token})
             for name, token in marks.items()
@@ -70,7 +75,8 @@ def test_what_a_dead_holder_left_running_is_ended_and_a_living_ones_is_not(tmp_p
         try:
             assert "1 stray commands" in recover_board(lambda: board, ROOT)
             assert running["stray"].wait(10) == -9
-            assert is_alive(board, str(running["ours"].pid))
+            for name in ("ours", "another board's"):
+                assert is_alive(board, str(running[name].pid))
         finally:
             for each in running.values():
                 each.kill()

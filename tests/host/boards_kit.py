@@ -140,7 +140,7 @@ class Host:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=3000,
         )
 
     def begins(self, *arguments: str) -> "subprocess.Popen[str]":

@@ -1,0 +1,144 @@
+"""What products are given on calibration samples, and how much their outputs matter.
+
+Both come from torch: inputs X [T, K] of each product, one row per position, and gradients G [T, N]
+of a random sum of the model's outputs, whose squares are on average those of the outputs' Jacobian:
+the Fisher information where outputs are taken as means of a normal distribution. Kwon et al. 2022,
+arXiv 2204.09656, take that of the labels' likelihood; on samples that a model was trained on this
+is nearly zero, and needs labels. Rows whose gradient is zero reach no output (padding, say) and
+are left out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto
+from torch import Tensor
+
+from edgeopt.compress.groups import Group
+from edgeopt.model.oracle import Array
+from edgeopt.model.torch_graph import TorchGraph
+from edgeopt.model.torch_linear import product_rows, result_rows
+
+Samples = Mapping[str, Array]
+#: Samples that run at once: their activations and gradients are what takes memory.
+CHUNK = 32
+#: Rows of one product per chunk: a convolution has one per pixel, neighbours being much alike.
+_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over the rows of one product, in double precision."""
+
+    #: X^T X [K, K].
+    inputs: Array
+    #: G^T G [N, N].
+    gradients: Array
+
+    def added(self, other: "Moments | None") -> "Moments":
+        """Return the sums over the rows of both."""
+        if other is None:
+            return self
+        return Moments(self.inputs + other.inputs, self.gradients + other.gradients)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The moments of each product, by its weight, and the rows of each chunk that they are of."""
+
+    moments: Mapping[str, Moments]
+    rows: Mapping[str, Sequence[Tensor]]
+
+
+def chunks(samples: Samples) -> Iterator[dict[str, Tensor]]:
+    """Cut samples [S, *shape] into tensors of CHUNK samples at most."""
+    count = len(next(iter(samples.values())))
+    for start in range(0, count, CHUNK):
+        yield {
+            name: torch.from_numpy(np.ascontiguousarray(values[start : start + CHUNK]))
+            for name, values in samples.items()
+        }
+
+
+def products_of(groups: Sequence[Group]) -> dict[str, NodeProto]:
+    """Map every weight that reads one of the groups to its node."""
+    return {name: node for group in groups for name, node in group.readers.items()}
+
+
+def collect_moments(
+    model: ModelProto, products: Mapping[str, NodeProto], samples: Samples
+) -> Collected:
+    """Sum the moments of products over samples, inputs [S, *shape]."""
+    module = TorchGraph(model)
+    module.requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    sums: dict[str, Moments] = {}
+    rows: dict[str, list[Tensor]] = {name: [] for name in products}
+    for feeds in chunks(samples):
+        inputs, slopes = _differentiate(module, products, feeds, generator)
+        for (name, node), x, slope in zip(products.items(), inputs, slopes, strict=True):
+            every = _result_rows(module, node, slope)
+            chosen = _choose(every)
+            found = input_rows(module, node, x, chosen)
+            sums[name] = Moments(_gram(found), _gram(every[chosen])).added(sums.get(name))
+            rows[name].append(chosen)
+    return Collected(sums, rows)
+
+
+def _differentiate(
+    module: TorchGraph,
+    products: Mapping[str, NodeProto],
+    feeds: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the inputs [S, *shape] of products, and the gradients of their outputs."""
+    made = [node.output[0] for node in products.values()]
+    with torch.no_grad():
+        shapes = module.run_batch(feeds, wanted=made)
+    offsets = {
+        name: torch.zeros_like(each).requires_grad_()
+        for name, each in zip(made, shapes, strict=True)
+    }
+    count = len(module.output_names)
+    inputs = [node.input[0] for node in products.values()]
+    found = module.run_batch(feeds, offsets, [*module.output_names, *inputs])
+    _probe(found[:count], generator).backward()
+    slopes = [offsets[name].grad for name in made]
+    return [each.detach() for each in found[count:]], slopes
+
+
+def _probe(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    drawn = [torch.randn(each.shape, generator=generator) for each in outputs]
+    return torch.stack([(a * b).sum() for a, b in zip(drawn, outputs, strict=True)]).sum()
+
+
+def _choose(slopes: Tensor) -> Tensor:
+    """Choose the rows that reach an output; of very many, evenly spread ones."""
+    places = torch.nonzero((slopes != 0).any(dim=1)).flatten()
+    return places[:: -(-len(places) // _ROWS)] if len(places) > _ROWS else places
+
+
+def _gram(rows: Tensor) -> Array:
+    found: Array = (rows.T @ rows).numpy().astype(np.float64)
+    return found
+
+
+def input_rows(module: TorchGraph, node: NodeProto, x: Tensor, chosen: Tensor) -> Tensor:
+    """Return rows of what a product multiplies with its weight: of [S, *shape], [T, K]."""
+    call = module.call_of(node.output[0])
+    kernel = module.parameter(node.input[1]).shape[2:]
+    found, start = [], 0
+    for each in x:
+        rows = product_rows(call, each, kernel)
+        own = chosen[(chosen >= start) & (chosen < start + len(rows))] - start
+        found.append(rows[own])
+        start += len(rows)
+    return torch.cat(found)
+
+
+def _result_rows(module: TorchGraph, node: NodeProto, y: Tensor) -> Tensor:
+    """Return what belongs to a product's output, [S, *shape] as [T, N], in the same order."""
+    call = module.call_of(node.output[0])
+    return torch.cat([result_rows(call, each) for each in y])

@@ -1,0 +1,109 @@
+"""Fit the weights that read what is left, so that products keep their results.
+
+By least squares, product after product in the graph's order, each from what the cut model before
+it gives: min |X' W' - X W|^2 over the rows of all samples, X' and X being the inputs of the cut
+and of the whole model (the mask tuning of Kwon et al. 2022, arXiv 2204.09656, with the whole matrix
+free). A ridge holds W' near W where the samples say nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, numpy_helper
+from torch import Tensor
+
+from edgeopt.compress.cuts import masks_of
+from edgeopt.compress.groups import Group, summed_axis
+from edgeopt.compress.matrices import as_matrix, from_matrix
+from edgeopt.compress.moments import Samples, chunks, collect_moments, input_rows, products_of
+from edgeopt.compress.surgeon import damped
+from edgeopt.cut import Cut
+from edgeopt.model.graph import initializers
+from edgeopt.model.oracle import Array
+from edgeopt.model.torch_graph import TorchGraph
+
+#: Samples that are used at most.
+MOST_SAMPLES = 256
+
+
+def refit_readers(
+    model: ModelProto,
+    cuts: Sequence[Cut],
+    groups: Mapping[str, Group],
+    samples: Samples,
+) -> None:
+    """Change the weights of a model that read the groups of cuts: zero for what is left out.
+
+    The model is the whole one, whose graph stays as it is; samples are inputs [S, *shape].
+    """
+    given = {name: values[:MOST_SAMPLES] for name, values in samples.items()}
+    products = _ordered(model, products_of([groups[each.group] for each in cuts]))
+    rows = collect_moments(model, products, given).rows
+    module = TorchGraph(model)
+    module.requires_grad_(False)
+    wanted = _results(module, products, given, rows)
+    masks = masks_of(cuts, groups)
+    stored = initializers(model.graph)
+    for name, node in products.items():
+        # Along its other axis lie the units that it makes.
+        kept = masks[name][summed_axis(node)]
+        kept = np.repeat(kept, int(np.prod(stored[name].dims[2:])))
+        inputs = _inputs(module, node, given, rows[name])
+        before = as_matrix(node, numpy_helper.to_array(stored[name]))
+        fitted = _fit(inputs, wanted[name], before, kept)
+        values = from_matrix(node, fitted, tuple(stored[name].dims))
+        module.parameter(name).copy_(torch.from_numpy(values))
+        stored[name].CopyFrom(numpy_helper.from_array(values, name))
+
+
+def _ordered(model: ModelProto, products: Mapping[str, NodeProto]) -> dict[str, NodeProto]:
+    """Return products in the order in which the graph computes them."""
+    places = {node.output[0]: place for place, node in enumerate(model.graph.node)}
+    ordered = sorted(products.items(), key=lambda each: places[each[1].output[0]])
+    return dict(ordered)
+
+
+def _results(
+    module: TorchGraph,
+    products: Mapping[str, NodeProto],
+    samples: Samples,
+    rows: Mapping[str, Sequence[Tensor]],
+) -> dict[str, list[Tensor]]:
+    """Return what products of the whole model give, X W [T, N] per chunk."""
+    found: dict[str, list[Tensor]] = {name: [] for name in products}
+    inputs = [node.input[0] for node in products.values()]
+    for place, feeds in enumerate(chunks(samples)):
+        given = module.run_batch(feeds, wanted=inputs)
+        for (name, node), x in zip(products.items(), given, strict=True):
+            matrix = as_matrix(node, module.parameter(name).numpy())
+            found[name].append(
+                input_rows(module, node, x, rows[name][place]) @ torch.from_numpy(matrix)
+            )
+    return found
+
+
+def _inputs(
+    module: TorchGraph, node: NodeProto, samples: Samples, rows: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return what a product is given now, X' [T, K] per chunk."""
+    return [
+        input_rows(module, node, module.run_batch(feeds, wanted=[node.input[0]])[0], chosen)
+        for feeds, chosen in zip(chunks(samples), rows, strict=True)
+    ]
+
+
+def _fit(inputs: Sequence[Tensor], wanted: Sequence[Tensor], before: Array, kept: Array) -> Array:
+    """Solve for the rows of W [K, N] that are kept."""
+    places = torch.from_numpy(np.flatnonzero(kept))
+    squares = np.zeros((len(places), len(places)))
+    crossed = np.zeros((len(places), before.shape[1]))
+    for x, y in zip(inputs, wanted, strict=True):
+        left = x[:, places]
+        squares += (left.T @ left).numpy()
+        crossed += (left.T @ y).numpy()
+    held = damped(squares)
+    ridge = held[0, 0] - squares[0, 0]
+    fitted = np.zeros_like(before)
+    fitted[kept] = np.linalg.solve(held, crossed + ridge * before[kept])
+    return fitted

@@ -1,0 +1,105 @@
+"""A share of the arithmetic cut: planned, deployed and reported, as a user types it."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from edgeopt.cli.places import cache_folder
+from tests.tiny import write_tiny
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="target x86-64; run: on x86-64"),
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEOPT_CACHE_DIR", str(cache_folder()))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return write_tiny(tmp_path / "project")
+
+
+def types(project: Path, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeopt", verb, "--target", "x86-64", *options],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_half_of_the_neurons_are_cut_and_the_rest_deployed(project: Path) -> None:
+    done = types(project, "deploy", "--prune", "50%", "--max-drop", "50%", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kept"]
+    assert [row["plan"] for row in report["rows"]] == ["float32", "float32, pruned"]
+    # Drops count from the model as it was.
+    reference, chosen = report["rows"]
+    assert reference["metric_host"] == 1.0
+    assert report["tried"][0]["drop"] == pytest.approx(1.0 - chosen["metric_host"])
+    pruning = report["pruning"]
+    assert pruning["flops_after"] * 2 == pruning["flops_before"]
+    (entry,) = pruning["entries"]
+    assert (entry["cut"]["group"], entry["kind"], entry["units"]) == ("hidden", "neurons", 128)
+    assert len(entry["cut"]["kept"]) == 64
+    page = next((project / ".edgeopt").rglob("x86-64.html")).read_text()
+    assert "pruned: " in page
+    assert "neurons" in page
+
+
+def test_pruning_goes_with_any_profile_and_is_shown(project: Path) -> None:
+    done = types(project, "plan", "--profile", "int8", "--prune", "25%", "--max-drop", "50%",
+                 "--layers")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "int8-weights, pruned" in done.stdout
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.split()}
+    assert lines["hidden"][1:4] == ["neurons", "128", "96"]
+
+
+def test_the_profile_writes_a_smaller_model_that_any_runtime_reads(project: Path) -> None:
+    done = types(project, "compile", "--profile", "pruned", "--max-drop", "50%", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    model = onnx.load(project / "out" / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    shapes = {each.name: tuple(each.dims) for each in model.graph.initializer}
+    assert shapes["hidden"] == (64, 64)
+    assert shapes["bias"] == (64,)
+    assert shapes["head"] == (64, 4)
+
+
+def test_what_is_lost_counts_against_the_budget(project: Path) -> None:
+    done = types(project, "plan", "--prune", "75%", "--max-drop", "0.5%")
+    assert done.returncode == 3
+    assert "accuracy drop" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("share", "why"),
+    [("half", "cannot be read"), ("100%", "something of the model"), ("99.9%", "fewest units")],
+)
+def test_a_share_that_cannot_be_cut_is_refused(project: Path, share: str, why: str) -> None:
+    done = types(project, "plan", "--prune", share)
+    assert done.returncode == 2
+    assert why in done.stderr
+
+
+def test_a_pruned_fit_is_made_again_from_its_plan(project: Path) -> None:
+    options = ("--profile", "int8", "--prune", "50%", "--max-drop", "60%")
+    done = types(project, "fit", *options, "-o", "first")
+    assert done.returncode == 0, done.stderr
+    # The plan alone says what to cut: nothing asks for it.
+    again = types(project, "fit", "--plan", "first", "-o", "again")
+    assert again.returncode == 0, again.stderr
+    assert "warning" not in again.stderr
+    first, second = ((project / each / "model.onnx").read_bytes() for each in ("first", "again"))
+    assert first == second
+    sizes = {each.name: tuple(each.dims) for each in onnx.load_from_string(first).graph.initializer}
+    assert sizes["hidden.int8"] == (64, 64)
