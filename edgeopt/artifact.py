@@ -378,6 +378,8 @@ class Report(Fact):
     kept: bool
     #: Number of the lease under which the board was used: later users have higher ones.
     fence: int = 0
+    #: Time measured for each predicted; later plans start from it. None where none was measured.
+    pace: float | None = None
     checks: tuple[Check, ...]
     rows: tuple[Row, ...]
     tried: tuple[Tried, ...]

@@ -60,6 +60,8 @@ class Job:
     vocabulary: Vocabulary | None = None
     #: What was cut out of the model, when that was asked for.
     pruning: Pruning | None = None
+    #: Time that the last deploy measured for each predicted; None: times are not predicted.
+    pace: float | None = None
     #: Accuracy that drops are measured from; None: that of the model that is fitted.
     baseline: float | None = None
     #: Who signs the release; None: nobody does.

@@ -1,6 +1,5 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -90,7 +89,7 @@ def deploy(
     whole = prepare_model(run)
     short, model = shrink_model(run, whole)
     samples = draw_samples(short, model)
-    built = build(short, model, samples)
+    built = _build_or_try(short, model, samples)
     original = None
     if reference and built.fit.model.sha256 != whole.sha256:
         # With its whole vocabulary it takes other token ids.
@@ -110,6 +109,18 @@ def deploy(
         board.close()
 
 
+def _build_or_try(run: Run, model: Model, samples: Samples) -> Built:
+    """Build by the pace that was measured last time; if all are too slow by it, measure anew."""
+    from edgeopt.compress import Infeasible
+
+    try:
+        return build(run, model, samples)
+    except Infeasible as error:
+        if run.job.pace is None or not all(each.slow for each in error.candidates):
+            raise
+        return build(run, model, samples, correction=Correction())
+
+
 def _compile_original(run: Run, model: Model, samples: Samples | None) -> Original:
     run = keep_vocabulary(run)
     samples = samples or draw_samples(run, model)
@@ -120,6 +131,7 @@ def _deploy_on(
     seat: "Seat", lease: "Lease", model: Model, built: Built, original: Original | None
 ) -> Deployed:
     from edgeopt.deploy import discard_release
+    from edgeopt.trial import activate
 
     run, board, samples = seat.run, seat.board, seat.samples
     before = _reference_row(seat, original, built)
@@ -145,10 +157,12 @@ def _deploy_on(
         built = rebuilt
         release, trial = _try(seat, built)
     report = _conclude(seat, built, trial, before, remark)
+    pace = learn_pace(run.job, built.fit.model, trial.measurement, correction).pace
+    report = report.model_copy(update={"pace": pace})
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
-        _activate(seat, release)
+        activate(seat, release)
     else:
         discard_release(release, board)
     return Deployed(
@@ -158,18 +172,6 @@ def _deploy_on(
         model=built.fit.model,
         samples=samples,
     )
-
-
-def _activate(seat: "Seat", release: Release) -> None:
-    """Make a release current, signed where the job has a signer, and tell who verified that."""
-    from edgeopt.deploy import activate_release
-
-    started = time.monotonic()
-    signed = seat.run.job.sign(release.digest)
-    by_board = activate_release(release, seat.board, signed=signed)
-    if signed is not None:
-        who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
-        seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:
@@ -323,7 +325,7 @@ def build(
     that the estimate met, the difference is added and the fitter runs again.
     """
     budget = run.job.profile.budget
-    correction = correction or Correction()
+    correction = correction or Correction(pace=run.job.pace)
     for _ in range(ROUNDS):
         fit = choose_plan(run, model, samples, correction)
         bundle = compile_plan(run, fit.model, samples)

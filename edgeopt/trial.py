@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeopt.artifact import Arithmetic, Bundle, Fact, Model, Parity, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
-from edgeopt.deploy import Smoke, discard_release, smoke_release, stage_bundle
+from edgeopt.deploy import Smoke, activate_release, discard_release, smoke_release, stage_bundle
 from edgeopt.job import Job, Run, Samples, Trial, plan_name
 from edgeopt.measure import measure_release
 from edgeopt.program import run_program
@@ -192,6 +192,16 @@ def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> No
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         smoke_release(release, bundle, seat.board, smoke=smoke, directory=Path(folder))
     seat.run.note("smoke", "one sample", cached=False, seconds=time.monotonic() - started)
+
+
+def activate(seat: Seat, release: Release) -> None:
+    """Make a release current, signed where the job has a signer, and tell who verified that."""
+    started = time.monotonic()
+    signed = seat.run.job.sign(release.digest)
+    by_board = activate_release(release, seat.board, signed=signed)
+    if signed is not None:
+        who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
+        seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)
 
 
 def _expect(run: Run, drawn: Samples, model: Model) -> Golden:

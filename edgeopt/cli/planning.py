@@ -25,6 +25,7 @@ def plan(
     profile: options.ProfileName = None,
     ram: options.Ram = None,
     flash: options.Flash = None,
+    latency: options.Latency = None,
     max_drop: options.MaxDrop = None,
     shape: options.Shapes = None,
     value: options.Values = None,
@@ -51,6 +52,7 @@ def plan(
         profile=profile,
         ram=ram,
         flash=flash,
+        latency=latency,
         max_drop=max_drop,
         shapes=shape or (),
         values=value or (),
@@ -65,6 +67,8 @@ def plan(
         _compare_targets([replace(request, target=name) for name in names], as_json=as_json)
         return
     order = make_order(request)
+    if latency is not None and order.job.pace is None:
+        typer.echo("note: no deploy from here measured such a board, so no time is known", err=True)
     if every or front is not None:
         _show_survey(order, front, svg=svg, as_json=as_json)
         return

@@ -15,7 +15,7 @@ from edgeopt.cli.places import cache_folder, tile_file
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeopt.artifact import StageRecord
+    from edgeopt.artifact import Report, StageRecord
     from edgeopt.board import Board, Kind
     from edgeopt.board.choose import Choice
     from edgeopt.board.owner import Owner
@@ -107,6 +107,7 @@ def make_order(request: Request) -> Order:
         fresh=request.fresh,
         allow_unscheduled=request.allow_unscheduled,
         tiles=_tiles_for(target, choice.kind) if request.tuned else {},
+        pace=_last_pace(folder, target.name, choice.kind),
         signer=_signer_of(request, project, folder),
         downgrade=request.downgrade,
     )
@@ -226,14 +227,25 @@ def make_visit(request: Request, app: str | None) -> Visit:
     return Visit(check_name(name, "application"), connect, allowed)
 
 
+def _last_pace(project: Path, target: str, kind: "Kind") -> float | None:
+    """Return how fast the last report found such a board; None where it says nothing of one."""
+    last = _last_report(project, target)
+    return last.pace if last is not None and last.kind == kind else None
+
+
 def _reported_app(folder: Path, target: str) -> str | None:
     """Return the app of the last report, which a model without a project file leaves."""
+    last = _last_report(folder, target)
+    return None if last is None else last.app
+
+
+def _last_report(folder: Path, target: str) -> "Report | None":
     from edgeopt.artifact import Report
     from edgeopt.cli.places import report_folder
 
     try:
         text = (report_folder(folder) / f"{target}.json").read_bytes()
-        return Report.model_validate_json(text).app
+        return Report.model_validate_json(text)
     except (OSError, ValueError):
         return None
 

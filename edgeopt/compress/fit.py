@@ -48,6 +48,11 @@ class Candidate(Fact):
         """The limits that it does not meet."""
         return tuple(each for each in self.checks if each.met is False)
 
+    @property
+    def slow(self) -> bool:
+        """Whether it is predicted to be slower than the budget allows."""
+        return any(each.name == "latency" for each in self.broken)
+
 
 class Fit(Fact):
     """What the fitter decided, and what it looked at, in the order of harm."""
@@ -148,7 +153,7 @@ def fit_plan(
     left_out = [each for each in methods if task is None and each in _CALIBRATED]
     tried = [each for each in methods if each not in left_out] or list(methods)
     found, candidates = _climb(bench, methods, tried)
-    slow = all(_is_slow(each) for each in candidates)
+    slow = all(each.slow for each in candidates)
     if search is not None and not slow and (found is None or not _is_harmless(found)):
         mixed = _mix(bench, search(), plain="float32" in methods, harm=len(methods))
         candidates.append(mixed.chosen)
@@ -274,10 +279,6 @@ def _fit(
         baseline=bench.baseline,
         entries=entries,
     )
-
-
-def _is_slow(candidate: Candidate) -> bool:
-    return any(each.name == "latency" for each in candidate.broken)
 
 
 def _is_harmless(found: Fit) -> bool:

@@ -65,7 +65,14 @@ def test_files_that_two_bundles_share_are_sent_once(tmp_path: Path, root: Path) 
     one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
     sent: list[str] = []
     deploy(one, LocalBoard(), root, tmp_path / "w")
-    deploy(two, LocalBoard(), root, tmp_path / "w", progress=lambda name, _: sent.append(name))
+    stage_bundle(
+        two,
+        LocalBoard(),
+        facts=board_facts(),
+        app=APP,
+        root=PurePosixPath(root),
+        progress=lambda name, _: sent.append(name),
+    )
     assert sorted(sent) == ["manifest.json", "weights.bin"]
 
 

@@ -133,8 +133,11 @@ def test_a_limit_that_the_board_breaks_keeps_the_previous_release(user: User) ->
     refused = user.types("deploy", "--profile", "float16", "--latency", "1ns")
     assert refused.returncode == 3
     assert "NOT MET" in refused.stdout
-    # What was measured says that no other plan is fast enough either.
+    # What was measured says that no other plan is fast enough either, also to a plan from now on.
     assert "the limit on latency binds" in refused.stdout
+    planned = user.types("plan", "--latency", "1ns")
+    assert (planned.returncode, "latency binds" in planned.stderr) == (3, True)
+    assert user.types("plan", "--latency", "1min").returncode == 0
     assert user.current() == first["digest"]
     status = user.types("status")
     assert str(first["digest"])[:12] in status.stdout
