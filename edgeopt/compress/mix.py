@@ -4,6 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
 from edgeopt.artifact import (
     MIXED,
     Choice,
@@ -19,6 +23,7 @@ from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.knapsack import Limit, choose_options
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Samples, Sensitivity
+from edgeopt.store import digest_file
 
 #: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
 _ROUNDS = 8
@@ -97,12 +102,13 @@ class Mixer:
     def mix(self, budget: Budget, directory: Path) -> Mixture | None:
         """Return the mixture of least harm that meets limits on flash and ram; None without one."""
         limits = self._limits(budget)
+        hollow = self._hollow(directory)
         harms = [[option.harm for option in layer] for layer in self._layers()]
         for _ in range(_ROUNDS):
             places = choose_options(harms, limits)
             if places is None:
                 return None
-            need = self._predict(places, directory)
+            need = self._predict(places, hollow, directory)
             over = [
                 max(figure - most, 0.0)
                 for figure, most in ((need.flash, budget.flash), (need.peak, budget.ram))
@@ -151,11 +157,24 @@ class Mixer:
         rest = now.weights - tables
         return min(max(now.weights_resident - rest, 0) / tables, 1.0) if tables else 1.0
 
-    def _predict(self, places: Sequence[int], directory: Path) -> Footprint:
-        """Predict what a choice needs: rounding, which takes long, changes no size."""
+    def _hollow(self, directory: Path) -> Model:
+        """Write the model with zeros for the weights that have forms: no size depends on values."""
+        loaded = onnx.load(self.model.path)
+        names = {layer[0].choice.weight for layer in self.sensitivity.layers}
+        for tensor in loaded.graph.initializer:
+            if tensor.name in names:
+                zeros = np.zeros_like(numpy_helper.to_array(tensor))
+                tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory.resolve() / "hollow.onnx"
+        onnx.save_model(loaded, path)
+        return self.model.model_copy(update={"path": path, "sha256": digest_file(path)})
+
+    def _predict(self, places: Sequence[int], hollow: Model, directory: Path) -> Footprint:
+        """Predict what a choice needs; fitting and rounding take long and change no size."""
         chosen = [layer[place].choice for layer, place in zip(self._layers(), places, strict=True)]
         nearest = tuple(each.model_copy(update={"reconstruct": False}) for each in chosen)
-        made = apply_plan(self.model, Plan(name=MIXED, choices=nearest), directory=directory)
+        made = apply_plan(hollow, Plan(name=MIXED, choices=nearest), directory=directory)
         return self.cost(made)
 
     def _make(self, places: Sequence[int], directory: Path) -> Mixture:

@@ -196,3 +196,24 @@ def test_harm_is_the_squared_error_of_scores_whatever_is_added_to_all() -> None:
     assert measure_harm([scores + 3], [scores], classes=True) == pytest.approx(0, abs=1e-10)
     zeros, one = np.zeros((4, 6)), np.eye(4, 6)
     assert measure_harm([zeros + 2 * one], [one], classes=False) == pytest.approx(1)
+
+
+def test_what_a_choice_needs_is_predicted_without_its_values(
+    tmp_path: Path, target: Target
+) -> None:
+    model = text_model(tmp_path, vocabulary=9000)
+    seen: list[tuple[Model, Footprint]] = []
+
+    def watched(made: Model) -> Footprint:
+        seen.append((made, cost(target, made)))
+        return seen[-1][1]
+
+    sensitivity = measured(model, tmp_path / "harm")
+    mixer = Mixer(model, sensitivity, watched, samples=None, plain=True)
+    whole, least = cost(target, model).flash, mixer.smallest(tmp_path / "least").footprint.flash
+    for share in (0.5, 0.2, 0.05):
+        limit = least + int(share * (whole - least))
+        mixture = mixer.mix(Budget(flash=limit), tmp_path / f"{share}")
+        assert mixture is not None
+        # The last prediction was of this plan on zeros; its own model needs the same.
+        assert seen[-2][1] == seen[-1][1] == mixture.footprint
