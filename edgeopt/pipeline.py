@@ -19,17 +19,15 @@ from edgeopt.artifact import (
 )
 from edgeopt.board import Board
 from edgeopt.budget import Budget
-from edgeopt.cut import Pruning
+from edgeopt.building import ROUNDS, Built, Within, compile_plan, draw_samples, fit_within
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
 from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
-from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial, digest_task, plan_name
+from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial
 from edgeopt.prepare import keep_vocabulary, prepare_model, shrink_model
 from edgeopt.profile import Profile
 from edgeopt.verdict import (
     check_figures,
-    check_footprint,
     check_trial,
-    describe_check,
     make_report,
     tried_of,
 )
@@ -39,24 +37,8 @@ if TYPE_CHECKING:
     from edgeopt.compress import Candidate, Fit
     from edgeopt.trial import Seat
 
-#: A figure that breaks the budget corrects the prediction, and the fitter runs again.
-ROUNDS = 3
 #: Seconds that the board stays ours when this process dies without a word.
 LEASE_SECONDS = 900.0
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A plan that the budget allows, compiled: nothing was sent yet."""
-
-    fit: "Fit"
-    bundle: Bundle
-    #: What it will be tried with.
-    samples: Samples
-    #: When it was trimmed.
-    vocabulary: Vocabulary | None = None
-    #: When units were cut.
-    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +71,12 @@ def deploy(
     whole = prepare_model(run)
     short, model = shrink_model(run, whole)
     samples = draw_samples(short, model)
-    built = _build_or_try(short, model, samples)
+    first = fit_within(short, model, samples)
     original = None
-    if reference and built.fit.model.sha256 != whole.sha256:
+    if reference and first.built.fit.model.sha256 != whole.sha256:
         # With its whole vocabulary it takes other token ids.
-        original = _compile_original(run, whole, samples if short is run else None)
+        trimmed = short.job.vocabulary is not run.job.vocabulary
+        original = _compile_original(run, whole, None if trimmed else samples)
     board = connect()
     try:
         owner = f"edgeopt deploy {run.job.app}"
@@ -101,24 +84,12 @@ def deploy(
         with nullcontext(held) if held else holding as lease:
             live = board if held else lease.board
             seat = Seat(short, live, read_facts(live), samples)
-            done = _deploy_on(seat, lease, model, built, original)
+            done = _deploy_on(seat, lease, model, first, original)
             return done.model_copy(
                 update={"report": done.report.model_copy(update={"fence": lease.fence})}
             )
     finally:
         board.close()
-
-
-def _build_or_try(run: Run, model: Model, samples: Samples) -> Built:
-    """Build by the pace that was measured last time; if all are too slow by it, measure anew."""
-    from edgeopt.compress import Infeasible
-
-    try:
-        return build(run, model, samples)
-    except Infeasible as error:
-        if run.job.pace is None or not all(each.slow for each in error.candidates):
-            raise
-        return build(run, model, samples, correction=Correction())
 
 
 def _compile_original(run: Run, model: Model, samples: Samples | None) -> Original:
@@ -128,25 +99,27 @@ def _compile_original(run: Run, model: Model, samples: Samples | None) -> Origin
 
 
 def _deploy_on(
-    seat: "Seat", lease: "Lease", model: Model, built: Built, original: Original | None
+    seat: "Seat", lease: "Lease", model: Model, first: Within, original: Original | None
 ) -> Deployed:
     from edgeopt.deploy import discard_release
     from edgeopt.trial import activate
 
-    run, board, samples = seat.run, seat.board, seat.samples
-    before = _reference_row(seat, original, built)
+    whole, board, samples = seat.run, seat.board, seat.samples
+    before = _reference_row(seat, original, first.built)
+    # Of a model that was cut, the run has other facts.
+    seat, built = replace(seat, run=first.run), first.built
     release, trial = _try(seat, built)
     correction, remark = Correction(), ""
     if before is not None and original is not None and before.measurement is not None:
         correction = learn_pace(original.run.job, original.model, before.measurement, correction)
     for _ in range(ROUNDS - 1):
-        learned = learn(run.job, built.bundle, built.fit.model, trial, correction)
+        learned = learn(seat.run.job, built.bundle, built.fit.model, trial, correction)
         if learned is None:
             break
         correction = learned
         lease.renew(LEASE_SECONDS)
         try:
-            rebuilt = build(run, model, samples, correction=correction)
+            again = fit_within(whole, model, samples, correction=correction)
         except BudgetExceeded as error:
             if correction.pace is None:
                 raise
@@ -154,10 +127,10 @@ def _deploy_on(
             remark = f"{error.what}: {error.why}"
             break
         discard_release(release, board)
-        built = rebuilt
+        seat, built = replace(seat, run=again.run), again.built
         release, trial = _try(seat, built)
     report = _conclude(seat, built, trial, before, remark)
-    pace = learn_pace(run.job, built.fit.model, trial.measurement, correction).pace
+    pace = learn_pace(seat.run.job, built.fit.model, trial.measurement, correction).pace
     report = report.model_copy(update={"pace": pace})
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
@@ -264,7 +237,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
 def plan(run: Run) -> Built:
     """Fit and compile, and refuse what cannot fit: what deploy would send, without a board."""
     run, model = shrink_model(run, prepare_model(run))
-    return build(run, model, draw_samples(run, model))
+    return fit_within(run, model, draw_samples(run, model), measured=False).built
 
 
 def survey_plans(run: Run) -> tuple[Tried, ...]:
@@ -300,46 +273,6 @@ def _checked(found: "Sequence[Candidate]", budget: Budget) -> "list[Candidate]":
     ]
 
 
-def draw_samples(run: Run, model: Model) -> Samples:
-    """Choose the inputs that will run on the board: labelled where the task has them."""
-    from edgeopt.trial import make_samples
-
-    job = run.job
-    inputs = [each.model_dump(mode="json") for each in model.inputs]
-    key = [inputs, digest_task(job), job.sample_count, model.sha256]
-    return run.stage(
-        "samples",
-        key,
-        Samples,
-        lambda folder: make_samples(job, model, folder),
-        detail=f"{job.sample_count} that run on the board",
-    )
-
-
-def build(
-    run: Run, model: Model, samples: Samples, *, correction: Correction | None = None
-) -> Built:
-    """Choose the plan with the least harm that the budget allows, and compile it.
-
-    The fitter's footprint is an estimate from the graph; when the compiled one breaks a limit
-    that the estimate met, the difference is added and the fitter runs again.
-    """
-    budget = run.job.profile.budget
-    correction = correction or Correction(pace=run.job.pace)
-    for _ in range(ROUNDS):
-        fit = choose_plan(run, model, samples, correction)
-        bundle = compile_plan(run, fit.model, samples)
-        broken = [each for each in check_footprint(bundle, budget) if each.met is False]
-        if not broken:
-            return Built(fit, bundle, samples, run.job.vocabulary, run.job.pruning)
-        correction = correction.after(fit.chosen.footprint, bundle.footprint)
-    raise BudgetExceeded(
-        f"plan {fit.plan.name} does not fit its budget once compiled",
-        why="; ".join(describe_check(each) for each in broken),
-        fix="raise the limit, or choose a smaller profile (edgeopt profiles list)",
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A fit, the model that its plan is for, and the vocabulary when it was trimmed."""
@@ -359,35 +292,3 @@ def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
     else:
         found = choose_plan(run, model, samples, Correction())
     return Fitted(found, model, run.job.vocabulary)
-
-
-def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
-    """Compile one model for the job's target; the same inputs give the same bytes."""
-
-    def work(folder: Path) -> Bundle:
-        from edgeopt.compile import compile_model, ship_tokenizer
-        from edgeopt.trial import read_samples
-
-        bundle = compile_model(
-            model,
-            run.job.target,
-            directory=folder,
-            cache=run.store.root,
-            threads=run.job.threads,
-            token_samples=read_samples(samples)[0],
-            allow_unscheduled=run.job.allow_unscheduled,
-            tiles=run.job.tiles,
-        )
-        return ship_tokenizer(bundle, vocabulary.tokenizer) if vocabulary else bundle
-
-    vocabulary = run.job.vocabulary
-    key = {
-        "model": model.sha256,
-        "target": run.job.target.model_dump(mode="json"),
-        "samples": samples.sha256,
-        "threads": run.job.threads,
-        "tokenizer": vocabulary.sha256 if vocabulary else None,
-        "allow_unscheduled": run.job.allow_unscheduled,
-        "tiles": sorted((str(key), tile) for key, tile in run.job.tiles.items()),
-    }
-    return run.stage("compile", key, Bundle, work, detail=plan_name(model))

@@ -42,6 +42,8 @@ class Profile(_Table):
     #: Share of the model's operations that is cut before anything else, in neurons, heads and
     #: channels; None: nothing.
     prune: Fraction | None = Field(default=None, gt=0, lt=1)
+    #: Share that may be cut where no plan meets the budget otherwise; None: nothing.
+    prune_most: Fraction | None = Field(default=None, gt=0, lt=1)
     budget: Budget = Budget()
     bench: Bench = Bench()
 

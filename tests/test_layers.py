@@ -32,6 +32,7 @@ ORDER = (
     ("trial", "prepare", "interleave"),
     ("fitting",),
     ("verdict", "divergence"),
+    ("building",),
     ("pipeline",),
     ("tune", "fleet", "rivals"),
     ("chart",),

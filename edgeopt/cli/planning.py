@@ -16,7 +16,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.units import format_figure
 
 if TYPE_CHECKING:
-    from edgeopt.pipeline import Built
+    from edgeopt.building import Built
 
 
 def plan(

@@ -26,11 +26,11 @@ import onnxruntime
 
 from edgeopt.artifact import Method, Model
 from edgeopt.budget import Budget
+from edgeopt.building import draw_samples
 from edgeopt.cli.request import Request, make_order, started
 from edgeopt.fitting import choose_plan
 from edgeopt.job import Correction, Run
 from edgeopt.model.oracle import Array, Feeds, run_samples
-from edgeopt.pipeline import draw_samples
 from edgeopt.prepare import prepare_model
 from edgeopt.report import format_columns
 from edgeopt.task import Task, TextClassification, labelled, read_texts, samples, score

@@ -103,3 +103,48 @@ def test_a_pruned_fit_is_made_again_from_its_plan(project: Path) -> None:
     assert first == second
     sizes = {each.name: tuple(each.dims) for each in onnx.load_from_string(first).graph.initializer}
     assert sizes["hidden.int8"] == (64, 64)
+
+
+CLIMBING = """
+name = "climbing"
+title = "Cut where nothing else does it"
+methods = ["float32"]
+mixed = false
+prune_most = "50%"
+
+[budget]
+accuracy_drop = "50%"
+"""
+
+
+def test_where_no_plan_meets_the_budget_operations_are_cut_as_far_as_allowed(project: Path) -> None:
+    profile = project / "climbing.toml"
+    profile.write_text(CLIMBING)
+    options = ("--profile", str(profile), "--json")
+    whole = json.loads(types(project, "plan", *options).stdout)
+    assert whole.get("pruning") is None
+    flash = whole["fit"]["chosen"]["footprint"]["flash"]
+    # A third of the hidden neurons is 11 kB.
+    done = types(project, "deploy", *options, "--flash", f"{(flash - 6_000) // 1000}kB")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["plan"] for row in report["rows"]] == ["float32", "float32, pruned"]
+    pruning = report["pruning"]
+    assert pruning["flops_after"] <= 0.7 * pruning["flops_before"]
+    assert report["rows"][1]["footprint"]["flash"] <= flash - 6_000
+    # More is cut only where less is not enough.
+    assert "30% of the operations left out" in done.stderr
+    assert "50% of the operations left out" not in done.stderr
+    refused = types(project, "deploy", *options, "--flash", "100kB")
+    assert refused.returncode == 3
+    assert "the limit on flash binds" in refused.stderr
+
+
+def test_what_cannot_be_cut_is_said_with_the_budget_that_is_not_met(project: Path) -> None:
+    profile = project / "climbing.toml"
+    profile.write_text(CLIMBING)
+    settings = project / "edgeopt.toml"
+    # Without a task there is nothing that the rest could be fitted on.
+    settings.write_text(settings.read_text().partition("[task]")[0])
+    done = types(project, "plan", "--profile", str(profile), "--flash", "100kB")
+    assert (done.returncode, "the limit on flash binds" in done.stderr) == (3, True)

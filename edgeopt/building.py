@@ -1,0 +1,176 @@
+"""A plan that meets the budget, compiled: what the fitter is asked for, and asked again."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.artifact import Bundle, Model, Vocabulary
+from edgeopt.cut import Pruning
+from edgeopt.errors import BudgetExceeded, ConfigError, ModelError
+from edgeopt.fitting import choose_plan
+from edgeopt.job import Correction, Run, Samples, digest_task, plan_name
+from edgeopt.prepare import prune_units
+from edgeopt.verdict import check_footprint, describe_check
+
+if TYPE_CHECKING:
+    from edgeopt.compress import Fit
+
+#: A figure that breaks the budget corrects the prediction, and the fitter runs again.
+ROUNDS = 3
+#: Shares of the operations that are cut, one after the other, where no plan meets the budget.
+SHARES = (0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A plan that the budget allows, compiled: nothing was sent yet."""
+
+    fit: "Fit"
+    bundle: Bundle
+    #: What it will be tried with.
+    samples: Samples
+    #: When it was trimmed.
+    vocabulary: Vocabulary | None = None
+    #: When units were cut.
+    pruning: Pruning | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """What meets the budget, and its run: that of a model that was cut, if any was."""
+
+    run: Run
+    built: Built
+
+
+def fit_within(
+    run: Run,
+    model: Model,
+    samples: Samples,
+    *,
+    correction: Correction | None = None,
+    measured: bool = True,
+) -> Within:
+    """Build the plan of least harm; where there is none, cut as far as the profile allows.
+
+    Without a correction times are those that the last deploy measured. Where all plans are too
+    slow by it, and the board will be measured, what would be chosen without is built instead.
+    Raises Infeasible, with what was tried, where nothing meets the budget.
+    """
+    from edgeopt.compress import Infeasible
+
+    try:
+        return Within(run, build(run, model, samples, correction=correction))
+    except Infeasible as error:
+        for share in _shares(run):
+            found = _build_cut(run, model, samples, share, correction)
+            if isinstance(found, Within):
+                return found
+            if found is not None:
+                raise Infeasible(
+                    error.what,
+                    why=f"{error.why}; nothing can be cut: {found.what}",
+                    fix=error.fix,
+                    candidates=error.candidates,
+                ) from found
+        again = measured and correction is None and run.job.pace is not None
+        if not again or not all(each.slow for each in error.candidates):
+            raise
+        return Within(run, build(run, model, samples, correction=Correction()))
+
+
+def _shares(run: Run) -> list[float]:
+    """List how much may be cut where nothing was cut yet."""
+    most = run.job.profile.prune_most
+    if most is None or run.job.pruning is not None or run.job.task is None:
+        return []
+    return [each for each in SHARES if each <= most]
+
+
+def _build_cut(
+    run: Run, model: Model, samples: Samples, share: float, correction: Correction | None
+) -> Within | ConfigError | ModelError | None:
+    """Build what is left after a cut; None where it does not meet the budget, or why it cannot."""
+    from edgeopt.compress import Infeasible
+
+    profile = run.job.profile.model_copy(update={"prune": share})
+    try:
+        cut, smaller = prune_units(replace(run, job=replace(run.job, profile=profile)), model)
+    except (ConfigError, ModelError) as error:
+        return error
+    try:
+        return Within(cut, build(cut, smaller, samples, correction=correction))
+    except Infeasible:
+        return None
+
+
+def build(
+    run: Run, model: Model, samples: Samples, *, correction: Correction | None = None
+) -> Built:
+    """Choose the plan with the least harm that the budget allows, and compile it.
+
+    The fitter's footprint is an estimate from the graph; when the compiled one breaks a limit
+    that the estimate met, the difference is added and the fitter runs again.
+    """
+    budget = run.job.profile.budget
+    correction = correction or Correction(pace=run.job.pace)
+    for _ in range(ROUNDS):
+        fit = choose_plan(run, model, samples, correction)
+        bundle = compile_plan(run, fit.model, samples)
+        broken = [each for each in check_footprint(bundle, budget) if each.met is False]
+        if not broken:
+            return Built(fit, bundle, samples, run.job.vocabulary, run.job.pruning)
+        correction = correction.after(fit.chosen.footprint, bundle.footprint)
+    raise BudgetExceeded(
+        f"plan {fit.plan.name} does not fit its budget once compiled",
+        why="; ".join(describe_check(each) for each in broken),
+        fix="raise the limit, or choose a smaller profile (edgeopt profiles list)",
+    )
+
+
+def draw_samples(run: Run, model: Model) -> Samples:
+    """Choose the inputs that will run on the board: labelled where the task has them."""
+    from edgeopt.trial import make_samples
+
+    job = run.job
+    inputs = [each.model_dump(mode="json") for each in model.inputs]
+    key = [inputs, digest_task(job), job.sample_count, model.sha256]
+    return run.stage(
+        "samples",
+        key,
+        Samples,
+        lambda folder: make_samples(job, model, folder),
+        detail=f"{job.sample_count} that run on the board",
+    )
+
+
+def compile_plan(run: Run, model: Model, samples: Samples) -> Bundle:
+    """Compile one model for the job's target; the same inputs give the same bytes."""
+
+    def work(folder: Path) -> Bundle:
+        from edgeopt.compile import compile_model, ship_tokenizer
+        from edgeopt.trial import read_samples
+
+        bundle = compile_model(
+            model,
+            run.job.target,
+            directory=folder,
+            cache=run.store.root,
+            threads=run.job.threads,
+            token_samples=read_samples(samples)[0],
+            allow_unscheduled=run.job.allow_unscheduled,
+            tiles=run.job.tiles,
+        )
+        return ship_tokenizer(bundle, vocabulary.tokenizer) if vocabulary else bundle
+
+    vocabulary = run.job.vocabulary
+    key = {
+        "model": model.sha256,
+        "target": run.job.target.model_dump(mode="json"),
+        "samples": samples.sha256,
+        "threads": run.job.threads,
+        "tokenizer": vocabulary.sha256 if vocabulary else None,
+        "allow_unscheduled": run.job.allow_unscheduled,
+        "tiles": sorted((str(key), tile) for key, tile in run.job.tiles.items()),
+    }
+    return run.stage("compile", key, Bundle, work, detail=plan_name(model))
