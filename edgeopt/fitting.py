@@ -21,6 +21,9 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
 
     job = run.job
     target, profile = job.target, job.profile
+    if profile.budget.latency is None:
+        # What no limit asks for must not make a second deploy fit again.
+        correction = correction.model_copy(update={"pace": None})
     key = {
         "model": model.sha256,
         "target": target.model_dump(mode="json"),
