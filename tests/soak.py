@@ -422,6 +422,49 @@ def _ends_within(pid: int, seconds: float) -> bool:
     return _has_ended(pid)
 
 
+#: What is printed when the soak has seen all that it looks for.
+PROVED = "a half release, a leftover and an orphan are seen"
+
+
+def prove(soak: Soak) -> None:
+    """Damage the board in each way that must never be, and see that it is noticed."""
+    number = soak.current
+    soak.current = soak.previous
+    weights = soak.root / "apps" / APP / "current" / "weights.bin"
+    content, mode = weights.read_bytes(), weights.stat().st_mode
+    soak.check_converged(number)
+    weights.chmod(0o600)
+    weights.write_bytes(content[:-1])
+    _sees(soak, number, "weights.bin of ")
+    weights.write_bytes(content)
+    weights.chmod(mode)
+    (soak.root / "lease").touch()
+    _sees(soak, number, "left: ['.edgeopt/lease']")
+    (soak.root / "lease").unlink()
+    child = os.fork()
+    if child == 0:
+        os.chdir(soak.home)
+        time.sleep(60)
+        os._exit(0)
+    try:
+        time.sleep(0.2)
+        _sees(soak, number, "these still run on the board")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    soak.current = number
+
+
+def _sees(soak: Soak, number: int, what: str) -> None:
+    seen = "nothing"
+    try:
+        soak.check_converged(number)
+    except SoakFailed as error:
+        seen = str(error)
+    if what not in seen:
+        raise AssertionError(f"{what!r} is not seen: {seen}")
+
+
 @contextlib.contextmanager
 def open_soak(folder: Path, seed: int) -> Iterator[Soak]:
     """Make the board and its server below folder, and a project whose plans are compiled."""
@@ -450,6 +493,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prove", action="store_true", help="show that damage would be seen")
     asked = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="edgeopt-soak-") as folder,
@@ -460,6 +504,9 @@ def main() -> None:
             soak.strike()
             if soak.figures.reruns % 10 == 0:
                 print(soak.figures, file=sys.stderr, flush=True)
+        if asked.prove:
+            prove(soak)
+            print(PROVED)
     print(f"seed {asked.seed}: {soak.figures}")
 
 

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 #: Boards of the large test; `make soak-boards` has 200.
-COUNT = int(os.environ.get("EDGEOPT_FLEET", "20"))
+COUNT = int(os.environ.get("EDGEOPT_FLEET", "12"))
 
 
 @pytest.fixture
