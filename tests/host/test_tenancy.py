@@ -189,8 +189,10 @@ def test_waiting_ends_at_its_time(host: Host, board: Home) -> None:
 def test_an_upload_under_way_is_cut_when_its_lease_is_taken(
     host: Host, board: Home, tmp_path: Path
 ) -> None:
-    size = 100 << 20
-    (tmp_path / "large").write_bytes(bytes(size))
+    # Several seconds' worth: a kick takes one, and must not come too late.
+    size = 512 << 20
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
     there = board.folder / "large"
     first, second = (open_ssh(board.name, ssh_config=host.ssh_config) for _ in range(2))
     with hold(first, ROOT, owner="first", seconds=600) as lease:
@@ -198,7 +200,7 @@ def test_an_upload_under_way_is_cut_when_its_lease_is_taken(
 
         def kick() -> None:
             owner = read_tenancy(second, ROOT).owner
-            while not there.exists() or there.stat().st_size < size // 8:
+            while not there.exists() or there.stat().st_size < 1 << 20:
                 time.sleep(0.001)
             kick_owner(second, ROOT, owner, by="kick")
             cut_at.append(there.stat().st_size)
@@ -206,7 +208,7 @@ def test_an_upload_under_way_is_cut_when_its_lease_is_taken(
         kicking = threading.Thread(target=kick)
         kicking.start()
         with pytest.raises(LeaseLost):
-            lease.board.put(tmp_path / "large", PurePosixPath(there), timeout=60)
+            lease.board.put(tmp_path / "large", PurePosixPath(there), timeout=120)
         kicking.join()
         time.sleep(0.5)
         assert there.stat().st_size == cut_at[0] < size
