@@ -3,11 +3,11 @@
 
 from functools import cache
 
-from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812
 
 from edgeopt.compile.kernels import script
+from edgeopt.compile.kernels.tile_intrinsics import column_of
 
 _LANES = 8
 
@@ -94,29 +94,14 @@ def register_half_transpose() -> str:
         with T.sblock("root"):
             T.reads(a[0:8, 0:8])
             T.writes(b[0:8, 0:1, 0:8])
-            b.vstore([0, 0, 0], _column_of(a, 0))
-            b.vstore([1, 0, 0], _column_of(a, 1))
-            b.vstore([2, 0, 0], _column_of(a, 2))
-            b.vstore([3, 0, 0], _column_of(a, 3))
-            b.vstore([4, 0, 0], _column_of(a, 4))
-            b.vstore([5, 0, 0], _column_of(a, 5))
-            b.vstore([6, 0, 0], _column_of(a, 6))
-            b.vstore([7, 0, 0], _column_of(a, 7))
+            b.vstore([0, 0, 0], column_of(a, 0))
+            b.vstore([1, 0, 0], column_of(a, 1))
+            b.vstore([2, 0, 0], column_of(a, 2))
+            b.vstore([3, 0, 0], column_of(a, 3))
+            b.vstore([4, 0, 0], column_of(a, 4))
+            b.vstore([5, 0, 0], column_of(a, 5))
+            b.vstore([6, 0, 0], column_of(a, 6))
+            b.vstore([7, 0, 0], column_of(a, 7))
 
     TensorIntrin.register("edgeopt_half_transpose", meaning, code, override=True)
     return "edgeopt_half_transpose"
-
-
-def _column_of(a, place: int):
-    """Zip eight rows of eight until one column is left: three perfect shuffles of the rows."""
-
-    def shuffled(stage: int, row: int):
-        if stage == 0:
-            return a.vload([row, 0], "float16x8")
-        first, upper = row // 2, row % 2
-        start = upper * _LANES // 2
-        order = [start + lane // 2 + lane % 2 * _LANES for lane in range(_LANES)]
-        pair = [shuffled(stage - 1, first), shuffled(stage - 1, first + _LANES // 2)]
-        return tirx.Shuffle(pair, order)
-
-    return shuffled(3, place)

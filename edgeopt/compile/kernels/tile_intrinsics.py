@@ -130,10 +130,10 @@ def _transpose():
         with T.sblock("root"):
             T.reads(a[0:4, 0:4])
             T.writes(b[0:4, 0:1, 0:4])
-            b.vstore([0, 0, 0], _column_of(a, 0))
-            b.vstore([1, 0, 0], _column_of(a, 1))
-            b.vstore([2, 0, 0], _column_of(a, 2))
-            b.vstore([3, 0, 0], _column_of(a, 3))
+            b.vstore([0, 0, 0], column_of(a, 0))
+            b.vstore([1, 0, 0], column_of(a, 1))
+            b.vstore([2, 0, 0], column_of(a, 2))
+            b.vstore([3, 0, 0], column_of(a, 3))
 
     return meaning, code
 
@@ -160,20 +160,27 @@ def _flat_transpose():
         with T.sblock("root"):
             T.reads(a[0:4, 0:4])
             T.writes(b[0:4, 0:4])
-            b.vstore([0, 0], _column_of(a, 0))
-            b.vstore([1, 0], _column_of(a, 1))
-            b.vstore([2, 0], _column_of(a, 2))
-            b.vstore([3, 0], _column_of(a, 3))
+            b.vstore([0, 0], column_of(a, 0))
+            b.vstore([1, 0], column_of(a, 1))
+            b.vstore([2, 0], column_of(a, 2))
+            b.vstore([3, 0], column_of(a, 3))
 
     return meaning, code
 
 
-def _column_of(a, place: int):
-    """Zip four rows of four until one column is left."""
-    rows = [a.vload([row, 0], "float32x4") for row in range(4)]
-    halves = ([0, 4, 1, 5], [2, 6, 3, 7])
-    even, odd = (tirx.Shuffle([rows[row], rows[row + 2]], halves[place // 2]) for row in (0, 1))
-    return tirx.Shuffle([even, odd], halves[place % 2])
+def column_of(a, place: int):
+    """Zip the rows of a square of vectors, perfect shuffles all, until one column is left."""
+    lanes = int(a.shape[0])
+
+    def shuffled(stage: int, row: int):
+        if stage == 0:
+            return a.vload([row, 0], f"{a.dtype}x{lanes}")
+        first, upper = divmod(row, 2)
+        order = [upper * lanes // 2 + lane // 2 + lane % 2 * lanes for lane in range(lanes)]
+        pair = [shuffled(stage - 1, each) for each in (first, first + lanes // 2)]
+        return tirx.Shuffle(pair, order)
+
+    return shuffled(lanes.bit_length() - 1, place)
 
 
 def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
