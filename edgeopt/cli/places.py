@@ -1,6 +1,9 @@
 """Where files live here; the only reader of EDGEOPT_CACHE_DIR and EDGEOPT_DATA_DIR."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.errors import ConfigError
@@ -51,6 +54,24 @@ def check_output(path: Path | None) -> None:
             why="it is a folder" if path.is_dir() else "its folder is missing or not yours",
             fix="name a file in a folder that you may write to",
         )
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that exists, before anything slow starts."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists", fix="name a folder that does not exist yet")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for what is written within: all of it, or nothing."""
+    # Outside: a folder that somebody else made meanwhile is not ours to remove.
+    folder.mkdir(parents=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def write_output(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli import options
-from edgeopt.cli.places import check_output, write_output
+from edgeopt.cli.places import check_new, check_output, new_folder, write_output
 from edgeopt.cli.request import Order, Request, make_order, started
 from edgeopt.errors import ConfigError
 from edgeopt.units import format_figure
@@ -172,8 +172,7 @@ def compile_bundle(
     prune: options.Prune = None,
 ) -> None:
     """Fit and compile, and write the files that would go to the board."""
-    if output.exists():
-        raise ConfigError(f"{output} exists", fix="name a folder that does not exist yet")
+    check_new(output)
     request = Request(
         target=target,
         project=project,
@@ -197,17 +196,12 @@ def compile_bundle(
 
 
 def _copy_bundle(built: "Built", output: Path) -> None:
-    """Copy a bundle and its model to a new folder: all of it, or nothing."""
+    """Copy a bundle and its model to a new folder."""
     names = [*(each.name for each in built.bundle.files), "manifest.json"]
-    # Outside: a folder that somebody else made meanwhile is not ours to remove.
-    output.mkdir(parents=True)
-    try:
+    with new_folder(output):
         for name in dict.fromkeys(names):
             shutil.copy2(built.bundle.path / name, output / name)
         shutil.copy2(built.fit.model.path, output / "model.onnx")
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
 
 
 def _build(order: Order) -> "Built":

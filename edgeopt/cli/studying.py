@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli import options
+from edgeopt.cli.places import check_new, new_folder
 from edgeopt.cli.planning import candidates_shown
 from edgeopt.cli.request import Order, Request, make_order, started
-from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Choice
@@ -39,8 +39,7 @@ def fit(
     """Choose the plan and write the compressed ONNX model with it; nothing is compiled."""
     from edgeopt.compress.record import FILE
 
-    if output.exists():
-        raise ConfigError(f"{output} exists", fix="name a folder that does not exist yet")
+    check_new(output)
     request = Request(
         target=target,
         project=project,
@@ -57,15 +56,11 @@ def fit(
         on_board=False,
     )
     found, record = _fit(make_order(request), replay)
-    output.mkdir(parents=True)
-    try:
+    with new_folder(output):
         shutil.copy2(found.fit.model.path, output / "model.onnx")
         (output / FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if found.vocabulary is not None:
             shutil.copy2(found.vocabulary.tokenizer, output / "tokenizer.json")
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
     if as_json:
         options.print_document({"fit": record.model_dump(mode="json")})
         return
