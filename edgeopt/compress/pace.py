@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from edgeopt.artifact import Model
 from edgeopt.compress.cost import stored_bytes
 from edgeopt.model.graph import attribute, initializers, producers
-from edgeopt.model.product import Types, constants_of, inferred, types_of
+from edgeopt.model.product import Types, constants_of, inferred, types_of, weight_of
 from edgeopt.target import Target
 
 _MATRICES = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "FusedMatMul")
@@ -101,7 +101,7 @@ def _usual(machine: str, features: frozenset[str]) -> tuple[float, float, float]
 def predict_latency(model: Model, pace: Pace) -> float:
     """Predict the ns of one inference of a model with fixed shapes."""
     graph = inferred(model).graph
-    work = _Work(graph, types_of(graph), constants_of(graph), producers(graph), initializers(graph))
+    work = _Work(types_of(graph), constants_of(graph), producers(graph), initializers(graph))
     streamed = sum(stored_bytes(each) for each in graph.initializer) > pace.cached
     seconds = 0.0
     for node in graph.node:
@@ -120,7 +120,6 @@ def predict_latency(model: Model, pace: Pace) -> float:
 class _Work:
     """What each node of a graph has to do."""
 
-    graph: GraphProto
     types: Types
     #: Tensors that are known before anything runs.
     constant: set[str]
@@ -134,7 +133,7 @@ class _Work:
             left = self._shape(node.input[0])
             return output * left[-2 if attribute(node, "transA", 0) else -1] if left else 0.0
         if node.op_type in _CONVOLUTIONS:
-            return output * math.prod(self._shape(_weight_of(node))[1:])
+            return output * math.prod(self._shape(weight_of(node))[1:])
         if node.op_type == "ConvTranspose":
             image, filters = self._shape(node.input[0]), self._shape(node.input[1])
             return math.prod(image) * math.prod(filters[1:])
@@ -153,7 +152,7 @@ class _Work:
         rows = math.prod(self._shape(node.output[0])[:-1])
         if node.op_type in _MATRICES and rows < _FEWEST_ROWS:
             return pace.single
-        return pace.half if self._is_half(_weight_of(node)) else pace.single
+        return pace.half if self._is_half(weight_of(node)) else pace.single
 
     def stored(self, node: NodeProto) -> int:
         """Return the bytes of the stored weights that a node reads, as they are stored."""
@@ -181,7 +180,3 @@ class _Work:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.types[name][1] if name in self.types else ()
-
-
-def _weight_of(node: NodeProto) -> str:
-    return str(node.input[3 if node.op_type.startswith("QLinear") else 1])

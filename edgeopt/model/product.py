@@ -103,11 +103,12 @@ def constants_of(graph: GraphProto) -> set[str]:
 
 
 def _is_stored(node: NodeProto, constant: set[str]) -> bool:
-    weight = _weight_of(node)
+    weight = weight_of(node)
     return weight in constant and node.input[0] not in constant
 
 
-def _weight_of(node: NodeProto) -> str:
+def weight_of(node: NodeProto) -> str:
+    """Name the weight of a product among its inputs."""
     return str(node.input[3 if node.op_type.startswith("QLinear") else 1])
 
 
@@ -141,6 +142,6 @@ def _signature(graph: GraphProto, nodes: tuple[int, ...], types: Types) -> tuple
 
 def _flops(node: NodeProto, types: Types) -> int:
     """Count two for each value that is summed."""
-    weight, output = types[_weight_of(node)][1], types[node.output[0]][1]
+    weight, output = types[weight_of(node)][1], types[node.output[0]][1]
     columns = weight[0] if node.op_type in _CONVOLUTION else output[-1]
     return 2 * math.prod(output) * math.prod(weight) // columns
