@@ -7,15 +7,12 @@ import onnx
 import pytest
 
 from edgeopt.artifact import Choice, Method, Model, Plan
-from edgeopt.cli.places import cache_folder
-from edgeopt.compile import compile_model
 from edgeopt.compile.lift import lift_constants
-from edgeopt.compress import apply_plan, predict_footprint
-from edgeopt.compress.cost import CODE
+from edgeopt.compress import apply_plan
 from edgeopt.model.oracle import run_model, seeded_inputs
-from tests.compile.kit import distance, lower_natively, make_target, run_natively
+from tests.compile.kit import distance, lower_natively, run_natively
 from tests.graphs import describe, normal, save_graph
-from tests.host.test_compile import run_program
+from tests.host.arm_kit import run_on_arm
 
 pytestmark = pytest.mark.host
 
@@ -94,21 +91,9 @@ def test_64_bit_arm_computes_blocks_in_the_memory_that_was_predicted(
     form: tuple[Method, int], tmp_path: Path
 ) -> None:
     made = compress(tmp_path, *form)
-    feeds = seeded_inputs(made, 0)
-    target = make_target("aarch64", static=True)
-    samples = {name: value[None] for name, value in feeds.items()}
-    bundle = compile_model(
-        made, target, directory=tmp_path / "bundle", cache=cache_folder(), token_samples=samples
-    )
-    assert bundle.unscheduled == ()
-    found, _ = run_program(bundle, feeds, tmp_path)
-    assert distance(found, run_model(made, feeds)[0]) < 4e-6
-    compiled = bundle.footprint
-    # The program's own size is not what is asked here.
-    program = compiled.flash - compiled.weights - CODE
-    predicted = predict_footprint(
-        made, target, runtime=compiled.runtime - CODE, program=program, samples=samples
-    )
+    seen = run_on_arm(made, tmp_path)
+    assert seen.distance < 4e-6
+    predicted, compiled = seen.predicted, seen.compiled
     assert predicted.weights == pytest.approx(compiled.weights, rel=0.01)
     assert predicted.flash == pytest.approx(compiled.flash, rel=0.01)
     assert predicted.peak == pytest.approx(compiled.peak, rel=0.03)
