@@ -283,12 +283,20 @@ class Fitted:
 
 
 def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
-    """Return the model that deploy would compile, or what a plan made before makes of it."""
+    """Return the model that deploy would compile, or what a plan made before makes of it.
+
+    A search that is stopped gives the best plan that it had verified, marked as unfinished.
+    """
+    from edgeopt.compress import Stopped
+
     cuts = None if plan is None else plan.cuts
     run, model = shrink_model(run, prepare_model(run), cuts)
     samples = draw_samples(run, model)
     if plan is not None:
         found = replay(run, model, samples, plan)
     else:
-        found = choose_plan(run, model, samples, Correction())
+        try:
+            found = choose_plan(run, model, samples, Correction())
+        except Stopped as error:
+            found = error.fit
     return Fitted(found, model, run.job.vocabulary)

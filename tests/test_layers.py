@@ -18,7 +18,7 @@ ORDER = (
     ("fact",),
     ("cut",),
     ("artifact",),
-    ("profile",),
+    ("profile", "effort"),
     ("task",),
     ("project",),
     ("store",),

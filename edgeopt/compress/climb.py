@@ -13,11 +13,11 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from edgeopt.artifact import Model
+from edgeopt.compress.distance import measure_distance
 from edgeopt.compress.groups import Group
 from edgeopt.compress.ladder import Ladders, Step, levels_of, wide_groups
 from edgeopt.compress.matrices import as_matrix, from_matrix, row_units
 from edgeopt.compress.moments import Moments, Samples, chunks, collect_moments, products_of
-from edgeopt.compress.sensitivity import measure_distance
 from edgeopt.compress.surgeon import Level, Reader, remove_units
 from edgeopt.model.graph import initializers
 from edgeopt.model.oracle import Array
