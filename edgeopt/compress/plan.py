@@ -13,6 +13,7 @@ from edgeopt.compress.blocks import (
     BITS,
     CODEBOOKS,
     OPSETS,
+    SIGNS,
     blocks_last,
     encode_blocks,
     store_blocks,
@@ -202,6 +203,8 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitt
             | "codebook16-blocks"
             | "codebook4-blocks"
             | "codebook-rows"
+            | "ternary-blocks"
+            | "binary-blocks"
         ):
             _store_few_bits(edit, weight, choice, fitted)
         case _:
@@ -228,7 +231,7 @@ def _store_few_bits(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted)
 
 def _round_nearest(values: Floats, choice: Choice, block: int) -> Rounded:
     """Round every value to the nearest code, or the nearest level of the weight's own."""
-    bits, levels = BITS[choice.method], None
+    bits, levels = BITS[choice.method], SIGNS.get(choice.method)
     if choice.method in CODEBOOKS:
         levels = find_levels(values, block=block, bits=bits)
     return Rounded(*encode_blocks(values, block=block, bits=bits, levels=levels), levels)
