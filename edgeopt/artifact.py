@@ -69,6 +69,14 @@ class Plan(Fact):
     cuts: tuple[Cut, ...] = ()
     #: Only for int8-static: replaying needs no calibration data.
     ranges: tuple[Range, ...] = ()
+    #: Whether matrices that are reconstructed are fitted one after the other, each to what it is
+    #: given once those before it are rounded.
+    in_turn: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is called where others are listed beside it."""
+        return f"{self.name}, pruned" if self.cuts else self.name
 
 
 class Entry(Fact):

@@ -96,7 +96,21 @@ def apply_plan(
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
     found = _found(loaded, plan)
     wanted = [(found[each.weight], each) for each in plan.choices]
+    if plan.in_turn:
+        require_packages("layers cannot be fitted in turn here", "torch")
+        from edgeopt.compress.sequence import fit_in_turn
+
+        learned = fit_in_turn(loaded, wanted, require_samples(samples, "fitted"), _rewrite)
     learned = learned or learn(loaded, wanted, samples)
+    made = _rewrite(loaded, plan, learned)
+    path.write_bytes(made.SerializeToString(deterministic=True))
+    return _made(model, path, plan)
+
+
+def _rewrite(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> onnx.ModelProto:
+    """Rewrite each weight in the form of its choice, by what was learned from samples."""
+    found = {each.name: each for each in weights(loaded.graph)}
+    wanted = [(found[each.weight], each) for each in plan.choices]
     shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
     low = factorize(shared.model, [each for each in wanted if each[1].rank], learned.hessians)
     loaded = low.model
@@ -108,8 +122,7 @@ def apply_plan(
     fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned)
     for choice in choices:
         _apply(edit, found[choice.weight], choice, plan, fitted)
-    path.write_bytes(edit.finish().SerializeToString(deterministic=True))
-    return _made(model, path, plan)
+    return edit.finish()
 
 
 def _cut(
