@@ -23,6 +23,8 @@ class Effort(Fact):
     judged: int = 32
     #: Exchanges of two layers' forms that are tried on samples held back, at most.
     swaps: int = 24
+    #: Labelled samples that a plan is scored on; None: all.
+    scored: int | None = None
     #: Seconds that one integer program may take.
     seconds: float = 20.0
 
@@ -31,14 +33,21 @@ class Effort(Fact):
 _DATA_FREE: tuple[Method, ...] = (
     "float32",
     "float16",
-    "int8-rows",
     "int8-weights",
-    "int8-dynamic",
     "int4-blocks",
     "int2-blocks",
 )
 
-QUICK = Effort(name="quick", data_free=True, methods=_DATA_FREE, judged=2, swaps=0, seconds=5.0)
+QUICK = Effort(
+    name="quick",
+    data_free=True,
+    methods=_DATA_FREE,
+    blocks=(32,),
+    judged=2,
+    swaps=0,
+    scored=200,
+    seconds=5.0,
+)
 STANDARD = Effort(name="standard")
 THOROUGH = Effort(name="thorough", blocks=(32, 64, 128), judged=128, swaps=200, seconds=120.0)
 _LEVELS = {each.name: each for each in (QUICK, STANDARD, THOROUGH)}

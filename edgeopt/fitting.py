@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import edgeopt
 from edgeopt.artifact import Bundle, Choice, Footprint, Measurement, Model, Plan
+from edgeopt.cut import Cut
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
 from edgeopt.measure import summarize_samples
 from edgeopt.store import digest_tree
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
     """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
-    from edgeopt.compress import Cost, Fit, Search, Stopped, fit_plan
+    from edgeopt.compress import Cost, Fit, Infeasible, Search, Stopped, fit_plan, infeasible
     from edgeopt.compress.mix import can_mix
 
     job = run.job
@@ -67,6 +68,11 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         return _with_cuts(run.stage("fit", key, Fit, fit, detail=job.effort.name), job)
     except Stopped as error:
         raise Stopped(_with_cuts(error.fit, job)) from None
+    except Infeasible as error:
+        if job.pruning is None:
+            raise
+        cut = _cut_candidates(error.candidates, job.pruning.cuts)
+        raise infeasible(cut, reach=error.reach) from error
 
 
 def _with_cuts(fit: "Fit", job: Job) -> "Fit":
@@ -74,13 +80,18 @@ def _with_cuts(fit: "Fit", job: Job) -> "Fit":
     if job.pruning is None:
         return fit
     cuts = job.pruning.cuts
-
-    def cut(candidate: "Candidate") -> "Candidate":
-        plan = candidate.plan.model_copy(update={"cuts": cuts})
-        return candidate.model_copy(update={"plan": plan})
-
+    (chosen,) = _cut_candidates([fit.chosen], cuts)
     return fit.model_copy(
-        update={"chosen": cut(fit.chosen), "candidates": tuple(map(cut, fit.candidates))}
+        update={"chosen": chosen, "candidates": _cut_candidates(fit.candidates, cuts)}
+    )
+
+
+def _cut_candidates(
+    candidates: "Sequence[Candidate]", cuts: tuple[Cut, ...]
+) -> "tuple[Candidate, ...]":
+    return tuple(
+        each.model_copy(update={"plan": each.plan.model_copy(update={"cuts": cuts})})
+        for each in candidates
     )
 
 

@@ -8,6 +8,7 @@ from edgeopt.compress.pace import pace_of, predict_latency
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.pruning import Pruned, apply_cuts, measure_units, prune_model
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
+from edgeopt.compress.shortfall import infeasible
 
 __all__ = [
     "Candidate",
@@ -22,6 +23,7 @@ __all__ = [
     "apply_plan",
     "draw_calibration",
     "fit_plan",
+    "infeasible",
     "make_plan",
     "measure_sensitivity",
     "measure_units",

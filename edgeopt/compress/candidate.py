@@ -72,9 +72,19 @@ class Cost:
 class Infeasible(BudgetExceeded):
     """No plan meets the budget; the candidates say how near each one came."""
 
-    def __init__(self, what: str, *, why: str, fix: str, candidates: tuple[Candidate, ...]) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str,
+        fix: str,
+        candidates: tuple[Candidate, ...],
+        reach: str = "",
+    ) -> None:
         super().__init__(what, why=why, fix=fix)
         self.candidates = candidates
+        #: In words, the least of each limited figure that any plan has.
+        self.reach = reach
 
 
 class Stopped(Interrupted):

@@ -17,6 +17,7 @@ from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import CALIBRATION, Advance, Sensitivity, draw_calibration
 from edgeopt.compress.shortfall import explain_shortfall
 from edgeopt.effort import STANDARD, Effort
+from edgeopt.model.extra import runs_in_torch
 from edgeopt.model.oracle import Array
 from edgeopt.task import Task, samples
 
@@ -185,14 +186,14 @@ def trace_front(
 
 def _mixer(bench: Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
     fitted = bench.calibration().fitted
-    seconds = bench.effort.seconds
     return Mixer(
         bench.model,
         sensitivity,
         bench.cost.footprint,
         samples=fitted,
         plain=plain,
-        seconds=seconds,
+        seconds=bench.effort.seconds,
+        in_turn=fitted is not None and runs_in_torch(bench.model),
     )
 
 

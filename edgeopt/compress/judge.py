@@ -109,17 +109,17 @@ def set_up(
     baseline: float | None,
 ) -> Bench:
     """Measure what the model keeps as it is; without a baseline drops count from that."""
-    measure = _scorer(model, task)
+    measure = _scorer(model, task, effort.scored)
     own = measure(model)
     baseline = own.accuracy if baseline is None else baseline
     return Bench(model, task, budget, cost, effort, directory, measure, own, baseline)
 
 
-def _scorer(model: Model, task: Task | None) -> Callable[[Model], Kept]:
+def _scorer(model: Model, task: Task | None, count: int | None) -> Callable[[Model], Kept]:
     """Return what measures what a model keeps; it knows nothing without a task."""
     if task is None:
         return lambda _: Kept()
-    found = labelled(task, None, inputs=model.inputs, part="validation")
+    found = labelled(task, count, inputs=model.inputs, part="validation")
     if found is not None:
         feeds, labels = found
         return lambda each: Kept(accuracy=score(task, run_samples(each, feeds), labels))

@@ -114,6 +114,8 @@ class Mixer:
     plain: bool
     #: Seconds that one integer program may take.
     seconds: float = STANDARD.seconds
+    #: Whether layers are fitted one after the other, see Plan.
+    in_turn: bool = False
 
     def mix(self, budget: Budget, directory: Path) -> Mixture | None:
         """Return the mixture of least harm that meets limits on flash and ram; None without one."""
@@ -214,7 +216,8 @@ class Mixer:
         """Apply a choice, and say of each weight why it is as it is."""
         layers = self.layers
         chosen = [layer[place] for layer, place in zip(layers, places, strict=True)]
-        plan = Plan(name=MIXED, choices=tuple(each.choice for each in chosen))
+        choices = tuple(each.choice for each in chosen)
+        plan = Plan(name=MIXED, choices=choices, in_turn=self.in_turn)
         model = apply_plan(self.model, plan, directory=directory, samples=self.samples)
         entries = tuple(
             _entry(before[0], layer, option)

@@ -29,7 +29,7 @@ from edgeopt.compress.probe import (
 )
 from edgeopt.effort import STANDARD, Effort
 from edgeopt.model.graph import initializers, weights
-from edgeopt.model.oracle import seeded_inputs
+from edgeopt.model.oracle import draw_inputs
 from edgeopt.task import Task, has_classes, samples
 
 #: Calibration samples: on the example, 32, 128 and 512 keep the same accuracy within 0.5 %.
@@ -105,7 +105,8 @@ class Calibration:
 def draw_calibration(model: Model, task: Task | None, *, effort: Effort = STANDARD) -> Calibration:
     """Draw samples from the task's training set; random inputs without, or where none may count."""
     if task is None or effort.data_free:
-        drawn = [seeded_inputs(model, seed) for seed in range(2 * _DRAWN)]
+        graph = onnx.load(model.path, load_external_data=False).graph
+        drawn = [draw_inputs(graph, model.inputs, seed) for seed in range(2 * _DRAWN)]
         stacked = {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}
         first, rest = _split(stacked, _DRAWN)
         judged = Judged(first, effort.judged, classes=False)

@@ -33,23 +33,35 @@ def explain_shortfall(
     folder = bench.directory / "shortfall"
     relaxed = tuple(_relax_one(bench, mixer, len(candidates), folder)) if mixer else ()
     known = (*_verified(bench, candidates, folder), *relaxed)
-    best = min(known, key=_excess)
+    reach = ", ".join(_reachable(bench, (*candidates, *known), mixer, folder))
+    return infeasible((*candidates, *relaxed), known, left_out=left_out, reach=reach)
+
+
+def infeasible(
+    candidates: tuple[Candidate, ...],
+    known: Sequence[Candidate] = (),
+    *,
+    left_out: Sequence[Method] = (),
+    reach: str = "",
+) -> Infeasible:
+    """Put it in words; a relaxation is that of one of the known plans, or of all candidates."""
+    best = min(known or candidates, key=_excess)
     binding = max(best.broken, key=_overrun)
     hint = f"; or add a [task]: {', '.join(left_out)} needs samples" if left_out else ""
     asked = " ".join(_option(each) for each in best.broken)
     why = [
-        f"the best plan, {best.plan.name}, needs {_printed(each, each.predicted)} of"
+        f"the best plan, {best.plan.title}, needs {_printed(each, each.predicted)} of"
         f" {each.name}, allowed is {_printed(each, each.limit)}"
         for each in best.broken
     ]
-    reach = ", ".join(_reachable(bench, (*candidates, *known), mixer, folder))
     if reach:
         why.append(f"the least that any plan reaches, each limit by itself: {reach}")
     return Infeasible(
         f"no plan fits the budget: the limit on {binding.name} binds",
         why="; ".join(why),
         fix=f"the smallest relaxation that works is {asked}{hint}",
-        candidates=(*candidates, *relaxed),
+        candidates=candidates,
+        reach=reach,
     )
 
 
