@@ -240,6 +240,12 @@ def _keeper(run: Run, model: Model, calibration: "Calibration") -> "Keep":
     return keep
 
 
+def predictor(run: Run, samples: Samples) -> Callable[[Model], Footprint]:
+    """Return what predicts a model's footprint on the run's target before it is compiled."""
+    program = _device_program(run)
+    return _predictor(run.job, samples, correction=Correction(), program=program)
+
+
 def _predictor(
     job: Job, samples: Samples, *, correction: Correction, program: Program
 ) -> Callable[[Model], Footprint]:
