@@ -95,3 +95,11 @@ class Choice(Fact):
         if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self
+
+    @property
+    def title(self) -> str:
+        """Its form with its sizes: "int4-blocks of 32, rank 64"."""
+        size = self.block or self.group
+        form = self.method if size is None else f"{self.method} of {size}"
+        form = form if self.rows is None else f"{form}, {self.rows} rows shared"
+        return form if self.rank is None else f"{form}, rank {self.rank}"
