@@ -186,19 +186,28 @@ def _smoke_of(run: Run, drawn: Samples, expected: Golden) -> Smoke:
     )
 
 
-def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> None:
+def _smoke(
+    seat: Seat, release: Release, bundle: Bundle, expected: Golden, *, name: str = "smoke"
+) -> None:
     started = time.monotonic()
     smoke = _smoke_of(seat.run, seat.samples, expected)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         smoke_release(release, bundle, seat.board, smoke=smoke, directory=Path(folder))
-    seat.run.note("smoke", "one sample", cached=False, seconds=time.monotonic() - started)
+    seat.run.note(name, "one sample", cached=False, seconds=time.monotonic() - started)
 
 
-def activate(seat: Seat, release: Release) -> None:
-    """Make a release current, signed where the job has a signer, and tell who verified that."""
+def activate(seat: Seat, release: Release, bundle: Bundle, model: Model) -> None:
+    """Make a release current, signed where the job has a signer, and tell who verified that.
+
+    It runs once more when it is current; one that fails then is taken back.
+    """
     started = time.monotonic()
     signed = seat.run.job.sign(release.digest)
-    by_board = activate_release(release, seat.board, signed=signed)
+
+    def health() -> None:
+        _smoke(seat, release, bundle, _expect(seat.run, seat.samples, model), name="health")
+
+    by_board = activate_release(release, seat.board, signed=signed, health=health)
     if signed is not None:
         who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
         seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)

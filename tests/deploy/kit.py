@@ -137,12 +137,9 @@ def make_bundle(
         digest = hashlib.sha256(content).hexdigest()
         executable = name == "edgeopt-run"
         files.append(BundleFile(name=name, sha256=digest, size=len(content), executable=executable))
-    manifest = {"files": [each.model_dump() for each in files], "target": "here"}
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":")) + "\n"
-    (folder / "manifest.json").write_text(text)
-    return Bundle(
+    bundle = Bundle(
         path=folder,
-        digest=hashlib.sha256(text.encode()).hexdigest(),
+        digest="",
         target="here",
         files=tuple(files),
         inputs=(TensorSpec(name="x", dtype="float32", shape=(4,)),),
@@ -154,6 +151,10 @@ def make_bundle(
         machine=platform.machine(),
         glibc="2.17",
     )
+    manifest = bundle.model_dump(exclude={"path", "digest"})
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":")) + "\n"
+    (folder / "manifest.json").write_text(text)
+    return bundle.model_copy(update={"digest": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def samples_of(count: int, seed: int = 0) -> NDArray[np.float32]:
