@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from edgeopt.board import Kind
 from edgeopt.cut import Cut, Pruning
 from edgeopt.fact import Fact as Fact  # those of every other module build on it too
+from edgeopt.surroundings import Around, Conditions, Memory, Process
 
 #: How one weight is stored and computed with, from the least harm to the most.
 #: float32: as it came. float16: stored in half, computed in float32 (Cast).
@@ -243,28 +244,8 @@ class Release(Fact):
     sent: int = 0
 
 
-class Conditions(Fact):
-    """The state of the board around a measurement; absent values could not be read."""
-
-    temperature_c: float | None = None
-    frequency_khz: tuple[int, ...] = ()
-    throttled: str | None = None
-
-
-class Memory(Fact):
-    """Peak and final memory of the device program, in bytes (from /proc/self/status)."""
-
-    peak: int
-    anonymous: int
-    file_backed: int
-    start: int
-    loaded: int
-    minor_faults: int
-    major_faults: int
-
-
 class Measurement(Fact):
-    """What was seen on the board in one run of the device program."""
+    """What was seen on the board while the device program ran, in one launch or several."""
 
     kind: Kind
     board: str
@@ -274,11 +255,23 @@ class Measurement(Fact):
     #: Raw duration of each timed inference, in ns of CLOCK_MONOTONIC_RAW.
     #: On an emulated board (-icount shift=0) one ns is one instruction executed.
     samples_ns: tuple[int, ...]
+    #: How many of them each launch of the program gave; one launch where it is empty.
+    launches: tuple[int, ...] = ()
+    #: From the process's start to its first line; 0 where the program does not tell.
+    start_ns: int = 0
     load_ns: int
     first_ns: int
+    #: The untimed inferences, the first of them included.
+    warm_ns: tuple[int, ...] = ()
+    #: How far the clock of the day went beyond the raw one during the timed inferences.
+    drift_ns: int = 0
     memory: Memory
     before: Conditions
     after: Conditions
+    around: Around = Around()
+    process: Process = Process()
+    #: Why launches were repeated instead of counted.
+    set_aside: tuple[str, ...] = ()
     #: Why the figures must not be compared with others; empty when they may.
     invalid: tuple[str, ...] = ()
 

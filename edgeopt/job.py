@@ -101,6 +101,11 @@ class Job:
         return max(asked, self.sample_count)
 
     @property
+    def launches(self) -> int:
+        """Launches of the device program at most; instructions repeat, so that one is enough."""
+        return 1 if self.kind == "emulated" else self.profile.bench.launches
+
+    @property
     def threads(self) -> int:
         """Threads of the device program; instructions are counted on one core."""
         if self.kind == "emulated":

@@ -21,6 +21,8 @@ class Bench(_Table):
     #: Untimed inferences before the timed ones.
     warmup: int = Field(default=10, ge=0)
     iterations: int = Field(default=50, ge=1)
+    #: Launches of the program at most, where time is measured: three, and more while it is noisy.
+    launches: int = Field(default=6, ge=1)
     #: Labelled samples run on the board for the accuracy of what was deployed.
     samples: int = Field(default=100, ge=0)
     #: None is every core of the target's first cluster.

@@ -4,19 +4,20 @@ import contextlib
 import hashlib
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from edgeopt.artifact import Bundle, Conditions, Fact, Memory, Release, TensorSpec
+from edgeopt.artifact import Bundle, Fact, Release, TensorSpec
 from edgeopt.board import TIMED_OUT, Board, Completed
 from edgeopt.board.procfs import CORES
 from edgeopt.board.script import QUICK, SLOWEST_LINK, printable, run_script, script_argv
+from edgeopt.board.state import STATE, BoardState, read_state
 from edgeopt.errors import (
     BoardIncompatible,
     BudgetExceeded,
@@ -24,9 +25,11 @@ from edgeopt.errors import (
     DeployFailed,
     EdgeoptError,
 )
+from edgeopt.surroundings import Around, Conditions, Memory, Process
 from edgeopt.units import format_bytes
 
 Array = NDArray[Any]
+_Number = TypeVar("_Number", int, float)
 
 #: Seconds for one inference: 30 times MiniLM-L6 at 32 tokens on an emulated board.
 _PER_INFERENCE = 60.0
@@ -38,13 +41,8 @@ _NPY_HEADER = 4096
 
 _SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"}
 
-_STATE = r"""
-echo "boot $(cat /proc/sys/kernel/random/boot_id)"
-sed -n 's/^MemAvailable: *\([0-9]*\) kB$/available \1/p' /proc/meminfo
-sed -n 's/^oom_kill /oom_kill /p' /proc/vmstat
-"""
-_OPEN = 'mkdir -p "$1/out"\n' + _STATE
-_CLOSE = 'cd "$1/out" && sha256sum *.npy 2>/dev/null || true\nrm -rf "$1"\n' + _STATE
+_OPEN = 'mkdir -p "$1/out"\n' + STATE
+_CLOSE = 'cd "$1/out" && sha256sum *.npy 2>/dev/null || true\nrm -rf "$1"\n' + STATE
 # When memory runs out the kernel takes the program, not the board's sshd.
 _RUN = r"""
 cd "$1"
@@ -72,10 +70,14 @@ class ProgramReport(Fact):
     version: str
     clock: Literal["CLOCK_MONOTONIC_RAW"]
     threads: int = Field(ge=1)
+    #: Programs of earlier versions, which a board may go back to, tell less.
+    start_ns: int = Field(default=0, ge=0)
     load_ns: int = Field(ge=0)
     first_ns: int = Field(ge=0)
+    warm_ns: tuple[int, ...] = ()
     samples_ns: tuple[int, ...]
     realtime_drift_ns: int
+    process: Process = Process()
     memory: Memory
     before: Conditions
     after: Conditions
@@ -89,17 +91,6 @@ class ErrorLine(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class BoardState:
-    """What tells whether the board rebooted or ran out of memory meanwhile."""
-
-    boot_id: str
-    #: Bytes; None where the kernel does not say.
-    available: int | None
-    #: Kills by the kernel since boot; None where it does not count them.
-    oom_kills: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class ProgramRun:
     """One run of the device program that ended well."""
 
@@ -108,6 +99,19 @@ class ProgramRun:
     outputs: tuple[Array, ...]
     before: BoardState
     after: BoardState
+
+    @property
+    def around(self) -> Around:
+        """What the board was like before and after it."""
+        first, last = self.before, self.after
+        return Around(
+            governors=first.governors,
+            governors_after=last.governors,
+            load=first.load,
+            load_after=last.load,
+            pressure_us=_passed(first.pressure_us, last.pressure_us, int),
+            seconds=_passed(first.uptime, last.uptime, float),
+        )
 
 
 def run_program(
@@ -136,14 +140,14 @@ def run_program(
     counts = {"warmup": warmup, "iterations": iterations, "threads": threads, "samples": samples}
     folder = PurePosixPath(release.path).parents[3] / "runs" / f"run-{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
-        before = _read_state(run_script(board, _OPEN, (str(folder),), doing="make a run folder"))
+        before = read_state(run_script(board, _OPEN, (str(folder),), doing="make a run folder"))
         stack.callback(_remove_quietly, board, folder)
         sums = _send_inputs(board, inputs, folder, directory)
         argv = (str(folder), sums, *_command(release, bundle, counts))
         timeout = QUICK + _PER_INFERENCE * (warmup + iterations)
         done = board.run(script_argv(_RUN, argv), timeout=timeout)
         if done.status != 0:
-            after = _read_state(run_script(board, _STATE, (), doing="read the board's state"))
+            after = read_state(run_script(board, STATE, (), doing="read the board's state"))
             _raise_failure(done, bundle, before, after)
         report = parse_report(done.stdout, counts)
         outputs, digests = _receive(board, bundle, report, folder, directory)
@@ -151,7 +155,7 @@ def run_program(
         stack.pop_all()
     if not digests <= {line.partition(" ")[0] for line in closing}:
         raise DeployFailed("the outputs of the run arrived damaged from the board")
-    return ProgramRun(report=report, outputs=outputs, before=before, after=_read_state(closing))
+    return ProgramRun(report=report, outputs=outputs, before=before, after=read_state(closing))
 
 
 def parse_report(text: bytes, counts: Mapping[str, int]) -> ProgramReport:
@@ -291,15 +295,13 @@ def _load_output(path: Path, spec: TensorSpec, samples: int) -> Array:
     return array
 
 
-def _read_state(lines: Sequence[str]) -> BoardState:
-    values = dict(line.split(" ", 1) for line in lines if " " in line)
-    available = values.get("available", "")
-    kills = values.get("oom_kill", "")
-    return BoardState(
-        boot_id=values.get("boot", ""),
-        available=int(available) * 1024 if available.isdecimal() else None,
-        oom_kills=int(kills) if kills.isdecimal() else None,
-    )
+def _passed(
+    first: _Number | None, last: _Number | None, kind: Callable[[float], _Number]
+) -> _Number | None:
+    """Return how far a counter went; None where it is not there or was set back by a restart."""
+    if first is None or last is None or last < first:
+        return None
+    return kind(round(last - first, 2))
 
 
 def _remove_quietly(board: Board, folder: PurePosixPath) -> None:

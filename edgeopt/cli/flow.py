@@ -18,6 +18,7 @@ from edgeopt.cli.request import (
     started,
     tell_wait,
 )
+from edgeopt.cli.security import describe_signature
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def status(
     ssh_config: options.SshConfig = None,
     app: options.AppName = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Hash the current release's files on the board.")
+        bool, typer.Option("--check", help="Hash its files on the board, and verify its signature.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -135,16 +136,18 @@ def status(
     live = visit.connect()
     try:
         found = read_status(live, visit.app, root=ROOT, check=check)
+        signature = describe_signature(live, found, visit.allowed, check=check)
     finally:
         live.close()
     if as_json:
-        options.print_document(found.model_dump(mode="json"))
+        options.print_document(found.model_dump(mode="json") | {"signature": signature})
         return
     typer.echo(f"{found.app} on {found.board}: {found.state}")
     for name, digest in (("current", found.current), ("previous", found.previous)):
         typer.echo(f"  {name:<9} {digest[:12] or '-'}")
     if found.files_good is not None:
         typer.echo(f"  files     {'good' if found.files_good else 'DAMAGED: deploy again'}")
+    typer.echo(f"  signature {signature}")
 
 
 def history(

@@ -8,8 +8,10 @@ from edgeopt.cli.checkup import Finding
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edgeopt.board import Board
     from edgeopt.board.canary import MemoryLimits
     from edgeopt.board.destination import Hop
+    from edgeopt.deploy import Status
     from edgeopt.target import Target
 
 _LIMITS: "dict[MemoryLimits, str]" = {
@@ -87,6 +89,33 @@ def _judge_known(path: Path) -> Finding:
         f"chmod go-w {path}",
         required=False,
     )
+
+
+def describe_signature(
+    board: "Board", status: "Status", allowed: str | None, *, check: bool
+) -> str:
+    """Say in words whether the current release is signed, and, when asked, whether that holds.
+
+    allowed: the lines of those whose signatures count here; without them the board's own count.
+    """
+    from edgeopt.deploy.signature import read_signers, verify_release
+    from edgeopt.deploy.status import place_from
+    from edgeopt.errors import DeployFailed
+
+    board_asks = f"; the board asks for one of {status.signers}" if status.signers else ""
+    if not status.current or status.serial is None:
+        return f"none{board_asks}"
+    said = f"serial {status.serial}{board_asks}"
+    if not check:
+        return f"{said}; not verified (--check)"
+    place, by = place_from(status), "the project's signers"
+    if allowed is None:
+        allowed, by = read_signers(board, place), "the board's signers"
+    try:
+        verify_release(board, place, status.current, allowed)
+    except DeployFailed as error:
+        return f"DOES NOT HOLD: {error.why}{board_asks}"
+    return f"{said}; verified here, by {by}"
 
 
 def judge_bundle(target: "Target", folder: Path) -> list[Finding]:

@@ -199,6 +199,17 @@ def install_statement(board: Board, place: Place, digest: str, signed: Signed) -
     verify_release(board, place, digest, signed.allowed)
 
 
+def read_signers(board: Board, place: Place) -> str:
+    """Return the lines of the signers that a board asks for; "" when there are none."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
+        local = Path(name) / "allowed_signers"
+        try:
+            board.get(place.root / local.name, local, limit=MANIFEST_LIMIT, timeout=QUICK)
+        except BoardIncompatible:
+            return ""
+        return local.read_text(errors="replace")
+
+
 def verify_release(board: Board, place: Place, digest: str, allowed: str) -> int:
     """Verify, by what the board gives out, who signed a release and that it is that to the byte.
 
