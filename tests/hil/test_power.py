@@ -1,6 +1,7 @@
 """An emulated board that restarts, and whose power fails: its kernel and its disk are real."""
 
 import dataclasses
+import platform
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,13 @@ from edgeopt.board.canary import try_memory_limit
 from edgeopt.board.emulator import cut_power, default_cache, open_emulated, stop_board
 from edgeopt.board.facts import read_facts
 from edgeopt.board.lease import hold
+from edgeopt.board.local import LocalBoard
 from edgeopt.board.recover import recover_board
 from edgeopt.board.ssh import SshBoard
 from edgeopt.deploy import deploy_bundle, read_history, read_status, stage_bundle
 from edgeopt.errors import BoardUnreachable, ConfigError, LeaseLost
 from edgeopt.measure import measure_release
-from tests.deploy.kit import APP, layers, samples_of, smoke_of
+from tests.deploy.kit import APP, deploy, layers, make_bundle, samples_of, smoke_of
 from tests.hil.conftest import make_target
 from tests.hil.test_deploy import bundle_for_board, files_below
 
@@ -134,24 +136,30 @@ def restart(board: Board) -> None:
     raise AssertionError("the board did not restart")
 
 
-def count_calls(bundle: Bundle, board: Board, root: PurePosixPath, work: Path) -> int:
-    rehearsal = Failing(board, -1, lambda: None)
-    install(bundle, rehearsal, root, work)
+def count_calls(bundle: Bundle, tmp_path: Path) -> int:
+    """Return how many calls a deploy makes, on this machine, which is quicker."""
+    here = bundle.model_copy(update={"machine": platform.machine()})
+    rehearsal = Failing(LocalBoard(), -1, lambda: None)
+    for number in range(2):
+        rehearsal.calls = 0
+        deploy(
+            here if number else make_bundle(tmp_path / "old"), rehearsal, tmp_path / "r", tmp_path
+        )
     return rehearsal.calls
 
 
 def test_a_release_survives_a_power_cut_right_after_the_deploy(
     tmp_path: Path, root: PurePosixPath, bundles: list[Bundle]
 ) -> None:
-    for each in bundles:
-        board = start()
-        install(each, board, root, tmp_path)
-        lose_power()
-        board.close()
-        again = start()
-        status = read_status(again, APP, root=root, check=True)
-        assert (status.state, status.current, status.files_good) == ("ready", each.digest, True)
-        again.close()
+    board = start()
+    install(bundles[0], board, root, tmp_path)
+    lose_power()
+    board.close()
+    again = start()
+    status = read_status(again, APP, root=root, check=True)
+    assert (status.state, status.current) == ("ready", bundles[0].digest)
+    assert status.files_good
+    again.close()
 
 
 def test_what_was_not_flushed_is_lost_so_that_these_power_cuts_are_some() -> None:
@@ -166,14 +174,15 @@ def test_what_was_not_flushed_is_lost_so_that_these_power_cuts_are_some() -> Non
     again.close()
 
 
-@pytest.mark.parametrize("share", [0.2, 0.45, 0.7, 0.95])
-@pytest.mark.parametrize("happening", ["power", "restart"])
+@pytest.mark.parametrize(
+    ("happening", "share"), [("power", 0.4), ("power", 0.75), ("restart", 0.2), ("restart", 0.9)]
+)
 def test_a_board_that_goes_during_a_deploy_has_the_old_release_or_the_new(
     tmp_path: Path, root: PurePosixPath, bundles: list[Bundle], happening: str, share: float
 ) -> None:
     old, new = bundles
     board = start()
-    calls = count_calls(new, board, root / "rehearsal", tmp_path)
+    calls = count_calls(new, tmp_path)
     install(old, board, root, tmp_path)
     happen = lose_power if happening == "power" else lambda: restart(board)
     with pytest.raises(BoardUnreachable, match="gone"):
