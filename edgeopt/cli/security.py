@@ -121,11 +121,11 @@ def describe_signature(
 def judge_bundle(target: "Target", folder: Path) -> list[Finding]:
     """Scan every program of a bundle for what the target's processor or C library lacks.
 
-    folder: as edgeopt compile -o writes it. Instructions are looked at for 64-bit Arm only.
+    folder: as edgeopt compile -o writes it. Instructions are looked at for 64-bit Arm and x86-64.
     """
     from edgeopt.runner import needed_glibc
     from edgeopt.runner.elf import elf_machine
-    from edgeopt.runner.instructions import used_features
+    from edgeopt.runner.instructions import SCANNED, used_features
 
     programs = [path for path in sorted(folder.glob("*")) if _is_program(path)]
     if not programs:
@@ -148,7 +148,7 @@ def judge_bundle(target: "Target", folder: Path) -> list[Finding]:
         absent = {name: count for name, count in used.items() if not _has(target, name)}
         listed = ", ".join(f"{count} of {name}" for name, count in sorted(absent.items()))
         seen = f"uses {', '.join(sorted(used)) or 'no optional ones'}"
-        if machine != "aarch64":
+        if machine not in SCANNED:
             seen = f"not looked at for {machine}"
         what = f"the processor lacks {listed}" if absent else seen
         findings.append(Finding(f"{path.name}: instructions", not absent, what, again))
