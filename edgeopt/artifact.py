@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from edgeopt.board import Kind
 from edgeopt.cut import Cut, Pruning
 from edgeopt.fact import Fact as Fact  # those of every other module build on it too
-from edgeopt.surroundings import Around, Conditions, Memory, Process
+from edgeopt.surroundings import Around, Conditions, Confinement, Memory, Process
 
 #: How one weight is stored and computed with, from the least harm to the most.
 #: float32: as it came. float16: stored in half, computed in float32 (Cast).
@@ -270,6 +270,8 @@ class Measurement(Fact):
     after: Conditions
     around: Around = Around()
     process: Process = Process()
+    #: None where it was not asked for.
+    confined: Confinement | None = None
     #: Why launches were repeated instead of counted.
     set_aside: tuple[str, ...] = ()
     #: Why the figures must not be compared with others; empty when they may.

@@ -68,6 +68,8 @@ class Job:
     signer: Signer | None = None
     #: Whether a signed release may be older than one that was current.
     downgrade: bool = False
+    #: Whether the least memory that it runs in is found, by limits that the kernel enforces.
+    confine: bool = False
 
     def sign(self, digest: str) -> Signed | None:
         """Sign a release of the application; None where the job has no signer."""

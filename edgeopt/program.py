@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from edgeopt.artifact import Bundle, Fact, Release, TensorSpec
 from edgeopt.board import TIMED_OUT, Board, Completed
+from edgeopt.board.canary import GROUP
 from edgeopt.board.procfs import CORES
 from edgeopt.board.script import QUICK, SLOWEST_LINK, printable, run_script, script_argv
 from edgeopt.board.state import STATE, BoardState, read_state
@@ -43,15 +44,26 @@ _SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 1
 
 _OPEN = 'mkdir -p "$1/out"\n' + STATE
 _CLOSE = 'cd "$1/out" && sha256sum *.npy 2>/dev/null || true\nrm -rf "$1"\n' + STATE
-# When memory runs out the kernel takes the program, not the board's sshd.
-_RUN = r"""
+# When memory runs out the kernel takes the program, not the board's sshd. Parameters: run folder,
+# digests, bytes that the program may have (0: all there are), then its command.
+_RUN = (
+    GROUP
+    + r"""
 cd "$1"
 printf '%s' "$2" | sha256sum -c > /dev/null 2>&1 || fail '{"error": "the inputs arrived damaged"}'
-shift 2
+limit=$3
+shift 3
 ulimit -c 0
 { echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null || true
-exec "$@"
+if [ "$limit" = 0 ]; then exec "$@"; fi
+find_group "" "edgeopt-run-$$" || fail "{\"error\": \"memory limits are $state\"}"
+limit_group "$limit"
+status=0
+within "$@" || status=$?
+rmdir "$group" 2>/dev/null || true
+exit "$status"
 """
+)
 
 
 class OutputFile(Fact):
@@ -114,6 +126,18 @@ class ProgramRun:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """One release, what it is fed, and how often it computes."""
+
+    release: Release
+    bundle: Bundle
+    inputs: list[Array]
+    counts: Mapping[str, int]
+    #: Bytes of memory that the kernel lets it have, by a control group; 0: all there are.
+    limit: int = 0
+
+
 def run_program(
     release: Release,
     bundle: Bundle,
@@ -138,13 +162,38 @@ def run_program(
             why=f"{iterations} iterations, {samples} samples, {warmup} warm-ups, {threads} threads",
         )
     counts = {"warmup": warmup, "iterations": iterations, "threads": threads, "samples": samples}
+    return _launch(board, _Launch(release, bundle, inputs, counts), directory)
+
+
+def run_within(
+    limit: int,
+    release: Release,
+    bundle: Bundle,
+    board: Board,
+    *,
+    feeds: Mapping[str, Array],
+    threads: int,
+    directory: Path,
+) -> ProgramRun:
+    """Run every sample once with so many bytes of memory, by a control group of its own.
+
+    Raises what run_program raises: BudgetExceeded where the kernel killed it for the limit.
+    """
+    inputs = _ordered_inputs(bundle, feeds)
+    samples = len(inputs[0])
+    counts = {"warmup": 0, "iterations": samples, "threads": threads, "samples": samples}
+    return _launch(board, _Launch(release, bundle, inputs, counts, limit), directory)
+
+
+def _launch(board: Board, launch: _Launch, directory: Path) -> ProgramRun:
+    release, bundle, counts = launch.release, launch.bundle, launch.counts
     folder = PurePosixPath(release.path).parents[3] / "runs" / f"run-{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
         before = read_state(run_script(board, _OPEN, (str(folder),), doing="make a run folder"))
         stack.callback(_remove_quietly, board, folder)
-        sums = _send_inputs(board, inputs, folder, directory)
-        argv = (str(folder), sums, *_command(release, bundle, counts))
-        timeout = QUICK + _PER_INFERENCE * (warmup + iterations)
+        sums = _send_inputs(board, launch.inputs, folder, directory)
+        argv = (str(folder), sums, str(launch.limit), *_command(release, bundle, counts))
+        timeout = QUICK + _PER_INFERENCE * (counts["warmup"] + counts["iterations"])
         done = board.run(script_argv(_RUN, argv), timeout=timeout)
         if done.status != 0:
             after = read_state(run_script(board, STATE, (), doing="read the board's state"))

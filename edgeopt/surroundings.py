@@ -47,3 +47,12 @@ class Around(Fact):
     pressure_us: int | None = None
     #: Seconds of the board's uptime that all of it took; None where unknown.
     seconds: float | None = None
+
+
+class Confinement(Fact):
+    """The least memory in which a release ran, as the board's kernel enforced it."""
+
+    #: Bytes of memory.max (cgroup v2).
+    smallest: int
+    #: Launches that it took to find.
+    tries: int

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeopt.artifact import Arithmetic, Bundle, Fact, Model, Parity, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
+from edgeopt.confine import confine_release
 from edgeopt.deploy import Smoke, activate_release, discard_release, smoke_release, stage_bundle
 from edgeopt.job import Job, Run, Samples, Trial, plan_name
 from edgeopt.measure import measure_release
@@ -122,13 +123,15 @@ def _remember(seat: Seat, bundle: Bundle, model: Model, measure: Callable[[Path]
             trial = measure(Path(folder))
         seat.run.note("measure", plan_name(model), cached=False, seconds=time.monotonic() - started)
         return trial
-    key = {
+    key: dict[str, object] = {
         "digest": bundle.digest,
         "boot": seat.facts.boot_id,
         "samples": seat.samples.sha256,
         "warmup": job.warmup,
         "iterations": job.iterations,
     }
+    if job.confine:
+        key["confine"] = True
     return seat.run.stage("measure", key, Trial, measure, detail=plan_name(model))
 
 
@@ -155,6 +158,17 @@ def _measure(seat: Seat, release: Release, bundle: Bundle, expected: Golden, fol
         )
 
     measurement, outputs = measure_steadily(launch, most=job.launches)
+    if job.confine:
+        confined = confine_release(
+            release,
+            bundle,
+            seat.board,
+            feeds=few,
+            threads=job.threads,
+            peak=measurement.memory.peak,
+            directory=folder,
+        )
+        measurement = measurement.model_copy(update={"confined": confined})
     names = [each.name for each in bundle.outputs]
     return Trial(
         measurement=measurement, parity=_compare(job.task, labels, outputs, expected, names)

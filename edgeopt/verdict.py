@@ -65,6 +65,9 @@ def check_trial(
         _check("flash", "bytes", tried.flash, need.flash, budget.flash),
         _check("peak memory", "bytes", need.peak, seen.memory.peak, budget.ram),
     ]
+    if seen.confined is not None:
+        smallest = seen.confined.smallest
+        checks.append(_check("memory it runs in", "bytes", None, smallest, budget.ram))
     if kind == "emulated":
         checks.append(_check("instructions", "instructions", None, statistics.p50, None))
         if budget.latency is not None:

@@ -29,7 +29,7 @@ ORDER = (
     ("runner",),
     ("compress", "compile", "trim", "deploy", "measure", "verify", "compare"),
     ("example",),
-    ("steady",),
+    ("steady", "confine"),
     ("job",),
     ("trial", "prepare", "interleave"),
     ("fitting",),

@@ -47,6 +47,7 @@ def deploy(
     prune: options.Prune = None,
     sign: options.Sign = None,
     downgrade: options.Downgrade = False,
+    confine: options.Confine = False,
     wait: options.Wait = None,
     as_json: options.Json = False,
 ) -> None:
@@ -72,6 +73,7 @@ def deploy(
         prune=prune,
         sign=sign,
         downgrade=downgrade,
+        confine=confine,
     )
     check_output(html)
     patience = read_wait(wait)

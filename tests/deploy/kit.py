@@ -50,6 +50,7 @@ case $mode in
         # As much as the kernel promises to anyone, and more than it can give.
         total=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
         exec dd if=/dev/zero of=/dev/null count=1 bs=$((total - 1024))k ;;
+    fills) dd if=/dev/zero of=/dev/null count=1 bs=24M 2>/dev/null || kill -s KILL $$ ;;
     nan) value='\0\0\300\177' ;;
 esac
 cp "$first" "$output/0.npy"

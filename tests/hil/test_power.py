@@ -1,8 +1,11 @@
 """An emulated board that restarts, and whose power fails: its kernel and its disk are real."""
 
+import contextlib
 import dataclasses
 import platform
+import socket
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,15 +15,23 @@ import pytest
 from edgeopt.artifact import Bundle
 from edgeopt.board import Board, Completed, Kind
 from edgeopt.board.canary import try_memory_limit
-from edgeopt.board.emulator import cut_power, default_cache, open_emulated, stop_board
+from edgeopt.board.emulator import (
+    cut_power,
+    default_cache,
+    list_boards,
+    open_emulated,
+    stop_board,
+)
 from edgeopt.board.facts import read_facts
 from edgeopt.board.lease import hold
 from edgeopt.board.local import LocalBoard
 from edgeopt.board.recover import recover_board
 from edgeopt.board.ssh import SshBoard
+from edgeopt.confine import confine_release
 from edgeopt.deploy import deploy_bundle, read_history, read_status, stage_bundle
-from edgeopt.errors import BoardUnreachable, ConfigError, LeaseLost
+from edgeopt.errors import BoardUnreachable, BudgetExceeded, ConfigError, LeaseLost
 from edgeopt.measure import measure_release
+from edgeopt.surroundings import Confinement
 from tests.deploy.kit import APP, deploy, layers, make_bundle, samples_of, smoke_of
 from tests.hil.conftest import make_target
 from tests.hil.test_deploy import bundle_for_board, files_below
@@ -124,16 +135,26 @@ def restart(board: Board) -> None:
     """Ask the board's system to restart, as the ladder does, and wait for the next boot."""
     before = read_facts(board).boot_id
     board.run(["sh", "-c", "reboot 2>/dev/null || /sbin/reboot"], timeout=60)
-    for _ in range(100):
-        try:
+    port = next(each.port for each in list_boards() if each.name == INSTANCE)
+    down, until = False, time.monotonic() + 200
+    while time.monotonic() < until:
+        answers = has_banner(port)
+        down = down or not answers
+        if down and answers:
             fresh = start()
-            boot = read_facts(fresh).boot_id
+            assert read_facts(fresh).boot_id != before
             fresh.close()
-        except BoardUnreachable:
-            continue
-        if boot != before:
             return
+        time.sleep(0.2)
     raise AssertionError("the board did not restart")
+
+
+def has_banner(port: int) -> bool:
+    """Tell whether a server answers; the emulator takes connections for a board that boots."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as probe:
+        probe.settimeout(2)
+        return probe.recv(4) == b"SSH-"
+    return False
 
 
 def count_calls(bundle: Bundle, tmp_path: Path) -> int:
@@ -309,44 +330,31 @@ def test_the_kernel_kills_what_exceeds_a_memory_limit() -> None:
     board.close()
 
 
-def test_a_deploy_by_a_board_that_never_flushes_is_told_apart_by_the_power_cut(
-    tmp_path: Path, root: PurePosixPath, bundles: list[Bundle]
+def test_the_least_memory_that_a_release_runs_in_is_what_the_kernel_enforces(
+    tmp_path: Path, root: PurePosixPath
 ) -> None:
-    """The negative control of the release: without `sync` the same power cut loses it."""
+    """The program asks for as much as 24 MB more, all at once, and fills it."""
     board = start()
-    board.run(["sh", "-c", "mkdir -p blind && ln -sf /bin/true blind/sync && sync"], timeout=60)
-    install(bundles[0], Blind(board), root, tmp_path)
-    lose_power()
+    bundle = bundle_for_board(tmp_path / "a", mode="fills")
+    facts = read_facts(board)
+    release = stage_bundle(bundle, board, facts=facts, app=APP, root=root)
+
+    def confine(peak: int) -> Confinement:
+        return confine_release(
+            release,
+            bundle,
+            board,
+            feeds={"x": samples_of(1)},
+            threads=1,
+            peak=peak,
+            directory=tmp_path,
+        )
+
+    found = confine(32 << 20)
+    assert 23 << 20 < found.smallest < 30 << 20
+    assert 4 <= found.tries <= 9
+    with pytest.raises(BudgetExceeded, match="twice the memory"):
+        confine(4 << 20)
+    done = board.run(["find", "/sys/fs/cgroup", "-name", "edgeopt-*"], timeout=60)
+    assert done.stdout == b""
     board.close()
-    again = start()
-    status = read_status(again, APP, root=root, check=True)
-    assert (status.current, status.files_good) != (bundles[0].digest, True)
-    again.close()
-
-
-@dataclasses.dataclass
-class Blind:
-    """A board whose commands flush nothing."""
-
-    inner: Board
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def kind(self) -> Kind:
-        return self.inner.kind
-
-    def close(self) -> None:
-        pass
-
-    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
-        words = ["env", "PATH=/home/edge/blind:/usr/bin:/bin", *argv]
-        return self.inner.run(words, stdin=stdin, timeout=timeout)
-
-    def put(self, local: Path, remote: PurePosixPath, *, offset: int = 0, timeout: float) -> None:
-        self.inner.put(local, remote, offset=offset, timeout=timeout)
-
-    def get(self, remote: PurePosixPath, local: Path, *, limit: int, timeout: float) -> None:
-        self.inner.get(remote, local, limit=limit, timeout=timeout)
