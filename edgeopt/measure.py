@@ -1,9 +1,9 @@
 """Measure a release on its board, and say how far its figures can be trusted."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from edgeopt.artifact import Bundle, Fact, Measurement, Release
 from edgeopt.board import Board
 from edgeopt.errors import ConfigError, MeasurementNoisy
 from edgeopt.program import ProgramRun, run_program
-from edgeopt.surroundings import Conditions
+from edgeopt.surroundings import Around, Conditions
 
 #: Resamples of the bootstrap: the half width then repeats within a few percent.
 _RESAMPLES = 1000
@@ -36,6 +36,9 @@ _PRESSURE, _SWITCHES = 0.1, 20.0
 _STEP_NS = 50_000_000
 #: Half width of the median's interval, as a share of it, that a figure may have.
 NOISE_LIMIT = 0.05
+
+
+_Number = TypeVar("_Number", int, float)
 
 
 class Statistics(Fact):
@@ -99,7 +102,7 @@ def measure_release(
         memory=report.memory,
         before=report.before,
         after=report.after,
-        around=run.around,
+        around=around_of(run),
         process=report.process,
         invalid=_invalid_reasons(run),
     )
@@ -113,13 +116,35 @@ def _invalid_reasons(run: ProgramRun) -> tuple[str, ...]:
     elif run.before.boot_id != run.after.boot_id:
         reasons.append("the board rebooted during the measurement")
     reasons += condition_problems(run.report.before, run.report.after)
-    around = run.around
+    around = around_of(run)
     if around.governors != around.governors_after:
         reasons.append(f"the governor changed to {', '.join(sorted(set(around.governors_after)))}")
     drift = drift_of(run.report.samples_ns)
     if drift > _DRIFT:
         reasons.append(f"the last quarter of the samples is {drift:.0%} slower than the first")
     return tuple(reasons)
+
+
+def around_of(run: ProgramRun) -> Around:
+    """Return what the board was like before and after a run."""
+    first, last = run.before, run.after
+    return Around(
+        governors=first.governors,
+        governors_after=last.governors,
+        load=first.load,
+        load_after=last.load,
+        pressure_us=_passed(first.pressure_us, last.pressure_us, int),
+        seconds=_passed(first.uptime, last.uptime, float),
+    )
+
+
+def _passed(
+    first: _Number | None, last: _Number | None, kind: Callable[[float], _Number]
+) -> _Number | None:
+    """Return how far a counter went; None where it is not there or was set back by a restart."""
+    if first is None or last is None or last < first:
+        return None
+    return kind(round(last - first, 2))
 
 
 def condition_problems(before: Conditions, after: Conditions) -> list[str]:

@@ -4,10 +4,10 @@ import contextlib
 import hashlib
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,10 @@ from edgeopt.errors import (
     DeployFailed,
     EdgeoptError,
 )
-from edgeopt.surroundings import Around, Conditions, Memory, Process
+from edgeopt.surroundings import Conditions, Memory, Process
 from edgeopt.units import format_bytes
 
 Array = NDArray[Any]
-_Number = TypeVar("_Number", int, float)
 
 #: Seconds for one inference: 30 times MiniLM-L6 at 32 tokens on an emulated board.
 _PER_INFERENCE = 60.0
@@ -111,19 +110,6 @@ class ProgramRun:
     outputs: tuple[Array, ...]
     before: BoardState
     after: BoardState
-
-    @property
-    def around(self) -> Around:
-        """What the board was like before and after it."""
-        first, last = self.before, self.after
-        return Around(
-            governors=first.governors,
-            governors_after=last.governors,
-            load=first.load,
-            load_after=last.load,
-            pressure_us=_passed(first.pressure_us, last.pressure_us, int),
-            seconds=_passed(first.uptime, last.uptime, float),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,15 +328,6 @@ def _load_output(path: Path, spec: TensorSpec, samples: int) -> Array:
             why=f"{array.dtype} {array.shape}, not {spec.dtype} {(samples, *spec.shape)}",
         )
     return array
-
-
-def _passed(
-    first: _Number | None, last: _Number | None, kind: Callable[[float], _Number]
-) -> _Number | None:
-    """Return how far a counter went; None where it is not there or was set back by a restart."""
-    if first is None or last is None or last < first:
-        return None
-    return kind(round(last - first, 2))
 
 
 def _remove_quietly(board: Board, folder: PurePosixPath) -> None:
