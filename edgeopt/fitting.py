@@ -1,12 +1,13 @@
 """The fit stage: what the search is given, and where its parts are kept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgeopt.artifact import Bundle, Footprint, Measurement, Model, Plan
+from edgeopt.cut import Cut
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
 from edgeopt.measure import summarize_samples
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
     """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
-    from edgeopt.compress import Cost, Fit, fit_plan
+    from edgeopt.compress import Cost, Fit, Infeasible, fit_plan, infeasible
     from edgeopt.compress.mix import can_mix
 
     job = run.job
@@ -54,7 +55,13 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             baseline=job.baseline,
         )
 
-    return _with_cuts(run.stage("fit", key, Fit, fit), job)
+    try:
+        return _with_cuts(run.stage("fit", key, Fit, fit), job)
+    except Infeasible as error:
+        if job.pruning is None:
+            raise
+        cut = _cut_candidates(error.candidates, job.pruning.cuts)
+        raise infeasible(cut) from error
 
 
 def _with_cuts(fit: "Fit", job: Job) -> "Fit":
@@ -62,13 +69,18 @@ def _with_cuts(fit: "Fit", job: Job) -> "Fit":
     if job.pruning is None:
         return fit
     cuts = job.pruning.cuts
-
-    def cut(candidate: "Candidate") -> "Candidate":
-        plan = candidate.plan.model_copy(update={"cuts": cuts})
-        return candidate.model_copy(update={"plan": plan})
-
+    (chosen,) = _cut_candidates([fit.chosen], cuts)
     return fit.model_copy(
-        update={"chosen": cut(fit.chosen), "candidates": tuple(map(cut, fit.candidates))}
+        update={"chosen": chosen, "candidates": _cut_candidates(fit.candidates, cuts)}
+    )
+
+
+def _cut_candidates(
+    candidates: "Sequence[Candidate]", cuts: tuple[Cut, ...]
+) -> "tuple[Candidate, ...]":
+    return tuple(
+        each.model_copy(update={"plan": each.plan.model_copy(update={"cuts": cuts})})
+        for each in candidates
     )
 
 

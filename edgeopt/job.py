@@ -159,7 +159,7 @@ def plan_name(model: Model) -> str:
 
 def plan_title(plan: Plan) -> str:
     """Return what a plan is called where others are listed beside it."""
-    return f"{plan.name}, pruned" if plan.cuts else plan.name
+    return plan.title
 
 
 class Correction(Fact):

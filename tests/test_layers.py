@@ -16,7 +16,7 @@ ORDER = (
     ("target",),
     ("board", "testing"),
     ("fact",),
-    ("cut",),
+    ("cut", "choice"),
     ("artifact",),
     ("profile",),
     ("task",),

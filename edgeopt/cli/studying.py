@@ -13,7 +13,7 @@ from edgeopt.cli.request import Order, Request, make_order, started
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Choice
-    from edgeopt.compress.record import Difference, FitRecord
+    from edgeopt.compress.record import CutDifference, Difference, FitRecord
     from edgeopt.pipeline import Fitted
 
 
@@ -91,20 +91,23 @@ def diff(
     as_json: options.Json = False,
 ) -> None:
     """Show what two plans do differently, weight by weight, and what that costs."""
-    from edgeopt.compress.record import compare_records, read_record
+    from edgeopt.compress.record import compare_cuts, compare_records, read_record
 
     one, other = read_record(first), read_record(second)
-    found = compare_records(one, other)
+    found, cuts = compare_records(one, other), compare_cuts(one, other)
     if as_json:
         options.print_document(
             {
                 "first": one.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
                 "second": other.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
                 "weights": [each.model_dump(mode="json") for each in found],
+                "cuts": [each.model_dump(mode="json") for each in cuts],
             }
         )
         return
     typer.echo(_format_difference(one, other, found))
+    if cuts:
+        typer.echo(_format_cuts(cuts))
 
 
 def _describe(record: "FitRecord") -> str:
@@ -152,6 +155,21 @@ def _format_difference(
         for each in found
     ]
     return "\n".join([*lines, format_columns(weights, indent="")])
+
+
+def _format_cuts(cuts: "tuple[CutDifference, ...]") -> str:
+    from edgeopt.report import format_columns
+
+    def units(count: int | None) -> str:
+        return "all" if count is None else str(count)
+
+    rows = [("units left of", "first", "second", "in both")]
+    rows += [(each.group, units(each.first), units(each.second), _shared(each)) for each in cuts]
+    return "\n" + format_columns(rows, indent="")
+
+
+def _shared(each: "CutDifference") -> str:
+    return "-" if each.both is None else str(each.both)
 
 
 def _form(choice: "Choice | None") -> str:

@@ -8,6 +8,7 @@ from edgeopt.compress.fit import (
     Fit,
     Infeasible,
     fit_plan,
+    infeasible,
     replay_plan,
     trace_front,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "apply_plan",
     "draw_calibration",
     "fit_plan",
+    "infeasible",
     "make_plan",
     "measure_sensitivity",
     "measure_units",

@@ -19,6 +19,7 @@ from edgeopt.compress.sensitivity import (
     measure_distance,
 )
 from edgeopt.errors import BudgetExceeded
+from edgeopt.model.extra import runs_in_torch
 from edgeopt.model.oracle import Array, run_samples
 from edgeopt.task import Task, labelled, samples, score
 from edgeopt.units import format_figure
@@ -164,7 +165,7 @@ def fit_plan(
             return mixed.model_copy(update={"candidates": tuple(candidates)})
         mixed.model.path.unlink()
     if found is None:
-        raise _infeasible(tuple(candidates), left_out)
+        raise infeasible(tuple(candidates), left_out)
     return found
 
 
@@ -235,7 +236,14 @@ def _set_up(
 
 def _mixer(bench: _Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
     fitted = draw_calibration(bench.model, bench.task).fitted
-    return Mixer(bench.model, sensitivity, bench.cost.footprint, samples=fitted, plain=plain)
+    return Mixer(
+        bench.model,
+        sensitivity,
+        bench.cost.footprint,
+        samples=fitted,
+        plain=plain,
+        in_turn=fitted is not None and runs_in_torch(bench.model),
+    )
 
 
 def _climb(
@@ -337,7 +345,7 @@ def _check(
     return Check(name=name, unit=unit, predicted=predicted, measured=None, limit=limit)
 
 
-def _infeasible(candidates: tuple[Candidate, ...], left_out: Sequence[Method]) -> Infeasible:
+def infeasible(candidates: tuple[Candidate, ...], left_out: Sequence[Method] = ()) -> Infeasible:
     """Say which limit binds, how near the best plan came, and what would be enough."""
     best = min(candidates, key=_excess)
     binding = max(best.broken, key=_overrun)
@@ -346,7 +354,7 @@ def _infeasible(candidates: tuple[Candidate, ...], left_out: Sequence[Method]) -
     return Infeasible(
         f"no plan fits the budget: the limit on {binding.name} binds",
         why="; ".join(
-            f"the best plan, {best.plan.name}, needs {_printed(each, each.predicted)} of"
+            f"the best plan, {best.plan.title}, needs {_printed(each, each.predicted)} of"
             f" {each.name}, allowed is {_printed(each, each.limit)}"
             for each in best.broken
         ),

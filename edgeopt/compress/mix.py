@@ -98,6 +98,8 @@ class Mixer:
     samples: Samples | None
     #: Whether a weight may stay as it came, although it has other forms.
     plain: bool
+    #: Whether layers are fitted one after the other, see Plan.
+    in_turn: bool = False
 
     def mix(self, budget: Budget, directory: Path) -> Mixture | None:
         """Return the mixture of least harm that meets limits on flash and ram; None without one."""
@@ -180,7 +182,8 @@ class Mixer:
     def _make(self, places: Sequence[int], directory: Path) -> Mixture:
         layers = self._layers()
         chosen = [layer[place] for layer, place in zip(layers, places, strict=True)]
-        plan = Plan(name=MIXED, choices=tuple(each.choice for each in chosen))
+        choices = tuple(each.choice for each in chosen)
+        plan = Plan(name=MIXED, choices=choices, in_turn=self.in_turn)
         model = apply_plan(self.model, plan, directory=directory, samples=self.samples)
         entries = tuple(
             _entry(before[0], layer, option)

@@ -13,6 +13,7 @@ from edgeopt.compress.blocks import (
     BITS,
     CODEBOOKS,
     OPSETS,
+    SIGNS,
     blocks_last,
     encode_blocks,
     store_blocks,
@@ -95,7 +96,21 @@ def apply_plan(
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
     found = _found(loaded, plan)
     wanted = [(found[each.weight], each) for each in plan.choices]
+    if plan.in_turn:
+        require_packages("layers cannot be fitted in turn here", "torch")
+        from edgeopt.compress.sequence import fit_in_turn
+
+        learned = fit_in_turn(loaded, wanted, require_samples(samples, "fitted"), _rewrite)
     learned = learned or learn(loaded, wanted, samples)
+    made = _rewrite(loaded, plan, learned)
+    path.write_bytes(made.SerializeToString(deterministic=True))
+    return _made(model, path, plan)
+
+
+def _rewrite(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> onnx.ModelProto:
+    """Rewrite each weight in the form of its choice, by what was learned from samples."""
+    found = {each.name: each for each in weights(loaded.graph)}
+    wanted = [(found[each.weight], each) for each in plan.choices]
     shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
     low = factorize(shared.model, [each for each in wanted if each[1].rank], learned.hessians)
     loaded = low.model
@@ -107,8 +122,7 @@ def apply_plan(
     fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned)
     for choice in choices:
         _apply(edit, found[choice.weight], choice, plan, fitted)
-    path.write_bytes(edit.finish().SerializeToString(deterministic=True))
-    return _made(model, path, plan)
+    return edit.finish()
 
 
 def _cut(
@@ -202,6 +216,8 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitt
             | "codebook16-blocks"
             | "codebook4-blocks"
             | "codebook-rows"
+            | "ternary-blocks"
+            | "binary-blocks"
         ):
             _store_few_bits(edit, weight, choice, fitted)
         case _:
@@ -228,7 +244,7 @@ def _store_few_bits(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted)
 
 def _round_nearest(values: Floats, choice: Choice, block: int) -> Rounded:
     """Round every value to the nearest code, or the nearest level of the weight's own."""
-    bits, levels = BITS[choice.method], None
+    bits, levels = BITS[choice.method], SIGNS.get(choice.method)
     if choice.method in CODEBOOKS:
         levels = find_levels(values, block=block, bits=bits)
     return Rounded(*encode_blocks(values, block=block, bits=bits, levels=levels), levels)
