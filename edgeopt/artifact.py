@@ -200,7 +200,7 @@ class Measurement(Fact):
     digest: str
     threads: int
     #: Raw duration of each timed inference, in ns of CLOCK_MONOTONIC_RAW.
-    #: On an emulated board (-icount shift=0) one ns is one instruction executed.
+    #: On an emulated board, instructions that the program executes itself, without the kernel's.
     samples_ns: tuple[int, ...]
     load_ns: int
     first_ns: int

@@ -1,4 +1,4 @@
-"""Instructions per inference on an emulated board, where one nanosecond is one instruction.
+"""Instructions per inference on an emulated board, the kernel's left out.
 
     python -m tests.bench.instructions model.onnx [--target rpi4 --target rpi5] [--shape x=1x32]
     python -m tests.bench.instructions model.onnx --target native     (milliseconds, this machine)
@@ -61,7 +61,7 @@ class Place(TypedDict):
 class OnBoard:
     """What one model did on one board."""
 
-    #: Duration of each timed inference in ns: instructions where the board is emulated.
+    #: Each timed inference in ns: instructions where the board is emulated.
     samples_ns: tuple[int, ...]
     #: VmHWM of the device program in bytes, and what the bundle predicts of it.
     peak: int
