@@ -9,6 +9,7 @@ from edgeopt.board import Kind
 from edgeopt.choice import MIXED as MIXED
 from edgeopt.choice import Choice as Choice
 from edgeopt.choice import Method as Method
+from edgeopt.choice import Recipe as Recipe
 from edgeopt.cut import Cut, Pruning
 from edgeopt.fact import Fact as Fact  # those of every other module build on it too
 
@@ -72,6 +73,7 @@ class Plan(Fact):
     #: Whether matrices that are reconstructed are fitted one after the other, each to what it is
     #: given once those before it are rounded.
     in_turn: bool = False
+    recipe: Recipe = Recipe()
 
     @property
     def title(self) -> str:

@@ -95,3 +95,27 @@ class Choice(Fact):
         if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self
+
+
+#: How the range of an activation is found from the values that samples show.
+#: minmax: all of them. percentile: all but a few. mse: of least squared error of the codes.
+#: entropy: of least Kullback-Leibler divergence of the codes' histogram from that of the values.
+RangeRule = Literal["percentile", "minmax", "mse", "entropy"]
+
+
+class Recipe(Fact):
+    """What is done around a method of 8 bits, besides rounding."""
+
+    ranges: RangeRule = "percentile"
+    #: How much of an activation's spread over channels is moved into the weights that read it
+    #: (SmoothQuant's alpha), for int8-dynamic and int8-static; None: nothing.
+    smooth: float | None = Field(default=None, gt=0, lt=1)
+    #: Whether channels of layers that follow one another get equal ranges.
+    equalize: bool = False
+    #: Whether biases make up for what rounding weights does to the mean of their outputs.
+    correct_bias: bool = False
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether calibration samples decide what it does to weights."""
+        return self.smooth is not None or self.correct_bias

@@ -138,7 +138,7 @@ def collect_hessians(
     names = sorted({name for name, _ in ordered})
     sums: dict[Source, Doubles] = {}
     with TemporaryDirectory(prefix="edgeopt-") as folder:
-        session = open_session(_exposed(model, names, Path(folder)))
+        session = open_session(expose(model, names, Path(folder)))
         for index in range(count):
             feeds = {name: values[index] for name, values in samples.items()}
             found = dict(zip(names, session.run(names, feeds), strict=True))
@@ -166,8 +166,8 @@ def unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
     return rows
 
 
-def _exposed(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
-    """Write the model with the tensors as its outputs."""
+def expose(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
+    """Write the model with the tensors as its outputs, and return where."""
     exposed = ModelProto()
     exposed.CopyFrom(model)
     del exposed.graph.output[:]
