@@ -107,7 +107,9 @@ def main() -> None:
     parser.add_argument("subjects", nargs="+")
     parser.add_argument("--effort", default="standard")
     options = parser.parse_args()
-    rows = [("model", "uniform", "bytes", "uniform harm", "greedy", "integer program", "repaired")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "uniform", "bytes", "uniform harm", "greedy", "integer program", "repaired")
+    ]
     for subject in options.subjects:
         order = make_order(request_of(subject, effort=options.effort))
         with started(order) as run, TemporaryDirectory(prefix="edgeopt-harm-") as folder:
