@@ -1,61 +1,18 @@
 """What flows between the stages: frozen facts that round-trip through JSON."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from edgeopt.board import Kind
+from edgeopt.choice import MIXED as MIXED
+from edgeopt.choice import Choice as Choice
+from edgeopt.choice import Method as Method
+from edgeopt.choice import Recipe as Recipe
 from edgeopt.cut import Cut, Pruning
 from edgeopt.fact import Fact as Fact  # those of every other module build on it too
 from edgeopt.surroundings import Around, Conditions, Confinement, Memory, Process
-
-#: How one weight is stored and computed with, from the least harm to the most.
-#: float32: as it came. float16: stored in half, computed in float32 (Cast).
-#: int8-rows: an embedding table, one scale per row (Gather of codes, Gather of scales).
-#: int8-weights: one scale per output channel, computed in float32 (DequantizeLinear).
-#: int8-dynamic: activations quantized at run time (DynamicQuantizeLinear, MatMulInteger).
-#: int8-static: activations quantized with calibrated ranges (QDQ).
-#: int4-blocks: one scale per block of values, computed in float32 (DequantizeLinear in blocks).
-#: codebook-rows: an embedding table, one byte for each group of a row's values (Gather of codes,
-#: then of the vectors that they stand for).
-#: int2-blocks: as int4-blocks, with four values per byte.
-#: codebook16-blocks, codebook4-blocks: the same two, codes choose from 16 or 4 levels of a weight.
-Method = Literal[
-    "float32",
-    "float16",
-    "int8-rows",
-    "int8-weights",
-    "int8-dynamic",
-    "int8-static",
-    "codebook16-blocks",
-    "int4-blocks",
-    "codebook-rows",
-    "codebook4-blocks",
-    "int2-blocks",
-]
-
-#: The name of a plan whose weights have forms of their own.
-MIXED = "mixed"
-#: Methods whose codes can be rounded by what samples say of the layer's input.
-_RECONSTRUCTED = (
-    "int8-weights",
-    "int4-blocks",
-    "int2-blocks",
-    "codebook16-blocks",
-    "codebook4-blocks",
-    "codebook-rows",
-)
-#: Methods that the factors of a weight of low rank can be stored by.
-_FACTORED = (
-    "float32",
-    "float16",
-    "int8-weights",
-    "int4-blocks",
-    "int2-blocks",
-    "codebook16-blocks",
-    "codebook4-blocks",
-)
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -97,44 +54,6 @@ class Vocabulary(Fact):
         return f"vocabulary {self.before} -> {self.after} pieces"
 
 
-class Choice(Fact):
-    """What is done to one weight, named by its initializer in the normalized graph."""
-
-    weight: str
-    method: Method
-    #: Values of K, or of a table's row, that share one scale: for methods in blocks.
-    block: int | None = Field(default=None, ge=16, le=128, multiple_of=16)
-    #: Values of a table's row that one byte stands for: for codebook-rows.
-    group: int | None = Field(default=None, ge=2, le=32)
-    #: Whether codes are rounded by GPTQ, from calibration samples, and not each to the nearest; of
-    #: low rank, whether the factors are those that are best on these samples too; of codebook-rows,
-    #: whether a row counts by how often samples read it.
-    reconstruct: bool = False
-    #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
-    rank: int | None = Field(default=None, ge=16, multiple_of=16)
-
-    #: Rows of a table that are kept, for all ids to share; None: each has its own.
-    rows: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.method.endswith("-blocks") != (self.block is not None):
-            needs = "needs a block size" if self.block is None else "has no blocks"
-            raise ValueError(f"{self.method} {needs}")
-        if self.rank is not None and self.method not in _FACTORED:
-            raise ValueError(f"{self.method} cannot store factors of low rank")
-        if self.rank is not None and self.rank % (self.block or 1):
-            raise ValueError(f"blocks of {self.block} do not divide the rank {self.rank}")
-        if (self.method == "codebook-rows") != (self.group is not None):
-            needs = "needs the size of its groups" if self.group is None else "has no groups"
-            raise ValueError(f"{self.method} {needs}")
-        if self.rows is not None and self.rank is not None:
-            raise ValueError("rows that ids share have no rank of their own")
-        if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
-            raise ValueError(f"{self.method} has no codes that can be reconstructed")
-        return self
-
-
 class Range(Fact):
     """The calibrated range of one activation tensor."""
 
@@ -152,6 +71,15 @@ class Plan(Fact):
     cuts: tuple[Cut, ...] = ()
     #: Only for int8-static: replaying needs no calibration data.
     ranges: tuple[Range, ...] = ()
+    #: Whether matrices that are reconstructed are fitted one after the other, each to what it is
+    #: given once those before it are rounded.
+    in_turn: bool = False
+    recipe: Recipe = Recipe()
+
+    @property
+    def title(self) -> str:
+        """What it is called where others are listed beside it."""
+        return f"{self.name}, pruned" if self.cuts else self.name
 
 
 class Entry(Fact):
@@ -253,7 +181,7 @@ class Measurement(Fact):
     digest: str
     threads: int
     #: Raw duration of each timed inference, in ns of CLOCK_MONOTONIC_RAW.
-    #: On an emulated board (-icount shift=0) one ns is one instruction executed.
+    #: On an emulated board, instructions that the program executes itself, without the kernel's.
     samples_ns: tuple[int, ...]
     #: How many of them each launch of the program gave; one launch where it is empty.
     launches: tuple[int, ...] = ()

@@ -1,8 +1,10 @@
 """A plan that meets the budget, compiled: what the fitter is asked for, and asked again."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgeopt.artifact import Bundle, Model, Vocabulary
 from edgeopt.cut import Pruning
@@ -14,6 +16,8 @@ from edgeopt.verdict import check_footprint, describe_check
 
 if TYPE_CHECKING:
     from edgeopt.compress import Fit
+
+Made = TypeVar("Made")
 
 #: A figure that breaks the budget corrects the prediction, and the fitter runs again.
 ROUNDS = 3
@@ -54,29 +58,51 @@ def fit_within(
     """Build the plan of least harm; where there is none, cut as far as the profile allows.
 
     Without a correction times are those that the last deploy measured. Where all plans are too
-    slow by it, and the board will be measured, what would be chosen without is built instead.
-    Raises Infeasible, with what was tried, where nothing meets the budget.
+    slow by it, and the board will be measured, what would be chosen without is built instead:
+    nothing is cut for what may no longer be so. Raises Infeasible, with what was tried, where
+    nothing meets the budget.
+    """
+    from edgeopt.compress import Infeasible
+
+    def attempt(run: Run, model: Model) -> Within:
+        return Within(run, build(run, model, samples, correction=correction))
+
+    stale = measured and correction is None and run.job.pace is not None
+    if not stale:
+        return cut_until(run, model, attempt)
+    try:
+        return attempt(run, model)
+    except Infeasible as error:
+        if all(each.slow for each in error.candidates):
+            correction = Correction()
+    return cut_until(run, model, attempt)
+
+
+def cut_until(run: Run, model: Model, attempt: Callable[[Run, Model], Made]) -> Made:
+    """Return what an attempt makes of a run and its model, or of those that were cut for it.
+
+    Operations are cut where it raises Infeasible, as far as the profile allows; raises the first
+    Infeasible where that does not help.
     """
     from edgeopt.compress import Infeasible
 
     try:
-        return Within(run, build(run, model, samples, correction=correction))
+        return attempt(run, model)
     except Infeasible as error:
         for share in _shares(run):
-            found = _build_cut(run, model, samples, share, correction)
-            if isinstance(found, Within):
-                return found
-            if found is not None:
+            profile = run.job.profile.model_copy(update={"prune": share})
+            try:
+                cut = prune_units(replace(run, job=replace(run.job, profile=profile)), model)
+            except (ConfigError, ModelError) as obstacle:
                 raise Infeasible(
                     error.what,
-                    why=f"{error.why}; nothing can be cut: {found.what}",
+                    why=f"{error.why}; nothing can be cut: {obstacle.what}",
                     fix=error.fix,
                     candidates=error.candidates,
-                ) from found
-        again = measured and correction is None and run.job.pace is not None
-        if not again or not all(each.slow for each in error.candidates):
-            raise
-        return Within(run, build(run, model, samples, correction=Correction()))
+                ) from obstacle
+            with suppress(Infeasible):
+                return attempt(*cut)
+        raise
 
 
 def _shares(run: Run) -> list[float]:
@@ -85,23 +111,6 @@ def _shares(run: Run) -> list[float]:
     if most is None or run.job.pruning is not None or run.job.task is None:
         return []
     return [each for each in SHARES if each <= most]
-
-
-def _build_cut(
-    run: Run, model: Model, samples: Samples, share: float, correction: Correction | None
-) -> Within | ConfigError | ModelError | None:
-    """Build what is left after a cut; None where it does not meet the budget, or why it cannot."""
-    from edgeopt.compress import Infeasible
-
-    profile = run.job.profile.model_copy(update={"prune": share})
-    try:
-        cut, smaller = prune_units(replace(run, job=replace(run.job, profile=profile)), model)
-    except (ConfigError, ModelError) as error:
-        return error
-    try:
-        return Within(cut, build(cut, smaller, samples, correction=correction))
-    except Infeasible:
-        return None
 
 
 def build(

@@ -19,11 +19,25 @@ from edgeopt.artifact import (
 )
 from edgeopt.board import Board
 from edgeopt.budget import Budget
-from edgeopt.building import ROUNDS, Built, Within, compile_plan, draw_samples, fit_within
+from edgeopt.building import (
+    ROUNDS,
+    Built,
+    Within,
+    compile_plan,
+    cut_until,
+    draw_samples,
+    fit_within,
+)
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
 from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial
-from edgeopt.prepare import keep_vocabulary, prepare_model, shrink_model
+from edgeopt.prepare import (
+    keep_vocabulary,
+    prepare_model,
+    prune_units,
+    shrink_model,
+    trim_model,
+)
 from edgeopt.profile import Profile
 from edgeopt.verdict import (
     check_figures,
@@ -275,7 +289,7 @@ def _checked(found: "Sequence[Candidate]", budget: Budget) -> "list[Candidate]":
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fit, the model that its plan is for, and the vocabulary when it was trimmed."""
+    """A fit, the model that its plan is for, not cut yet, and the vocabulary when trimmed."""
 
     fit: "Fit"
     source: Model
@@ -283,12 +297,23 @@ class Fitted:
 
 
 def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
-    """Return the model that deploy would compile, or what a plan made before makes of it."""
-    cuts = None if plan is None else plan.cuts
-    run, model = shrink_model(run, prepare_model(run), cuts)
-    samples = draw_samples(run, model)
+    """Return the model that deploy would compile, or what a plan made before makes of it.
+
+    A search that is stopped gives the best plan that it had verified, marked as unfinished.
+    """
+    from edgeopt.compress import Stopped
+
+    run, model = trim_model(run, prepare_model(run))
+    cut, smaller = prune_units(run, model, None if plan is None else plan.cuts)
+    samples = draw_samples(cut, smaller)
     if plan is not None:
-        found = replay(run, model, samples, plan)
-    else:
-        found = choose_plan(run, model, samples, Correction())
+        return Fitted(replay(cut, smaller, samples, plan), model, run.job.vocabulary)
+
+    def attempt(run: Run, model: Model) -> "Fit":
+        return choose_plan(run, model, samples, Correction())
+
+    try:
+        found = cut_until(cut, smaller, attempt)
+    except Stopped as error:
+        found = error.fit
     return Fitted(found, model, run.job.vocabulary)

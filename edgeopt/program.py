@@ -73,13 +73,17 @@ class OutputFile(Fact):
     shape: tuple[int, ...]
 
 
+#: What the figures named ns are of: time, or instructions that the program executes itself.
+Meter = Literal["CLOCK_MONOTONIC_RAW", "INSTRUCTIONS"]
+
+
 class ProgramReport(Fact):
     """The JSON document of the device program; every field is checked, none is unknown."""
 
     schema_version: Literal[1]
     program: Literal["edgeopt-run"]
     version: str
-    clock: Literal["CLOCK_MONOTONIC_RAW"]
+    clock: Meter
     threads: int = Field(ge=1)
     #: Programs of earlier versions, which a board may go back to, tell less.
     start_ns: int = Field(default=0, ge=0)
@@ -179,12 +183,15 @@ def _launch(board: Board, launch: _Launch, directory: Path) -> ProgramRun:
         stack.callback(_remove_quietly, board, folder)
         sums = _send_inputs(board, launch.inputs, folder, directory)
         argv = (str(folder), sums, str(launch.limit), *_command(release, bundle, counts))
+        meter: Meter = "INSTRUCTIONS" if board.kind == "emulated" else "CLOCK_MONOTONIC_RAW"
+        if meter == "INSTRUCTIONS":
+            argv += ("--count-instructions",)
         timeout = QUICK + _PER_INFERENCE * (counts["warmup"] + counts["iterations"])
         done = board.run(script_argv(_RUN, argv), timeout=timeout)
         if done.status != 0:
             after = read_state(run_script(board, STATE, (), doing="read the board's state"))
             _raise_failure(done, bundle, before, after)
-        report = parse_report(done.stdout, counts)
+        report = parse_report(done.stdout, counts, meter=meter)
         outputs, digests = _receive(board, bundle, report, folder, directory)
         closing = run_script(board, _CLOSE, (str(folder),), doing="remove the run folder")
         stack.pop_all()
@@ -193,7 +200,9 @@ def _launch(board: Board, launch: _Launch, directory: Path) -> ProgramRun:
     return ProgramRun(report=report, outputs=outputs, before=before, after=read_state(closing))
 
 
-def parse_report(text: bytes, counts: Mapping[str, int]) -> ProgramReport:
+def parse_report(
+    text: bytes, counts: Mapping[str, int], *, meter: Meter = "CLOCK_MONOTONIC_RAW"
+) -> ProgramReport:
     """Read the program's JSON strictly: sizes capped, no unknown field, no NaN, every sample."""
     if len(text) > _REPORT_LIMIT:
         raise DeployFailed(
@@ -213,6 +222,11 @@ def parse_report(text: bytes, counts: Mapping[str, int]) -> ProgramReport:
             "the device program's report is not of this run",
             why=f"{len(report.samples_ns)} samples instead of {counts['iterations']}, "
             "or one that is not positive",
+        )
+    if report.clock != meter:
+        raise DeployFailed(
+            "the device program's report is not of this run",
+            why=f"it measured {report.clock} instead of {meter}",
         )
     # A board may let the program have fewer cores than were asked for: the report says how many.
     if report.threads > counts["threads"]:

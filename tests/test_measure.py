@@ -184,6 +184,7 @@ def test_a_report_that_keeps_the_contract_is_read() -> None:
         ("[1, 2, 3, 4, 5]", "[1, 2, 3, 4, 1e400]"),
         ('"temperature_c": null', '"temperature_c": NaN'),
         ("CLOCK_MONOTONIC_RAW", "CLOCK_REALTIME"),
+        ("CLOCK_MONOTONIC_RAW", "INSTRUCTIONS"),
         ('"outputs": []}', '"outputs": []'),
         ('"outputs": []}', '"outputs": []}{}'),
     ],

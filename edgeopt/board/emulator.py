@@ -1,9 +1,10 @@
 """The emulated board: a Debian arm64 system under QEMU that stays up between commands.
 
 With instruction counting (-icount shift=0) one nanosecond of its clock is one instruction
-executed: repeatable to 0.1 %, and not a latency. What is written on it survives as long as it
-runs, restarts of its system included: stopping it loses the state, and the next start begins with a
-fresh disk. A board that is kept has a disk of its own instead, with a journal, as devices have.
+executed, and its performance counters count those of a program alone: repeatable, and not a
+latency. What is written on it survives as long as it runs, restarts of its system included:
+stopping it loses the state, and the next start begins with a fresh disk. A board that is kept has a
+disk of its own instead, with a journal, as devices have.
 """
 
 import contextlib

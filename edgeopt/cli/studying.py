@@ -13,7 +13,7 @@ from edgeopt.cli.request import Order, Request, make_order, started
 
 if TYPE_CHECKING:
     from edgeopt.artifact import Choice
-    from edgeopt.compress.record import Difference, FitRecord
+    from edgeopt.compress.record import CutDifference, Difference, FitRecord
     from edgeopt.pipeline import Fitted
 
 
@@ -34,6 +34,7 @@ def fit(
     fresh: options.Fresh = False,
     trim_vocabulary: options.TrimVocabulary = None,
     prune: options.Prune = None,
+    effort: options.EffortName = "standard",
     as_json: options.Json = False,
 ) -> None:
     """Choose the plan and write the compressed ONNX model with it; nothing is compiled."""
@@ -53,14 +54,20 @@ def fit(
         fresh=fresh,
         trim_vocabulary=trim_vocabulary,
         prune=prune,
+        effort=effort,
         on_board=False,
     )
+    from edgeopt.compress import Stopped
+
     found, record = _fit(make_order(request), replay)
     with new_folder(output):
         shutil.copy2(found.fit.model.path, output / "model.onnx")
         (output / FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if found.vocabulary is not None:
             shutil.copy2(found.vocabulary.tokenizer, output / "tokenizer.json")
+    if not record.finished:
+        typer.echo(f"{_describe(record)}\nwrote {output}", err=True)
+        raise Stopped(found.fit)
     if as_json:
         options.print_document({"fit": record.model_dump(mode="json")})
         return
@@ -91,20 +98,23 @@ def diff(
     as_json: options.Json = False,
 ) -> None:
     """Show what two plans do differently, weight by weight, and what that costs."""
-    from edgeopt.compress.record import compare_records, read_record
+    from edgeopt.compress.record import compare_cuts, compare_records, read_record
 
     one, other = read_record(first), read_record(second)
-    found = compare_records(one, other)
+    found, cuts = compare_records(one, other), compare_cuts(one, other)
     if as_json:
         options.print_document(
             {
                 "first": one.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
                 "second": other.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
                 "weights": [each.model_dump(mode="json") for each in found],
+                "cuts": [each.model_dump(mode="json") for each in cuts],
             }
         )
         return
     typer.echo(_format_difference(one, other, found))
+    if cuts:
+        typer.echo(_format_cuts(cuts))
 
 
 def _describe(record: "FitRecord") -> str:
@@ -112,7 +122,8 @@ def _describe(record: "FitRecord") -> str:
     from edgeopt.units import format_bytes, format_figure
 
     return (
-        f"{plan_title(record.plan)} for {record.target}: flash {format_bytes(record.flash)}, "
+        f"{'' if record.finished else 'UNFINISHED: '}{plan_title(record.plan)} for "
+        f"{record.target}: flash {format_bytes(record.flash)}, "
         f"peak memory {format_bytes(record.peak)}, "
         f"accuracy drop {format_figure(record.drop, 'fraction')}"
     )
@@ -152,6 +163,21 @@ def _format_difference(
         for each in found
     ]
     return "\n".join([*lines, format_columns(weights, indent="")])
+
+
+def _format_cuts(cuts: "tuple[CutDifference, ...]") -> str:
+    from edgeopt.report import format_columns
+
+    def units(count: int | None) -> str:
+        return "all" if count is None else str(count)
+
+    rows = [("units left of", "first", "second", "in both")]
+    rows += [(each.group, units(each.first), units(each.second), _shared(each)) for each in cuts]
+    return "\n" + format_columns(rows, indent="")
+
+
+def _shared(each: "CutDifference") -> str:
+    return "-" if each.both is None else str(each.both)
 
 
 def _form(choice: "Choice | None") -> str:

@@ -28,6 +28,8 @@ DECODE = "edgeopt.decode_blocks"
 LOOK_UP = "edgeopt.look_up"
 #: Levels that a kernel chooses from: those of 8 bits are looked up before anything else.
 _MOST_LEVELS = 16
+#: What codes of one bit stand for.
+_SIGNS = np.array([-1, 1], np.int8)
 
 
 def call_decode(
@@ -54,6 +56,13 @@ def stored_codes(builder: relax.BlockBuilder, expr: relax.Expr | None) -> relax.
     return expr if value is not None and value.dtype == np.uint8 else None
 
 
+def spell_out(codes: relax.Expr, table: np.ndarray) -> relax.Expr:
+    """Write the small codes [256, n] that bytes stand for: kernels pack them again, as bits."""
+    places = constant_of(codes)
+    assert places is not None
+    return relax.const(np.ascontiguousarray(table[places]), table.dtype.name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Constant:
     """Constant codes from 0 on, with scales and zero points of their rank, and levels if any."""
@@ -64,6 +73,13 @@ class _Constant:
     axis: int
     block: int
     levels: np.ndarray | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code: one where there are two levels."""
+        if self.levels is not None and len(self.levels) == len(_SIGNS):
+            return 1
+        return blocked.bits_of(self.codes)
 
     def transposed(self, axes: tuple[int, ...]) -> "_Constant":
         """Permute the axes."""
@@ -81,15 +97,27 @@ def _read(site: Site, call: relax.Call) -> _Constant | None:
     levels = None
     if operator_of(found) == LOOK_UP:
         codes, levels = constant_of(found.args[1]), constant_of(found.args[2])
+    elif codes is None:
+        under = stored_of(site, codes_of)
+        codes = None if under is None or under.scales is not None else under.values
     if codes is None or stored is None or stored.scales is not None or zeros is None:
         return None
     scales = _halved(stored.values)
     facts = json.loads(str(options.value))
     if levels is not None:
         return _with_levels(codes, levels, scales, zeros, facts)
+    if not zeros.any() and _are_signs(codes):
+        none = np.zeros([1] * codes.ndim, np.float32)
+        bits = (codes > 0).astype(np.uint8)
+        levels = _SIGNS.astype(np.float32)
+        return _Constant(bits, scales, none, facts["axis"], facts["block"], levels)
     least = int(codes.min())
     moved = (codes.astype(np.int32) - least).astype(np.uint8)
     return _Constant(moved, scales, _move_zeros(zeros, least), facts["axis"], facts["block"])
+
+
+def _are_signs(codes: np.ndarray) -> bool:
+    return codes.dtype == np.int8 and np.array_equal(np.unique(codes), _SIGNS)
 
 
 def _with_levels(
@@ -145,7 +173,7 @@ def matrix_of(site: Site, expr: relax.Expr) -> Blocked | None:
 def _as_columns(stored: _Constant) -> Blocked | None:
     """Arrange scales by block of K and column; None where rows of K differ within a word."""
     depth, columns = stored.codes.shape
-    bits = blocked.bits_of(stored.codes)
+    bits = stored.bits
     block = stored.block if stored.axis == 0 else depth
     by_row = stored.axis == 1 and (stored.scales.shape[0] > 1 or stored.zeros.shape[0] > 1)
     if by_row or (block < depth and block % (32 // bits)):
@@ -179,7 +207,7 @@ def take_blocked(site: Site, data: relax.Expr, indices: relax.Expr) -> relax.Exp
     stored = _read(site, bound) if operator_of(bound) == DECODE else None
     if stored is None:
         return None
-    bits = blocked.bits_of(stored.codes)
+    bits = stored.bits
     table = blocked.pack_rows(stored.codes, bits)
     define = blocked.define_decoded(stored.codes.shape, _finder(stored.axis, stored.block), bits)
     note_table(site, table, indices)

@@ -1,4 +1,4 @@
-"""int4-blocks, int2-blocks, codebooks: few bits, and a scale for so many consecutive values.
+"""int4-blocks, int2-blocks, codebooks, signs: few bits, and a scale for so many consecutive values.
 
 Codes are symmetric about zero, -8..7 or -2..1, and a scale may be negative, so that the longer side
 of the range serves the block's largest value. Zero points would take another byte per block on the
@@ -17,6 +17,7 @@ from edgeopt.artifact import Method
 from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.levels import LARGEST, Levels, codes_of, round_to_levels
+from edgeopt.compress.signs import BINARY, TERNARY, find_magnitudes, is_signs, store_signs
 from edgeopt.model.graph import Weight
 
 #: Bits per value of the methods with blocks.
@@ -25,15 +26,21 @@ BITS: Mapping[Method, int] = {
     "int2-blocks": 2,
     "codebook16-blocks": 4,
     "codebook4-blocks": 2,
+    "ternary-blocks": 2,
+    "binary-blocks": 1,
 }
 #: Those whose codes stand for levels of the weight's own.
 CODEBOOKS: tuple[Method, ...] = ("codebook16-blocks", "codebook4-blocks")
+#: Those whose codes are these levels, and their scales magnitudes.
+SIGNS: Mapping[Method, Levels] = {"ternary-blocks": TERNARY, "binary-blocks": BINARY}
 #: The operator set in which DequantizeLinear reads codes of so many bits in blocks.
 OPSETS: Mapping[Method, int] = {
     "int4-blocks": 21,
     "int2-blocks": 25,
     "codebook16-blocks": 21,
     "codebook4-blocks": 25,
+    "ternary-blocks": 25,
+    "binary-blocks": 21,
 }
 #: What a block's scale may be of the one that holds its largest value exactly: 1 clips nothing.
 _RATIOS = tuple(np.linspace(0.4, 1.05, 14, dtype=np.float32))
@@ -76,6 +83,11 @@ def search_scales(
     levels: Levels | None = None,
 ) -> Floats:
     """Return each row's scale with the least squared error, weighted by column or not."""
+    if levels is not None and is_signs(levels):
+        return rounded(find_magnitudes(blocks, levels, importance))
+    if not blocks.any():
+        # As where only sizes count: every scale is as good.
+        return np.ones(len(blocks), np.float32)
     lowest, highest = _ends(bits, levels)
     largest = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
     best = np.full(len(blocks), np.inf, np.float32)
@@ -113,7 +125,9 @@ def scale_rounding(
     values: Floats, bits: int, levels: Levels | None = None
 ) -> Callable[[Floats], Floats]:
     """Return what makes a scale one that is stored, in float16 where a matrix's scales fit it."""
-    steps = 1 << (bits - 1) if levels is None else LARGEST
+    steps = 1 << (bits - 1)
+    if levels is not None:
+        steps = 1 if is_signs(levels) else LARGEST
     largest = float(np.abs(values).max(initial=0)) / steps
     half = _HALF_RANGE[0] <= largest <= _HALF_RANGE[1]
     tiny = np.finfo(np.float32).tiny
@@ -153,23 +167,30 @@ def store_blocks(
     first = edit.readers(weight.name)[0]
     block = codes.shape[1] // scales.shape[1]
     axis = block_axis(weight)
+    if levels is not None and len(levels) == len(BINARY):
+        store_signs(edit, weight, codes, _store_scales(edit, weight, scales), block=block)
+        return
     codes, scales = (codes, scales) if axis == 1 else (codes.T, scales.T)
     stored = _store_codes(edit, weight, codes, bits, levels)
-    scale = f"{weight.name}.scale"
-    half = scales.astype(np.float16)
-    if np.array_equal(half, scales):
-        edit.store(f"{scale}.half", half)
-        edit.insert(first, "Cast", (f"{scale}.half",), scale, to=TensorProto.FLOAT)
-    else:
-        edit.store(scale, scales)
-    inputs = (stored, scale)
+    inputs = (stored, _store_scales(edit, weight, scales))
     edit.insert(first, "DequantizeLinear", inputs, weight.name, axis=axis, block_size=block)
     edit.forget(weight)
 
 
+def _store_scales(edit: Edit, weight: Weight, scales: Floats) -> str:
+    """Store scales, in half precision where that holds them all, and name them in float32."""
+    scale = f"{weight.name}.scale"
+    half = scales.astype(np.float16)
+    if not np.array_equal(half, scales):
+        return edit.store(scale, scales)
+    first = edit.readers(weight.name)[0]
+    edit.store(f"{scale}.half", half)
+    return edit.insert(first, "Cast", (f"{scale}.half",), scale, to=TensorProto.FLOAT)
+
+
 def _store_codes(edit: Edit, weight: Weight, codes: Codes, bits: int, levels: Levels | None) -> str:
     """Store codes in few bits; of levels, their places and what looks them up."""
-    if levels is None:
+    if levels is None or is_signs(levels):
         return edit.store(f"{weight.name}.int{bits}", codes.astype(_NARROW[bits]))
     first = edit.readers(weight.name)[0]
     packed = codes_of(codes, levels).astype(_UNSIGNED[bits])

@@ -29,15 +29,15 @@ _SHARED_GROUP = 12
 _FORMS: Mapping[Role, tuple[Method, ...]] = {
     "table": (
         "float16", "int8-rows", "codebook16-blocks", "int4-blocks", "codebook4-blocks",
-        "int2-blocks", "codebook-rows",
+        "int2-blocks", "ternary-blocks", "codebook-rows",
     ),
     "matmul": (
         "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
-        "int4-blocks", "codebook4-blocks", "int2-blocks",
+        "int4-blocks", "codebook4-blocks", "int2-blocks", "ternary-blocks", "binary-blocks",
     ),
     "gemm": (
         "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
-        "int4-blocks", "codebook4-blocks", "int2-blocks",
+        "int4-blocks", "codebook4-blocks", "int2-blocks", "ternary-blocks", "binary-blocks",
     ),
     # There is no integer convolution with dynamic ranges that the compiler reads.
     "conv": ("float16", "int8-weights", "int8-static"),
@@ -57,6 +57,8 @@ _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
     "codebook16-blocks": ("int8-weights", "int8-rows"),
     "codebook4-blocks": ("int8-weights", "int8-rows"),
     "codebook-rows": ("int4-blocks", "int8-weights", "int8-rows"),
+    "ternary-blocks": ("int8-weights", "int8-rows"),
+    "binary-blocks": ("int8-weights", "int8-rows"),
 }
 
 

@@ -13,11 +13,18 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from edgeopt.artifact import Model
+from edgeopt.compress.distance import measure_distance
 from edgeopt.compress.groups import Group
 from edgeopt.compress.ladder import Ladders, Step, levels_of, wide_groups
 from edgeopt.compress.matrices import as_matrix, from_matrix, row_units
-from edgeopt.compress.moments import Moments, Samples, chunks, collect_moments, products_of
-from edgeopt.compress.sensitivity import measure_distance
+from edgeopt.compress.moments import (
+    Moments,
+    Samples,
+    chunks,
+    collect_moments,
+    frontier,
+    products_of,
+)
 from edgeopt.compress.surgeon import Level, Reader, remove_units
 from edgeopt.model.graph import initializers
 from edgeopt.model.oracle import Array
@@ -74,13 +81,7 @@ class _Probe:
 
     def frontier(self, group: Group) -> Samples:
         """Compute once what the weights that read a group do not change, but what they do needs."""
-        changed: set[str] = {node.output[0] for node in group.readers.values()}
-        needed: set[str] = set()
-        for node in self._graph.node:
-            if changed.intersection((*node.input, node.output[0])):
-                changed.update(node.output)
-                needed.update(name for name in node.input if name)
-        wanted = sorted(needed - changed - set(self._stored) - set(self._samples))
+        wanted = frontier(self._graph, [node.output[0] for node in group.readers.values()])
         return {**self._samples, **dict(zip(wanted, self._run(self._samples, wanted), strict=True))}
 
     def measure(self, group: Group, level: Level, known: Samples) -> float:

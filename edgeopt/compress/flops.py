@@ -1,6 +1,5 @@
 """How many operations the products of a graph take, as a function of what is cut."""
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from edgeopt.compress.groups import Group, Network
 from edgeopt.compress.ties import is_depthwise
 from edgeopt.model.graph import attribute
+from edgeopt.model.sums import count_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,16 @@ def find_products(network: Network, groups: Sequence[Group]) -> list[Product]:
     for node in network.graph.node:
         if node.op_type not in ("MatMul", "Gemm", "Conv"):
             continue
-        x, weight, output = node.input[0], node.input[1], node.output[0]
+        x, output = node.input[0], node.output[0]
         axis = len(network.shapes[x]) - 1
         if node.op_type == "Conv":
-            axis, depth = 1, math.prod(network.shapes[weight][1:])
-        else:
-            axis = attribute(node, "transA", 0) ^ 1 if node.op_type == "Gemm" else axis
-            depth = network.shapes[x][axis]
+            axis = 1
+        elif node.op_type == "Gemm":
+            axis = attribute(node, "transA", 0) ^ 1
         axes = [(output, at) for at in range(len(network.shapes[output]))]
         if not (node.op_type == "Conv" and is_depthwise(node, network.shapes)):
             axes.append((x, axis))
-        flops = 2 * math.prod(network.shapes[output]) * depth
+        flops = 2 * count_sums(node, network.shapes)
         found.append(Product(flops, [_shares(groups, *each) for each in axes]))
     return found
 

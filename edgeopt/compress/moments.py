@@ -8,12 +8,12 @@ is nearly zero, and needs labels. Rows whose gradient is zero reach no output (p
 are left out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor
 
 from edgeopt.compress.groups import Group
@@ -60,6 +60,20 @@ def chunks(samples: Samples) -> Iterator[dict[str, Tensor]]:
             name: torch.from_numpy(np.ascontiguousarray(values[start : start + CHUNK]))
             for name, values in samples.items()
         }
+
+
+def frontier(graph: GraphProto, changing: Iterable[str]) -> list[str]:
+    """List the tensors that nodes read on the way from changing ones, and that do not change.
+
+    Stored tensors and the graph's inputs are left out. Given them, all else can be computed anew.
+    """
+    changed, needed = set(changing), set[str]()
+    for node in graph.node:
+        if changed.intersection((*node.input, node.output[0])):
+            changed.update(node.output)
+            needed.update(name for name in node.input if name)
+    given = {each.name for each in (*graph.initializer, *graph.input)}
+    return sorted(needed - changed - given)
 
 
 def products_of(groups: Sequence[Group]) -> dict[str, NodeProto]:

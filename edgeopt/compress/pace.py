@@ -14,13 +14,11 @@ from onnx import NodeProto, TensorProto
 
 from edgeopt.artifact import Model
 from edgeopt.compress.cost import stored_bytes
-from edgeopt.model.graph import attribute, initializers, producers
-from edgeopt.model.product import Types, constants_of, inferred, types_of, weight_of
+from edgeopt.model.graph import initializers, producers
+from edgeopt.model.product import Types, constants_of, inferred, shapes_of, types_of
+from edgeopt.model.sums import MATRICES, count_sums, weight_of
 from edgeopt.target import Target
 
-_MATRICES = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "FusedMatMul")
-_CONVOLUTIONS = ("Conv", "ConvInteger", "QLinearConv")
-_RECURRENT = ("LSTM", "GRU", "RNN")
 #: What only renames, or is known before anything runs.
 _FREE = (
     "Cast", "Constant", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Gather", "Identity",
@@ -101,13 +99,15 @@ def _usual(machine: str, features: frozenset[str]) -> tuple[float, float, float]
 def predict_latency(model: Model, pace: Pace) -> float:
     """Predict the ns of one inference of a model with fixed shapes."""
     graph = inferred(model).graph
-    work = _Work(types_of(graph), constants_of(graph), producers(graph), initializers(graph))
+    types = types_of(graph)
+    shapes = shapes_of(types)
+    work = _Work(types, constants_of(graph), producers(graph), initializers(graph))
     streamed = sum(stored_bytes(each) for each in graph.initializer) > pace.cached
     seconds = 0.0
     for node in graph.node:
         if node.output[0] in work.constant or node.output[0] not in work.types:
             continue
-        sums = work.multiplications(node)
+        sums = count_sums(node, shapes)
         if sums:
             read = work.stored(node) / pace.memory if streamed else 0.0
             seconds += max(sums / work.rate(node, pace), read)
@@ -126,22 +126,6 @@ class _Work:
     made_by: Mapping[str, NodeProto]
     weights: Mapping[str, TensorProto]
 
-    def multiplications(self, node: NodeProto) -> float:
-        """Count the multiplications that are summed; 0 for all that is not a product."""
-        output = math.prod(self._shape(node.output[0]))
-        if node.op_type in _MATRICES:
-            left = self._shape(node.input[0])
-            return output * left[-2 if attribute(node, "transA", 0) else -1] if left else 0.0
-        if node.op_type in _CONVOLUTIONS:
-            return output * math.prod(self._shape(weight_of(node))[1:])
-        if node.op_type == "ConvTranspose":
-            image, filters = self._shape(node.input[0]), self._shape(node.input[1])
-            return math.prod(image) * math.prod(filters[1:])
-        if node.op_type in _RECURRENT:
-            steps = math.prod(self._shape(node.input[0])[:2])
-            return steps * sum(math.prod(self._shape(name)) for name in node.input[1:3])
-        return 0.0
-
     def rate(self, node: NodeProto, pace: Pace) -> float:
         """Return the multiplications in a second, by how the operands are stored."""
         if "Integer" in node.op_type or node.op_type.startswith("QLinear"):
@@ -150,7 +134,7 @@ class _Work:
         if decoded is not None and decoded.op_type == "DequantizeLinear":
             return pace.integer
         rows = math.prod(self._shape(node.output[0])[:-1])
-        if node.op_type in _MATRICES and rows < _FEWEST_ROWS:
+        if node.op_type in MATRICES and rows < _FEWEST_ROWS:
             return pace.single
         return pace.half if self._is_half(weight_of(node)) else pace.single
 

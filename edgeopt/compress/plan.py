@@ -8,11 +8,13 @@ from typing import assert_never
 
 import onnx
 
-from edgeopt.artifact import Choice, Method, Model, Plan, Range
+from edgeopt.artifact import Choice, Method, Model, Plan, Range, Recipe
+from edgeopt.compress.bias import correct_biases
 from edgeopt.compress.blocks import (
     BITS,
     CODEBOOKS,
     OPSETS,
+    SIGNS,
     blocks_last,
     encode_blocks,
     store_blocks,
@@ -21,6 +23,7 @@ from edgeopt.compress.calibrate import calibrate
 from edgeopt.compress.choices import SMALLEST, choose, misfit
 from edgeopt.compress.codebook import encode_groups, store_groups
 from edgeopt.compress.codes import Codes, Floats
+from edgeopt.compress.condition import equalize, smooth
 from edgeopt.compress.cuts import cut_graph, groups_by_name, misfit_cut
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
@@ -47,21 +50,43 @@ def make_plan(
     *,
     samples: Mapping[str, Array] | None = None,
     directory: Path,
+    recipe: Recipe | None = None,
 ) -> Plan:
     """Choose for every weight what a method means for it; the plan has the method's name.
+
+    recipe: what is done around it; None: nothing.
 
     int8-static needs samples, inputs as [S, *shape], and raises ConfigError without them.
     """
     loaded = onnx.load(model.path)
     found = [each for each in weights(loaded.graph) if each.size >= SMALLEST]
     choices = tuple(choose(loaded, each, method) for each in found)
+    recipe = recipe or Recipe()
     ranges: tuple[Range, ...] = ()
     if method == "int8-static":
         static = {each.weight for each in choices if each.method == "int8-static"}
+        wanted = list(zip(found, choices, strict=True))
+        loaded = _condition(loaded, recipe, wanted, samples)
         tensors = _activations(loaded.graph, [each for each in found if each.name in static])
         directory.mkdir(parents=True, exist_ok=True)
-        ranges = calibrate(loaded, tensors, samples or {}, directory) if tensors else ()
-    return Plan(name=method, choices=choices, ranges=ranges)
+        given = samples or {}
+        if tensors:
+            ranges = calibrate(loaded, tensors, given, directory, recipe.ranges)
+    return Plan(name=method, choices=choices, ranges=ranges, recipe=recipe)
+
+
+def _condition(
+    model: onnx.ModelProto,
+    recipe: Recipe,
+    wanted: Sequence[tuple[Weight, Choice]],
+    samples: Mapping[str, Array] | None,
+) -> onnx.ModelProto:
+    """Change float weights as a recipe says, without changing what the model computes."""
+    if recipe.equalize:
+        model = equalize(model)
+    if recipe.smooth is None:
+        return model
+    return smooth(model, wanted, require_samples(samples, "smoothed"), recipe.smooth)
 
 
 def _activations(graph: onnx.GraphProto, found: Sequence[Weight]) -> list[str]:
@@ -93,9 +118,30 @@ def apply_plan(
         return _made(model, path, plan)
     loaded = _cut(onnx.load(model.path), plan, samples)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
-    found = _found(loaded, plan)
+    found = _named(loaded, plan)
     wanted = [(found[each.weight], each) for each in plan.choices]
+    loaded = _condition(loaded, plan.recipe, wanted, samples)
+    _found(loaded, plan)
+    if plan.in_turn:
+        require_packages("layers cannot be fitted in turn here", "torch")
+        from edgeopt.compress.sequence import fit_in_turn
+
+        learned = fit_in_turn(loaded, wanted, require_samples(samples, "fitted"), _rewrite)
     learned = learned or learn(loaded, wanted, samples)
+    before = onnx.ModelProto()
+    before.CopyFrom(loaded)
+    made = _rewrite(loaded, plan, learned)
+    if plan.recipe.correct_bias:
+        drawn = require_samples(samples, "corrected")
+        made = correct_biases(before, made, wanted, drawn)
+    path.write_bytes(made.SerializeToString(deterministic=True))
+    return _made(model, path, plan)
+
+
+def _rewrite(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> onnx.ModelProto:
+    """Rewrite each weight in the form of its choice, by what was learned from samples."""
+    found = {each.name: each for each in weights(loaded.graph)}
+    wanted = [(found[each.weight], each) for each in plan.choices]
     shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
     low = factorize(shared.model, [each for each in wanted if each[1].rank], learned.hessians)
     loaded = low.model
@@ -107,8 +153,7 @@ def apply_plan(
     fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned)
     for choice in choices:
         _apply(edit, found[choice.weight], choice, plan, fitted)
-    path.write_bytes(edit.finish().SerializeToString(deterministic=True))
-    return _made(model, path, plan)
+    return edit.finish()
 
 
 def _cut(
@@ -158,13 +203,20 @@ def _made(model: Model, path: Path, plan: Plan) -> Model:
     )
 
 
-def _found(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
-    """Return the model's weights by name; refuses choices that they have no form for."""
+def _named(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
+    """Return the model's weights by name; refuses choices for others."""
     found = {each.name: each for each in weights(model.graph)}
-    edit = Edit(model)
     for choice in plan.choices:
         if choice.weight not in found:
             raise _foreign(plan, f"the model has no weight {choice.weight!r}")
+    return found
+
+
+def _found(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
+    """Return the model's weights by name; refuses choices that they have no form for."""
+    found = _named(model, plan)
+    edit = Edit(model)
+    for choice in plan.choices:
         _refuse_foreign(edit, found[choice.weight], choice, plan)
     return found
 
@@ -202,6 +254,8 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitt
             | "codebook16-blocks"
             | "codebook4-blocks"
             | "codebook-rows"
+            | "ternary-blocks"
+            | "binary-blocks"
         ):
             _store_few_bits(edit, weight, choice, fitted)
         case _:
@@ -228,7 +282,7 @@ def _store_few_bits(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted)
 
 def _round_nearest(values: Floats, choice: Choice, block: int) -> Rounded:
     """Round every value to the nearest code, or the nearest level of the weight's own."""
-    bits, levels = BITS[choice.method], None
+    bits, levels = BITS[choice.method], SIGNS.get(choice.method)
     if choice.method in CODEBOOKS:
         levels = find_levels(values, block=block, bits=bits)
     return Rounded(*encode_blocks(values, block=block, bits=bits, levels=levels), levels)

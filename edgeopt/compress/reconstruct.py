@@ -24,6 +24,7 @@ from edgeopt.artifact import Choice
 from edgeopt.compress.blocks import (
     BITS,
     CODEBOOKS,
+    SIGNS,
     blocks_last,
     round_codes,
     scale_rounding,
@@ -111,8 +112,11 @@ def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> R
     """Round one weight in the form of its choice."""
     rows = blocks_last(weight, values)
     if choice.block is not None:
-        bits, book = BITS[choice.method], choice.method in CODEBOOKS
-        return round_blocks(rows, factor, block=choice.block, bits=bits, codebook=book)
+        bits, levels = BITS[choice.method], SIGNS.get(choice.method)
+        book = choice.method in CODEBOOKS
+        return round_blocks(
+            rows, factor, block=choice.block, bits=bits, codebook=book, levels=levels
+        )
     _, scales = encode_weight(rows, axis=0)
     return round_channels(rows, factor, scales)
 
@@ -134,7 +138,7 @@ def collect_hessians(
     names = sorted({name for name, _ in ordered})
     sums: dict[Source, Doubles] = {}
     with TemporaryDirectory(prefix="edgeopt-") as folder:
-        session = open_session(_exposed(model, names, Path(folder)))
+        session = open_session(expose(model, names, Path(folder)))
         for index in range(count):
             feeds = {name: values[index] for name, values in samples.items()}
             found = dict(zip(names, session.run(names, feeds), strict=True))
@@ -162,8 +166,8 @@ def unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
     return rows
 
 
-def _exposed(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
-    """Write the model with the tensors as its outputs."""
+def expose(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
+    """Write the model with the tensors as its outputs, and return where."""
     exposed = ModelProto()
     exposed.CopyFrom(model)
     del exposed.graph.output[:]
@@ -199,16 +203,21 @@ def inverse_factor(hessian: Doubles) -> Doubles:
 
 
 def round_blocks(
-    rows: Floats, factor: Doubles, *, block: int, bits: int, codebook: bool = False
+    rows: Floats,
+    factor: Doubles,
+    *,
+    block: int,
+    bits: int,
+    codebook: bool = False,
+    levels: Levels | None = None,
 ) -> Rounded:
     """Round W [N, K] by its inverse_factor, with scales chosen as blocks are reached.
 
     By then the block holds what the columns before left it. A scale is the one of least squared
     error, each column weighted by how much is lost by its error, 1 / U[k, k]^2. Levels of a
-    codebook are found with the same weights before anything is rounded.
+    codebook are found with the same weights before anything is rounded, or given.
     """
     importance = (1 / np.diag(factor) ** 2).astype(np.float32)
-    levels = None
     if codebook:
         levels = find_levels(rows, block=block, bits=bits, importance=importance)
     rounded = scale_rounding(rows, bits, levels)

@@ -7,8 +7,8 @@ from typing import Literal
 import onnx
 
 from edgeopt.artifact import Choice, Entry, Fact, Model, Plan
+from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import stored_bytes
-from edgeopt.compress.fit import Fit
 from edgeopt.errors import ConfigError
 
 #: Its name in the folder that edgeopt fit writes.
@@ -20,7 +20,7 @@ class FitRecord(Fact):
 
     schema_version: Literal[1] = 1
     target: str
-    #: Digest of the model that the plan is for, normalized and trimmed.
+    #: Digest of the model that the plan is for, normalized and trimmed, before its cuts.
     source: str
     #: Digest of what the plan makes of it.
     result: str
@@ -34,6 +34,19 @@ class FitRecord(Fact):
     #: Bytes stored for each weight that has a form, by its name.
     sizes: Mapping[str, int]
     entries: tuple[Entry, ...] = ()
+    #: False: the search was stopped, and this is the best plan that it had verified.
+    finished: bool = True
+
+
+class CutDifference(Fact):
+    """One group of units that two plans cut differently; None where a plan keeps all of them."""
+
+    group: str
+    #: Units that are left.
+    first: int | None
+    second: int | None
+    #: Units that are left in both; None where one of them keeps all.
+    both: int | None
 
 
 class Difference(Fact):
@@ -60,6 +73,7 @@ def record_fit(fit: Fit, source: Model, target: str) -> FitRecord:
         drop=chosen.drop,
         sizes=_sizes(fit.model, fit.plan),
         entries=fit.entries,
+        finished=fit.finished,
     )
 
 
@@ -103,6 +117,20 @@ def compare_records(first: FitRecord, second: FitRecord) -> tuple[Difference, ..
     return tuple(
         sorted(found, key=lambda each: -max(each.first_bytes or 0, each.second_bytes or 0))
     )
+
+
+def compare_cuts(first: FitRecord, second: FitRecord) -> tuple[CutDifference, ...]:
+    """List the groups of units that two plans of one model cut differently, by their names."""
+    before, after = ({each.group: each.kept for each in it.plan.cuts} for it in (first, second))
+    found = []
+    for group in sorted({*before, *after}):
+        one, other = before.get(group), after.get(group)
+        if one == other:
+            continue
+        left, right = (None if each is None else len(each) for each in (one, other))
+        both = None if one is None or other is None else len(set(one) & set(other))
+        found.append(CutDifference(group=group, first=left, second=right, both=both))
+    return tuple(found)
 
 
 def _sizes(model: Model, plan: Plan) -> dict[str, int]:

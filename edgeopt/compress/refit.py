@@ -38,33 +38,33 @@ def refit_readers(
     The model is the whole one, whose graph stays as it is; samples are inputs [S, *shape].
     """
     given = {name: values[:MOST_SAMPLES] for name, values in samples.items()}
-    products = _ordered(model, products_of([groups[each.group] for each in cuts]))
+    products = ordered_products(model, products_of([groups[each.group] for each in cuts]))
     rows = collect_moments(model, products, given).rows
     module = TorchGraph(model)
     module.requires_grad_(False)
-    wanted = _results(module, products, given, rows)
+    wanted = results_of(module, products, given, rows)
     masks = masks_of(cuts, groups)
     stored = initializers(model.graph)
     for name, node in products.items():
         # Along its other axis lie the units that it makes.
         kept = masks[name][summed_axis(node)]
         kept = np.repeat(kept, int(np.prod(stored[name].dims[2:])))
-        inputs = _inputs(module, node, given, rows[name])
+        inputs = inputs_of(module, node, given, rows[name])
         before = as_matrix(node, numpy_helper.to_array(stored[name]))
-        fitted = _fit(inputs, wanted[name], before, kept)
+        fitted = fit_rows(inputs, wanted[name], before, kept)
         values = from_matrix(node, fitted, tuple(stored[name].dims))
         module.parameter(name).copy_(torch.from_numpy(values))
         stored[name].CopyFrom(numpy_helper.from_array(values, name))
 
 
-def _ordered(model: ModelProto, products: Mapping[str, NodeProto]) -> dict[str, NodeProto]:
+def ordered_products(model: ModelProto, products: Mapping[str, NodeProto]) -> dict[str, NodeProto]:
     """Return products in the order in which the graph computes them."""
     places = {node.output[0]: place for place, node in enumerate(model.graph.node)}
     ordered = sorted(products.items(), key=lambda each: places[each[1].output[0]])
     return dict(ordered)
 
 
-def _results(
+def results_of(
     module: TorchGraph,
     products: Mapping[str, NodeProto],
     samples: Samples,
@@ -83,7 +83,7 @@ def _results(
     return found
 
 
-def _inputs(
+def inputs_of(
     module: TorchGraph, node: NodeProto, samples: Samples, rows: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return what a product is given now, X' [T, K] per chunk."""
@@ -93,7 +93,9 @@ def _inputs(
     ]
 
 
-def _fit(inputs: Sequence[Tensor], wanted: Sequence[Tensor], before: Array, kept: Array) -> Array:
+def fit_rows(
+    inputs: Sequence[Tensor], wanted: Sequence[Tensor], before: Array, kept: Array
+) -> Array:
     """Solve for the rows of W [K, N] that are kept."""
     places = torch.from_numpy(np.flatnonzero(kept))
     squares = np.zeros((len(places), len(places)))

@@ -2,7 +2,8 @@
 
 import importlib.util
 
-from edgeopt.errors import ConfigError
+from edgeopt.artifact import Model
+from edgeopt.errors import ConfigError, ModelError
 
 
 def require_packages(what: str, *names: str) -> None:
@@ -12,3 +13,18 @@ def require_packages(what: str, *names: str) -> None:
             raise ConfigError(
                 what, why=f"there is no package {name}", fix="pip install 'edgeopt[train]'"
             )
+
+
+def runs_in_torch(model: Model) -> bool:
+    """Tell whether torch is here and has a counterpart of every operator of a model."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import onnx
+
+    from edgeopt.model.torch_graph import TorchGraph
+
+    try:
+        TorchGraph(onnx.load(model.path))
+    except ModelError:
+        return False
+    return True

@@ -1,6 +1,5 @@
 """The products of a model with stored weights, each as a model of its own."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -12,9 +11,9 @@ from edgeopt.artifact import Model
 from edgeopt.model.describe import facts
 from edgeopt.model.graph import producers
 from edgeopt.model.load import read_model
+from edgeopt.model.sums import CONVOLUTIONS, Shapes, count_sums, weight_of
 
 _MATRIX = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul")
-_CONVOLUTION = ("Conv", "ConvInteger", "QLinearConv")
 
 #: Element type and fixed shape of each tensor whose shape is known.
 Types: TypeAlias = dict[str, tuple[int, tuple[int, ...]]]
@@ -36,9 +35,10 @@ def find_products(model: Model) -> list[Product]:
     """List the distinct products of a model, the most work first; alike ones are added up."""
     graph = inferred(model).graph
     types, constant = types_of(graph), constants_of(graph)
+    shapes = shapes_of(types)
     alike: dict[tuple[object, ...], Product] = {}
     for place, node in enumerate(graph.node):
-        if node.op_type not in _MATRIX + _CONVOLUTION or not _is_stored(node, constant):
+        if node.op_type not in _MATRIX + CONVOLUTIONS or not _is_stored(node, constant):
             continue
         nodes = _operands(graph, place, constant)
         read = [name for at in nodes for name in graph.node[at].input if name]
@@ -46,7 +46,7 @@ def find_products(model: Model) -> list[Product]:
             continue
         signature = _signature(graph, nodes, types)
         before = alike[signature].flops if signature in alike else 0
-        flops = _flops(node, types) + before
+        flops = 2 * count_sums(node, shapes) + before
         alike.setdefault(signature, Product(node.output[0], nodes, 0))
         first = alike[signature]
         alike[signature] = Product(first.output, first.nodes, flops)
@@ -93,6 +93,11 @@ def types_of(graph: GraphProto) -> Types:
     return types
 
 
+def shapes_of(types: Types) -> Shapes:
+    """Return the shapes alone."""
+    return {name: shape for name, (_, shape) in types.items()}
+
+
 def constants_of(graph: GraphProto) -> set[str]:
     """Return the tensors that depend on stored ones alone."""
     constant = {"", *(each.name for each in graph.initializer)}
@@ -105,11 +110,6 @@ def constants_of(graph: GraphProto) -> set[str]:
 def _is_stored(node: NodeProto, constant: set[str]) -> bool:
     weight = weight_of(node)
     return weight in constant and node.input[0] not in constant
-
-
-def weight_of(node: NodeProto) -> str:
-    """Name the weight of a product among its inputs."""
-    return str(node.input[3 if node.op_type.startswith("QLinear") else 1])
 
 
 def _operands(graph: GraphProto, place: int, constant: set[str]) -> tuple[int, ...]:
@@ -138,10 +138,3 @@ def _signature(graph: GraphProto, nodes: tuple[int, ...], types: Types) -> tuple
         read = tuple(types[name] if name else None for name in node.input)
         parts.append((node.op_type, tuple(attributes), read))
     return tuple(parts)
-
-
-def _flops(node: NodeProto, types: Types) -> int:
-    """Count two for each value that is summed."""
-    weight, output = types[weight_of(node)][1], types[node.output[0]][1]
-    columns = weight[0] if node.op_type in _CONVOLUTION else output[-1]
-    return 2 * math.prod(output) * math.prod(weight) // columns

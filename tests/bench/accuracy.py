@@ -1,10 +1,12 @@
-"""What accuracy is kept at what size: edgeopt's plans and onnxruntime's own quantizers.
+"""What accuracy is kept at what size: edgeopt's mixtures and onnxruntime's own quantizers.
 
-    python -m tests.bench.accuracy PROJECT ... [--target rpi4]
+    python -m tests.bench.accuracy PROJECT ... [--share 12.5%] [--plans] [--keep FILE]
 
 All start from the same normalized model and, where they need them, the same calibration samples
 from the training file; all are scored on the test file, which nothing was chosen on. Of several
-projects (the same one from several seeds) the means are printed. "file" is the ONNX file.
+projects (the same one from several seeds) the means are printed. "bytes" are those of the ONNX
+file, of a mixture all that is pushed but the device program (the tokenizer, if it was trimmed).
+What --keep names holds the results of each project; those that are there are not measured again.
 """
 
 import argparse
@@ -15,8 +17,9 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
@@ -24,28 +27,35 @@ from typing import Any, get_args
 import numpy as np
 import onnxruntime
 
-from edgeopt.artifact import Method, Model
+from edgeopt.artifact import Fact, Method, Model
 from edgeopt.budget import Budget
 from edgeopt.building import draw_samples
 from edgeopt.cli.request import Request, make_order, started
-from edgeopt.fitting import choose_plan
+from edgeopt.compress.mix import Mixer
+from edgeopt.compress.sensitivity import draw_calibration
+from edgeopt.fitting import _device_program, _predictor, choose_plan, measure_harm
 from edgeopt.job import Correction, Run
+from edgeopt.model.extra import runs_in_torch
 from edgeopt.model.oracle import Array, Feeds, run_samples
 from edgeopt.prepare import prepare_model
 from edgeopt.report import format_columns
 from edgeopt.task import Task, TextClassification, labelled, read_texts, samples, score
-from tests.bench.quantizers import QUANTIZERS
+from edgeopt.units import parse_fraction
+from tests.bench.quantizers import QUANTIZERS, Quantizer
 
 #: As many as edgeopt takes for its own static plan.
 _CALIBRATION = 128
+_FLOOR = "TF-IDF + logistic regression"
+#: Shares of the float32 file that mixtures are made for.
+_SHARES = ("26%", "18%", "13.6%", "12.5%", "9%", "6%", "4%")
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Fact):
     """What one tool made of one project's model."""
 
+    project: str
     tool: str
-    #: Of the ONNX file; None for what is no ONNX model.
+    #: None for what is no ONNX model.
     size: int | None
     accuracy: float
 
@@ -78,34 +88,105 @@ def open_project(folder: Path, target: str) -> Iterator[Bench]:
         yield Bench(run, run.job.task, model, *found)
 
 
-def measure_project(folder: Path, target: str) -> Iterator[Result]:
-    """Measure every plan, every quantizer and the floor on one project."""
+class _Journal:
+    """Results that are printed as they come, and found again in a file."""
+
+    def __init__(self, project: str, path: Path | None) -> None:
+        self._project, self._path = project, path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        known = [Result.model_validate_json(line) for line in lines]
+        self._known = {each.tool: each for each in known if each.project == project}
+        self.results: list[Result] = []
+
+    def take(self, tool: str, measure: Callable[[], tuple[int | None, float]]) -> None:
+        """Measure what a tool makes, as bytes and accuracy, unless that is known."""
+        found = self._known.get(tool)
+        if found is None:
+            size, accuracy = measure()
+            found = Result(project=self._project, tool=tool, size=size, accuracy=accuracy)
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    file.write(found.model_dump_json() + "\n")
+        print(found, file=sys.stderr, flush=True)
+        self.results.append(found)
+
+
+def measure_project(
+    folder: Path, target: str, shares: Sequence[str], *, plans: bool, keep: Path | None
+) -> list[Result]:
+    """Measure mixtures, every quantizer and the floor on one project; every whole plan if asked."""
+    journal = _Journal(str(folder), keep)
     with open_project(folder, target) as bench:
-        yield from _measure_plans(bench)
-        yield from _measure_quantizers(bench)
-        yield from _measure_floor(bench)
+        journal.take("float32", partial(_score_float, bench))
+        _measure_quantizers(bench, journal)
+        _measure_floor(bench, journal)
+        _measure_mixtures(bench, journal, shares)
+        if plans:
+            _measure_plans(bench, journal)
+    return journal.results
 
 
-def _measure_plans(bench: Bench) -> Iterator[Result]:
+def _score_float(bench: Bench) -> tuple[int, float]:
+    outputs = run_samples(bench.model, bench.feeds)
+    return bench.model.path.stat().st_size, bench.score(outputs)
+
+
+def _measure_mixtures(bench: Bench, journal: _Journal, shares: Sequence[str]) -> None:
+    """Choose a form for each weight, of all there are, within shares of the float32 file."""
+    whole = bench.model.path.stat().st_size
+    drawn, program = draw_samples(bench.run, bench.model), _device_program(bench.run)
+    profile = bench.run.job.profile.model_copy(update={"methods": get_args(Method)})
+    every = replace(bench.run, job=replace(bench.run.job, profile=profile))
+
+    def mixer() -> Mixer:
+        return Mixer(
+            bench.model,
+            measure_harm(every, bench.model),
+            _predictor(every.job, drawn, correction=Correction(), program=program),
+            samples=draw_calibration(bench.model, bench.task).fitted,
+            plain=True,
+            in_turn=runs_in_torch(bench.model),
+        )
+
+    def measure(share: str) -> tuple[int, float]:
+        budget = Budget(flash=int(parse_fraction(share) * whole) + program.size)
+        with tempfile.TemporaryDirectory(prefix="edgeopt-accuracy-") as folder:
+            found = mixer().mix(budget, Path(folder))
+            if found is None:
+                raise SystemExit(f"no mixture takes {share} of {bench.model.path}")
+            accuracy = bench.score(run_samples(found.model, bench.feeds))
+        return found.footprint.flash - program.size, accuracy
+
+    for share in shares:
+        journal.take(f"edgeopt mixed {share}", partial(measure, share))
+
+
+def _measure_plans(bench: Bench, journal: _Journal) -> None:
     drawn = draw_samples(bench.run, bench.model)
-    for method in get_args(Method):
+
+    def measure(method: Method) -> tuple[int, float]:
         profile = bench.run.job.profile.model_copy(
             update={"methods": (method,), "budget": Budget()}
         )
         alone = replace(bench.run, job=replace(bench.run.job, profile=profile))
         made = choose_plan(alone, bench.model, drawn, Correction()).model
-        accuracy = bench.score(run_samples(made, bench.feeds))
-        yield Result(f"edgeopt {method}", made.path.stat().st_size, accuracy)
+        return made.path.stat().st_size, bench.score(run_samples(made, bench.feeds))
+
+    for method in get_args(Method):
+        journal.take(f"edgeopt {method}", partial(measure, method))
 
 
-def _measure_quantizers(bench: Bench) -> Iterator[Result]:
+def _measure_quantizers(bench: Bench, journal: _Journal) -> None:
     calibration = samples(bench.task, _CALIBRATION, inputs=bench.model.inputs)
-    for name, quantize in QUANTIZERS.items():
+
+    def measure(quantize: Quantizer) -> tuple[int, float]:
         with tempfile.TemporaryDirectory(prefix="edgeopt-accuracy-") as folder:
             path = Path(folder) / "quantized.onnx"
             quantize(bench.model.path, path, calibration)
-            accuracy = bench.score(_run_plainly(path, bench.feeds))
-            yield Result(f"onnxruntime {name}", path.stat().st_size, accuracy)
+            return path.stat().st_size, bench.score(_run_plainly(path, bench.feeds))
+
+    for name, quantize in QUANTIZERS.items():
+        journal.take(f"onnxruntime {name}", partial(measure, quantize))
 
 
 def _run_plainly(path: Path, feeds: Feeds) -> list[Array]:
@@ -122,15 +203,20 @@ def _run_plainly(path: Path, feeds: Feeds) -> list[Array]:
     return [np.stack(column) for column in zip(*rows, strict=True)]
 
 
-def _measure_floor(bench: Bench) -> Iterator[Result]:
+def _measure_floor(bench: Bench, journal: _Journal) -> None:
     """Fit word frequencies and a linear model: what an encoder has to beat."""
-    if not isinstance(bench.task, TextClassification):
+    task = bench.task
+    if not isinstance(task, TextClassification):
         return
     if importlib.util.find_spec("sklearn") is None:
         print("no scikit-learn here: TF-IDF + logistic regression is left out", file=sys.stderr)
         return
-    train = read_texts(bench.task.train, bench.task.labels)
-    test = read_texts(bench.task.test, bench.task.labels)
+    journal.take(_FLOOR, partial(_fit_words, task))
+
+
+def _fit_words(task: TextClassification) -> tuple[None, float]:
+    train = read_texts(task.train, task.labels)
+    test = read_texts(task.test, task.labels)
     text: Any = importlib.import_module("sklearn.feature_extraction.text")
     linear: Any = importlib.import_module("sklearn.linear_model")
     words = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
@@ -139,30 +225,54 @@ def _measure_floor(bench: Bench) -> Iterator[Result]:
     accuracy = model.score(
         words.transform([each for each, _ in test]), [label for _, label in test]
     )
-    yield Result("TF-IDF + logistic regression", None, accuracy)
+    return None, float(accuracy)
 
 
 def format_results(projects: Sequence[Sequence[Result]]) -> str:
     """Print the means over projects, and how far the drops of several projects spread.
 
-    >>> plain, small = Result("a", 4_000_000, 0.95), Result("b", 1_000_000, 0.94)
-    >>> print(format_results([[plain, small]]))
-      tool    file   share  accuracy   drop
-      a     4.0 MB  100.0%    0.9500  0.00%
-      b     1.0 MB   25.0%    0.9400  1.00%
+    Beside a mixture stands the best that onnxruntime's quantizers keep in as many bytes.
+
+    >>> def result(tool: str, size: int, accuracy: float) -> Result:
+    ...     return Result(project="a", tool=tool, size=size, accuracy=accuracy)
+    >>> print(format_results([[result("float32", 4_000_000, 0.95),
+    ...     result("onnxruntime x", 1_000_000, 0.93), result("edgeopt mixed", 1_100_000, 0.94)]]))
+      tool            bytes   share  accuracy   drop  best of onnxruntime
+      float32        4.0 MB  100.0%    0.9500  0.00%
+      onnxruntime x  1.0 MB   25.0%    0.9300  2.00%
+      edgeopt mixed  1.1 MB   27.5%    0.9400  1.00%               0.9300
     """
-    rows = [("tool", "file", "share", "accuracy", "drop")]
-    for position, first in enumerate(projects[0]):
-        found = [each[position] for each in projects]
-        drops = [each[0].accuracy - each[position].accuracy for each in projects]
+    rows = [("tool", "bytes", "share", "accuracy", "drop", "best of onnxruntime")]
+    plain = _mean_size([each[0] for each in projects])
+    columns = [[each[at] for each in projects] for at in range(len(projects[0]))]
+    for found in columns:
+        drops = [each[0].accuracy - one.accuracy for each, one in zip(projects, found, strict=True)]
         spread = f" ± {stdev(drops):.2%}" if len(drops) > 1 else ""
-        sizes = [each.size for each in found if each.size is not None]
-        plain = projects[0][0].size
-        size = f"{fmean(sizes) / 1e6:.1f} MB" if sizes else "-"
-        share = f"{fmean(sizes) / plain:.1%}" if sizes and plain else "-"
-        accuracy = f"{fmean(each.accuracy for each in found):.4f}"
-        rows.append((first.tool, size, share, accuracy, f"{fmean(drops):.2%}{spread}"))
+        size = _mean_size(found)
+        printed = f"{size / 1e6:.1f} MB" if size else "-"
+        share = f"{size / plain:.1%}" if size and plain else "-"
+        drop = f"{fmean(drops):.2%}{spread}"
+        best = _best_rival(columns, size) if found[0].tool.startswith("edgeopt") else "-"
+        rows.append((found[0].tool, printed, share, f"{_mean(found):.4f}", drop, best))
     return format_columns(rows)
+
+
+def _mean(found: Sequence[Result]) -> float:
+    return fmean(each.accuracy for each in found)
+
+
+def _mean_size(found: Sequence[Result]) -> float | None:
+    sizes = [each.size for each in found if each.size is not None]
+    return fmean(sizes) if sizes else None
+
+
+def _best_rival(columns: Sequence[Sequence[Result]], size: float | None) -> str:
+    """Return the best accuracy of what onnxruntime makes no larger; the floor where it has none."""
+    rivals = [each for each in columns if each[0].tool.startswith("onnxruntime")]
+    small = [each for each in rivals if size and (_mean_size(each) or 0) <= size]
+    floor = [each for each in columns if each[0].tool == _FLOOR]
+    kept = [_mean(each) for each in small or floor]
+    return f"{max(kept):.4f}" if kept else "-"
 
 
 def main() -> None:
@@ -170,16 +280,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("project", type=Path, nargs="+")
     parser.add_argument("--target", default="rpi4")
+    parser.add_argument("--share", action="append", dest="shares")
+    parser.add_argument("--plans", action="store_true")
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     # The quantizers warn of what they do to every node.
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    projects: list[list[Result]] = []
-    for folder in options.project:
-        projects.append([])
-        for each in measure_project(folder, options.target):
-            print(f"{folder}: {each}", file=sys.stderr, flush=True)
-            projects[-1].append(each)
+    shares = options.shares or _SHARES
+    projects = [
+        measure_project(folder, options.target, shares, plans=options.plans, keep=options.keep)
+        for folder in options.project
+    ]
     print(format_results(projects))
 
 

@@ -66,7 +66,8 @@ def measure_peer(board: Board, path: Path, model: Model, *, warmup: int, rounds:
         inputs = _send_inputs(board, path, model, folder)
         outputs = ",".join(each.name for each in onnx.load(path).graph.output)
         argv = [str(home / _program().name), str(home / _library().name)]
-        argv += [str(folder / "model.onnx"), str(warmup), str(rounds), outputs, *inputs]
+        unit = "instructions" if board.kind == "emulated" else "ns"
+        argv += [str(folder / "model.onnx"), unit, str(warmup), str(rounds), outputs, *inputs]
         done = board.run(argv, timeout=QUICK + _PER_INFERENCE * (warmup + rounds))
     finally:
         run_script(board, _REMOVE, (str(folder),), doing="remove the peer's files")

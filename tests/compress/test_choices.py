@@ -25,6 +25,7 @@ def test_every_form_of_a_weight_is_listed_from_the_least_harm_to_the_most(tmp_pa
         ("int4-blocks", 32),
         ("codebook4-blocks", 32),
         ("int2-blocks", 32),
+        ("ternary-blocks", 32),
     ]
     assert forms(found["mix"]) == [
         ("float16", None),
@@ -35,6 +36,8 @@ def test_every_form_of_a_weight_is_listed_from_the_least_harm_to_the_most(tmp_pa
         ("int4-blocks", 32),
         ("codebook4-blocks", 32),
         ("int2-blocks", 32),
+        ("ternary-blocks", 32),
+        ("binary-blocks", 32),
     ]
 
 

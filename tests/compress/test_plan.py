@@ -22,6 +22,8 @@ METHODS: tuple[Method, ...] = (
     "int2-blocks",
     "codebook16-blocks",
     "codebook4-blocks",
+    "ternary-blocks",
+    "binary-blocks",
 )
 #: Largest |compressed - original| of an output, as a share of the largest |original|: what one
 #: layer of 8 bits, of 11 bits, and of both may do on these graphs; 4 and 2 bits of random numbers
@@ -37,6 +39,8 @@ TOLERANCES = {
     "int2-blocks": 0.9,
     "codebook16-blocks": 0.3,
     "codebook4-blocks": 0.9,
+    "ternary-blocks": 0.9,
+    "binary-blocks": 1.5,
 }
 MODELS = {"text": text_model, "image": image_model}
 

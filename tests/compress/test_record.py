@@ -5,7 +5,15 @@ import pytest
 from edgeopt.artifact import Footprint, Method, Model
 from edgeopt.budget import Budget
 from edgeopt.compress import Cost, fit_plan, predict_footprint
-from edgeopt.compress.record import FitRecord, compare_records, read_record, record_fit
+from edgeopt.compress.record import (
+    CutDifference,
+    FitRecord,
+    compare_cuts,
+    compare_records,
+    read_record,
+    record_fit,
+)
+from edgeopt.cut import Cut
 from edgeopt.errors import ConfigError
 from edgeopt.target import load_target
 from tests.graphs import image_model, text_model
@@ -63,3 +71,21 @@ def test_plans_of_two_models_are_not_compared(tmp_path: Path) -> None:
     other = record(image_model(tmp_path), "float16", tmp_path)
     with pytest.raises(ConfigError, match="not of one model"):
         compare_records(one, other)
+
+
+def test_groups_that_two_plans_cut_differently_are_listed_with_the_units_left(
+    tmp_path: Path,
+) -> None:
+    made = record(text_model(tmp_path), "float16", tmp_path)
+
+    def cut(**kept: tuple[int, ...]) -> FitRecord:
+        cuts = tuple(Cut(group=name, kept=units) for name, units in kept.items())
+        return made.model_copy(update={"plan": made.plan.model_copy(update={"cuts": cuts})})
+
+    one, other = cut(a=(0, 1, 5), b=(2,)), cut(a=(1, 5, 7, 8), b=(2,), c=(0,))
+    assert compare_cuts(one, other) == (
+        CutDifference(group="a", first=3, second=4, both=2),
+        CutDifference(group="c", first=None, second=1, both=None),
+    )
+    assert compare_cuts(one, one) == ()
+    assert [each.first for each in compare_cuts(other, made)] == [4, 1, 1]

@@ -23,7 +23,7 @@ APP = "questions"
 #: The model is the identity of its first input; the weights' first word says how to misbehave.
 PROGRAM = r"""#!/bin/sh
 set -eu
-model= first= output= warmup=0 iterations=1 threads=1 samples=1
+model= first= output= warmup=0 iterations=1 threads=1 samples=1 clock=CLOCK_MONOTONIC_RAW
 while [ $# -gt 0 ]; do
     case $1 in
         --weights) weights=$2 ;;
@@ -34,6 +34,7 @@ while [ $# -gt 0 ]; do
         --iterations) iterations=$2 ;;
         --threads) threads=$2 ;;
         --samples) samples=$2 ;;
+        --count-instructions) clock=INSTRUCTIONS; shift; continue ;;
         *) echo '{"error": "unknown option"}' >&2; exit 2 ;;
     esac
     shift 2
@@ -73,7 +74,7 @@ case $mode in
 esac
 cat <<END
 {"schema_version": 1, "program": "edgeopt-run", "version": "0.1.0",
- "clock": "CLOCK_MONOTONIC_RAW", "threads": $threads, "load_ns": 5000, "first_ns": 2000,
+ "clock": "$clock", "threads": $threads, "load_ns": 5000, "first_ns": 2000,
  "samples_ns": [$times], "realtime_drift_ns": 0,
  "memory": {"start": 1000000, "loaded": 2000000, "peak": 3000000, "anonymous": 1000000,
             "file_backed": 2000000, "minor_faults": 10, "major_faults": 0},

@@ -38,9 +38,10 @@ def test_dot_products(board):
 def test_a_model_and_itself(deploy, compare):
     found = compare(deploy(profile="int8"), deploy(profile="int8"))
     assert (found.verdict, found.reasons) == ("inconclusive", ())
+    assert abs(found.ratio - 1) < 1e-3
 
-def test_quantized_is_faster(deploy, compare):
-    assert compare(deploy(profile="float32"), deploy(profile="int8")).verdict == "faster"
+def test_unpacking_codes_takes_instructions(deploy, compare):
+    assert compare(deploy(profile="float32"), deploy(profile="int8")).verdict == "slower"
 """
 
 

@@ -9,6 +9,7 @@ import pytest
 from edgeopt.artifact import Choice, Method, Model, Plan
 from edgeopt.compile.lift import lift_constants
 from edgeopt.compress import apply_plan
+from edgeopt.compress.blocks import BITS
 from edgeopt.model.oracle import run_model, seeded_inputs
 from tests.compile.kit import distance, lower_natively, run_natively
 from tests.graphs import describe, normal, save_graph
@@ -24,6 +25,8 @@ FORMS: tuple[tuple[Method, int], ...] = (
     ("int2-blocks", 64),
     ("codebook16-blocks", 32),
     ("codebook4-blocks", 128),
+    ("ternary-blocks", 32),
+    ("binary-blocks", 64),
 )
 
 
@@ -52,9 +55,11 @@ def save_text(folder: Path) -> Model:
 
 def compress(folder: Path, method: Method, block: int) -> Model:
     model = save_text(folder)
-    choices = tuple(
-        Choice(weight=name, method=method, block=block)
-        for name in ("table", "widen", "mix", "turned")
+    # A table has no form of one bit a value.
+    of_table: Method = "ternary-blocks" if method == "binary-blocks" else method
+    choices = (
+        Choice(weight="table", method=of_table, block=block),
+        *(Choice(weight=name, method=method, block=block) for name in ("widen", "mix", "turned")),
     )
     return apply_plan(model, Plan(name=method, choices=choices), directory=folder / "out")
 
@@ -80,9 +85,9 @@ def test_blocks_stay_packed_and_scales_half_floats(
     made = compress(tmp_path, *form)
     arrays = lift_constants(lower_natively(made.path)[0]).arrays
     # Panels of 24 columns are padded.
-    count = ROWS * WIDTH + WIDTH * 264 + WIDE * WIDE + WIDTH * WIDE
-    bits = 2 if form[0] in ("int2-blocks", "codebook4-blocks") else 4
-    packed = count * bits // 8 + count // form[1] * 2
+    table, rest = ROWS * WIDTH, WIDTH * 264 + WIDE * WIDE + WIDTH * WIDE
+    bits = BITS[form[0]]
+    packed = (table * max(bits, 2) + rest * bits) // 8 + (table + rest) // form[1] * 2
     assert sum(each.nbytes for each in arrays) <= packed + 4 * WIDTH
 
 
@@ -100,9 +105,7 @@ def test_64_bit_arm_computes_blocks_in_the_memory_that_was_predicted(
     assert predicted.weights_resident == pytest.approx(compiled.weights_resident, rel=0.15)
     size = made.path.stat().st_size
     assert compiled.weights < 1.15 * size
-    assert onnx.load(made.path).opset_import[0].version == (
-        21 if form[0] in ("int4-blocks", "codebook16-blocks") else 25
-    )
+    assert onnx.load(made.path).opset_import[0].version == (21 if BITS[form[0]] == 4 else 25)
 
 
 @pytest.mark.parametrize("operator", ["Add", "MatMul"])

@@ -148,3 +148,49 @@ def test_what_cannot_be_cut_is_said_with_the_budget_that_is_not_met(project: Pat
     settings.write_text(settings.read_text().partition("[task]")[0])
     done = types(project, "plan", "--profile", str(profile), "--flash", "100kB")
     assert (done.returncode, "the limit on flash binds" in done.stderr) == (3, True)
+
+
+def test_a_fit_cuts_where_deploy_does_and_two_are_told_apart(project: Path) -> None:
+    profile = project / "climbing.toml"
+    profile.write_text(CLIMBING)
+    options = ("--profile", str(profile))
+    whole = types(project, "fit", *options, "-o", "whole")
+    assert whole.returncode == 0, whole.stderr
+    flash = json.loads((project / "whole" / "fit.json").read_text())["flash"]
+    less = ("--flash", f"{(flash - 6_000) // 1000}kB")
+    done = types(project, "fit", *options, *less, "-o", "cut")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("float32, pruned for x86-64")
+    told = subprocess.run(
+        [sys.executable, "-m", "edgeopt", "diff", "whole", "cut"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert told.returncode == 0, told.stderr
+    (cut,) = (line.split() for line in told.stdout.splitlines() if line.startswith("hidden "))
+    assert (cut[1], cut[3]) == ("all", "-")
+    assert 64 <= int(cut[2]) <= 90
+
+
+def test_a_model_that_was_cut_and_still_does_not_fit_is_named_so(project: Path) -> None:
+    done = types(project, "plan", "--profile", "int8", "--prune", "50%", "--flash", "100kB")
+    assert done.returncode == 3
+    assert ", pruned, needs" in done.stderr
+
+
+def test_nothing_is_cut_for_a_pace_that_may_be_stale(project: Path) -> None:
+    profile = project / "climbing.toml"
+    profile.write_text(CLIMBING)
+    first = types(project, "deploy", "--profile", str(profile), "--json")
+    assert first.returncode == 0, first.stderr
+    report = next((project / ".edgeopt").rglob("x86-64.json"))
+    facts = json.loads(report.read_text())
+    # As if the machine had been busy beyond measure then.
+    report.write_text(json.dumps(facts | {"pace": 1e9}))
+    again = types(project, "deploy", "--profile", str(profile), "--latency", "10s", "--json")
+    # A machine that is busy now ends it with 12, after the plan was chosen and run.
+    assert again.returncode in (0, 12), again.stderr
+    assert "of the operations left out" not in again.stderr
+    assert "measure" in again.stderr

@@ -155,6 +155,23 @@ def test_a_clock_that_is_set_meanwhile_is_noted_and_moves_no_sample(
     assert all(0 < duration < 10**9 for duration in report["samples_ns"])
 
 
+def test_instructions_repeat_or_are_refused_where_the_kernel_counts_none(
+    native: Built, tmp_path: Path
+) -> None:
+    save_samples(tmp_path / "ids.npy", seed=0)
+    done = native.run(
+        *("--weights", native.folder / "weights.bin", "--input", tmp_path / "ids.npy"),
+        *("--samples", "3", "--iterations", "9", "--count-instructions"),
+    )
+    if done.returncode != 0:
+        assert "instructions cannot be counted here: " in json.loads(done.stderr)["error"]
+        return
+    report = json.loads(done.stdout)
+    assert report["clock"] == "INSTRUCTIONS"
+    counts = report["samples_ns"]
+    assert max(counts) / min(counts) < 1.05
+
+
 def test_without_warm_up_the_first_inference_is_the_first_sample(
     native: Built, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Weights of 2, 4 or 8 bits with a scale per block of K: packed in words, decoded in registers.
+"""Weights of 1, 2, 4 or 8 bits with a scale per block of K: packed in words, decoded in registers.
 
 A word of 32 bits holds consecutive codes of one column, and columns lie side by side, so that one
 shift and one mask decode a vector of columns. Codes may stand for levels of a codebook, which are

@@ -14,6 +14,7 @@
 #include "cpus.h"
 #include "files.h"
 #include "memory.h"
+#include "meter.h"
 #include "npy.h"
 #include "options.h"
 #include "process.h"
@@ -50,15 +51,6 @@ typedef struct {
   int output_count;
 } Result;
 
-static int64_t read_clock(clockid_t clock) {
-  struct timespec now;
-  if (clock_gettime(clock, &now) != 0) fail("the clock does not answer");
-  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-// RAW: no adjustment by NTP, so that a nanosecond is one and the same all along.
-static int64_t read_raw_clock(void) { return read_clock(CLOCK_MONOTONIC_RAW); }
-
 static void open_inputs(Session* session, const Options* options) {
   session->input_count = options->input_count;
   session->axis_unknown = options->samples == 1 && options->input_count > 0;
@@ -85,9 +77,9 @@ static void read_inputs(Session* session, int64_t sample) {
 }
 
 static bool run_once(const Session* session, TVMFFIAny* output, int64_t* duration_ns) {
-  int64_t start = read_raw_clock();
+  int64_t start = read_meter();
   bool done = run_vm(&session->vm, session->arguments, session->argument_count, output);
-  *duration_ns = read_raw_clock() - start;
+  *duration_ns = read_meter() - start;
   return done;
 }
 
@@ -149,7 +141,7 @@ static void warm_up(Session* session, const Options* options, Result* result) {
 static void measure(Session* session, const Options* options, Result* result) {
   result->samples_ns = allocate((size_t)options->iterations, sizeof(int64_t));
   Switches before = read_switches();
-  int64_t raw = read_raw_clock();
+  int64_t raw = read_clock(CLOCK_MONOTONIC_RAW);
   int64_t real = read_clock(CLOCK_REALTIME);
   for (int64_t i = 0; i < options->iterations; ++i) {
     if (options->samples > 1) read_inputs(session, i % options->samples);
@@ -160,7 +152,8 @@ static void measure(Session* session, const Options* options, Result* result) {
     let_go(session, output);
   }
   if (options->warmup == 0) result->first_ns = result->samples_ns[0];
-  result->realtime_drift_ns = (read_clock(CLOCK_REALTIME) - real) - (read_raw_clock() - raw);
+  raw = read_clock(CLOCK_MONOTONIC_RAW) - raw;
+  result->realtime_drift_ns = read_clock(CLOCK_REALTIME) - real - raw;
   result->switches = read_switches();
   result->switches.voluntary -= before.voluntary;
   result->switches.involuntary -= before.involuntary;
@@ -195,9 +188,10 @@ static void print_durations(const int64_t* durations, int64_t count) {
 
 static void print_result(const Options* options, const Result* result) {
   print_head();
-  printf("\"clock\": \"CLOCK_MONOTONIC_RAW\", \"threads\": %" PRId64 ", \"start_ns\": %" PRId64
+  printf("\"clock\": \"%s\", \"threads\": %" PRId64 ", \"start_ns\": %" PRId64
          ", \"load_ns\": %" PRId64 ", \"first_ns\": %" PRId64 ", \"warm_ns\": [",
-         options->threads, result->start_ns, result->load_ns, result->first_ns);
+         counts_instructions() ? "INSTRUCTIONS" : "CLOCK_MONOTONIC_RAW", options->threads,
+         result->start_ns, result->load_ns, result->first_ns);
   print_durations(result->warm_ns, options->warmup);
   printf("], \"samples_ns\": [");
   print_durations(result->samples_ns, options->iterations);
@@ -235,9 +229,9 @@ static void run_model(const Options* options) {
   static Result result;
   result.start_ns = read_age();
   result.start = read_memory();
-  int64_t start = read_raw_clock();
+  int64_t start = read_meter();
   load_session(&session, options);
-  result.load_ns = read_raw_clock() - start;
+  result.load_ns = read_meter() - start;
   result.loaded = read_memory();
   open_inputs(&session, options);
   if (options->output != NULL) create_folder(options->output);
@@ -252,6 +246,7 @@ static void run_model(const Options* options) {
 
 int main(int argc, char** argv) {
   Options options = read_options(argc, argv);
+  if (options.count_instructions) count_instructions();
   // One thread runs anywhere, unless it is told where.
   if (options.threads > 1 || options.core_part != 0) {
     options.threads = choose_cpus((int)options.threads, options.core_part);

@@ -62,6 +62,8 @@ Options read_options(int argc, char** argv) {
       options.version = true;
     } else if (strcmp(argv[i], "--memory-only") == 0) {
       options.memory_only = true;
+    } else if (strcmp(argv[i], "--count-instructions") == 0) {
+      options.count_instructions = true;
     } else if (i + 1 == argc) {
       fail_usage("%s: an unknown option, or one that needs a value", argv[i]);
     } else {

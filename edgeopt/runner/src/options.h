@@ -24,6 +24,8 @@ typedef struct {
   int64_t core_part;
   // How long a thread that waits for work keeps its core before it sleeps.
   int64_t spin_us;
+  // Instructions take the place of nanoseconds.
+  bool count_instructions;
   // Load TVM's runtime, print the memory that it takes, run nothing.
   bool memory_only;
   bool version;
