@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ class Faulty:
         self._answers()
         if self.fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if self.fault == "taken":
             kick_owner(self.inner, ROOT, read_tenancy(self.inner, ROOT).owner, by="another")
 
@@ -162,10 +165,10 @@ class Scene:
         shutil.rmtree(self.folder / "home", ignore_errors=True)
         copy_tree(self.folder / "template", self.folder / "home")
 
-    def deploy(self, board: Board) -> str:
+    def deploy(self, board: Board, seconds: float = 60.0) -> str:
         """Deploy under a lease; return which error ended it."""
         try:
-            with hold(board, ROOT, owner="edgeopt deploy", seconds=60) as lease:
+            with hold(board, ROOT, owner="edgeopt deploy", seconds=seconds) as lease:
                 deploy(self.new, lease.board, self.root, self.folder / "work")
         except EdgeoptError as error:
             return type(error).__name__
@@ -238,6 +241,42 @@ def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
     assert sorted(path.name for path in scene.root.iterdir()) == [
         "apps", "fence", "objects", "runs"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["killed", "killed after", "stopped"])
+def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The other sees no process of ours and no connection: only the lease's end."""
+    scene.fresh()
+    third = make_bundle(scene.folder / f"third {moment}", seed=2)
+    here = LocalBoard(home=scene.folder / "home")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            said = scene.deploy(Faulty(here, "switching", moment), seconds=15)
+            os.write(write, said.encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, os.WUNTRACED)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another host")
+    begun = time.monotonic()
+    with hold(here, ROOT, owner="other", seconds=60, wait=60) as lease:
+        assert time.monotonic() - begun < 15 + 10 + 2
+        assert lease.fence == 3
+        deploy(third, lease.board, scene.root, scene.folder / "other")
+        if moment == "stopped":
+            os.kill(pid, signal.SIGCONT)
+            assert os.read(read, 1000) == b"LeaseLost"
+            os.waitpid(pid, 0)
+        lease.confirm()
+    os.close(read)
+    assert link_of(scene.root) == third.digest
+    assert_whole(scene.root, third.digest)
+    assert link_of(scene.root, "previous") in {scene.old.digest, scene.new.digest}
+    assert leftovers(scene.root) == []
 
 
 def test_every_state_is_one_that_a_deploy_passes_in_this_order(scene: Scene) -> None:
