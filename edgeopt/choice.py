@@ -47,6 +47,8 @@ _RECONSTRUCTED = (
     "ternary-blocks",
     "binary-blocks",
 )
+#: Those whose codes are numbers in even steps.
+_EVEN = ("int8-weights", "int4-blocks", "int2-blocks")
 #: Methods that the factors of a weight of low rank can be stored by.
 _FACTORED = (
     "float32",
@@ -72,6 +74,8 @@ class Choice(Fact):
     #: low rank, whether the factors are those that are best on these samples too; of codebook-rows,
     #: whether a row counts by how often samples read it.
     reconstruct: bool = False
+    #: By what codes that are reconstructed are rounded: column updates, or AdaRound (with torch).
+    rounding: Literal["gptq", "adaround"] = "gptq"
     #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
     rank: int | None = Field(default=None, ge=16, multiple_of=16)
 
@@ -94,6 +98,9 @@ class Choice(Fact):
             raise ValueError("rows that ids share have no rank of their own")
         if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
+        even = self.method in _EVEN and self.reconstruct
+        if self.rounding == "adaround" and not even:
+            raise ValueError(f"adaround rounds {' and '.join(_EVEN)} that are reconstructed")
         return self
 
 
