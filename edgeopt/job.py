@@ -24,6 +24,7 @@ from edgeopt.board import Kind
 from edgeopt.board.owner import Owner
 from edgeopt.cut import Pruning
 from edgeopt.deploy.signature import Signed, Signer, sign_release
+from edgeopt.effort import STANDARD, Effort
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -50,6 +51,8 @@ class Job:
     task: Task | None
     #: Of the board that the job is for; it decides how many samples run there.
     kind: Kind
+    #: How much the search for a plan may cost.
+    effort: Effort = STANDARD
     #: Use nothing from the cache.
     fresh: bool = False
     #: Compile what has no fast kernel all the same, with a warning.
@@ -119,6 +122,8 @@ class Run:
     begin: Callable[[str], None] = lambda _name: None
     #: Told who holds the board, when that is waited for.
     wait: Callable[[Owner], None] = lambda _owner: None
+    #: Told the name of what is under way, and the share of it that is done.
+    advance: Callable[[str, float], None] = lambda _name, _share: None
     records: list[StageRecord] = field(default_factory=list)
 
     def stage(

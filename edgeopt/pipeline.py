@@ -297,7 +297,12 @@ class Fitted:
 
 
 def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
-    """Return the model that deploy would compile, or what a plan made before makes of it."""
+    """Return the model that deploy would compile, or what a plan made before makes of it.
+
+    A search that is stopped gives the best plan that it had verified, marked as unfinished.
+    """
+    from edgeopt.compress import Stopped
+
     run, model = trim_model(run, prepare_model(run))
     cut, smaller = prune_units(run, model, None if plan is None else plan.cuts)
     samples = draw_samples(cut, smaller)
@@ -307,4 +312,8 @@ def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
     def attempt(run: Run, model: Model) -> "Fit":
         return choose_plan(run, model, samples, Correction())
 
-    return Fitted(cut_until(cut, smaller, attempt), model, run.job.vocabulary)
+    try:
+        found = cut_until(cut, smaller, attempt)
+    except Stopped as error:
+        found = error.fit
+    return Fitted(found, model, run.job.vocabulary)

@@ -65,6 +65,7 @@ def test_help_names_every_command() -> None:
         (["targets", "show", "nothing"], 2, "edgeopt targets list"),
         (["report", "--target", "rpi4"], 2, "edgeopt deploy --target rpi4"),
         (["init", "--example", "poems", "new"], 2, "--example questions or --example trec"),
+        (["init", "--data", "x", "new"], 2, "leave out --data"),
         (["init", "--seed", "1", "new"], 2, "leave out --seed"),
         (["deploy", "--target", "generic-armv7", "--model", "m.onnx"], 2, "--board"),
         (["deploy", "--target", "rpi4", "--ram", ""], 2, "--ram 32MB"),

@@ -18,7 +18,7 @@ ORDER = (
     ("fact",),
     ("cut", "choice"),
     ("artifact",),
-    ("profile",),
+    ("profile", "effort"),
     ("task",),
     ("project",),
     ("store",),

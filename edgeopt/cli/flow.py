@@ -44,6 +44,7 @@ def deploy(
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
     prune: options.Prune = None,
+    effort: options.EffortName = "standard",
     sign: options.Sign = None,
     downgrade: options.Downgrade = False,
     wait: options.Wait = None,
@@ -69,6 +70,7 @@ def deploy(
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
         prune=prune,
+        effort=effort,
         sign=sign,
         downgrade=downgrade,
     )

@@ -41,6 +41,7 @@ def plan(
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
     prune: options.Prune = None,
+    effort: options.EffortName = "standard",
     as_json: options.Json = False,
 ) -> None:
     """Show what deploy would choose and what it would need; nothing is sent anywhere."""
@@ -60,6 +61,7 @@ def plan(
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
         prune=prune,
+        effort=effort,
         on_board=False,
     )
     check_output(svg)
@@ -67,8 +69,7 @@ def plan(
         _compare_targets([replace(request, target=name) for name in names], as_json=as_json)
         return
     order = make_order(request)
-    if latency is not None and order.job.pace is None:
-        typer.echo("note: no deploy from here measured such a board, so no time is known", err=True)
+    _note_unknown_times(order)
     if every or front is not None:
         _show_survey(order, front, svg=svg, as_json=as_json)
         return
@@ -78,6 +79,12 @@ def plan(
         return
     typer.echo(_format_built(built, layers=layers))
     typer.echo(f"next: edgeopt deploy --target {names[0]}", err=True)
+
+
+def _note_unknown_times(order: Order) -> None:
+    job = order.job
+    if job.profile.budget.latency is not None and job.pace is None:
+        typer.echo("note: no deploy from here measured such a board, so no time is known", err=True)
 
 
 def _print_built(built: "Built") -> None:
@@ -170,6 +177,7 @@ def compile_bundle(
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
     prune: options.Prune = None,
+    effort: options.EffortName = "standard",
 ) -> None:
     """Fit and compile, and write the files that would go to the board."""
     check_new(output)
@@ -187,6 +195,7 @@ def compile_bundle(
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
         prune=prune,
+        effort=effort,
         on_board=False,
     )
     built = _build(make_order(request))
@@ -213,8 +222,8 @@ def _build(order: Order) -> "Built":
 
 @contextmanager
 def candidates_shown() -> Iterator[None]:
-    """When no plan meets the budget, show how near each one came."""
-    from edgeopt.compress import Infeasible
+    """When no plan meets the budget, or it is stopped, show how near each one came."""
+    from edgeopt.compress import Infeasible, Stopped
     from edgeopt.report import format_tried
     from edgeopt.verdict import tried_of
 
@@ -222,6 +231,9 @@ def candidates_shown() -> Iterator[None]:
         yield
     except Infeasible as error:
         typer.echo(format_tried(tried_of(error.candidates)), err=True)
+        raise
+    except Stopped as error:
+        typer.echo(format_tried(tried_of(error.fit.candidates)), err=True)
         raise
 
 

@@ -34,6 +34,7 @@ def fit(
     fresh: options.Fresh = False,
     trim_vocabulary: options.TrimVocabulary = None,
     prune: options.Prune = None,
+    effort: options.EffortName = "standard",
     as_json: options.Json = False,
 ) -> None:
     """Choose the plan and write the compressed ONNX model with it; nothing is compiled."""
@@ -53,14 +54,20 @@ def fit(
         fresh=fresh,
         trim_vocabulary=trim_vocabulary,
         prune=prune,
+        effort=effort,
         on_board=False,
     )
+    from edgeopt.compress import Stopped
+
     found, record = _fit(make_order(request), replay)
     with new_folder(output):
         shutil.copy2(found.fit.model.path, output / "model.onnx")
         (output / FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if found.vocabulary is not None:
             shutil.copy2(found.vocabulary.tokenizer, output / "tokenizer.json")
+    if not record.finished:
+        typer.echo(f"{_describe(record)}\nwrote {output}", err=True)
+        raise Stopped(found.fit)
     if as_json:
         options.print_document({"fit": record.model_dump(mode="json")})
         return
@@ -115,7 +122,8 @@ def _describe(record: "FitRecord") -> str:
     from edgeopt.units import format_bytes, format_figure
 
     return (
-        f"{plan_title(record.plan)} for {record.target}: flash {format_bytes(record.flash)}, "
+        f"{'' if record.finished else 'UNFINISHED: '}{plan_title(record.plan)} for "
+        f"{record.target}: flash {format_bytes(record.flash)}, "
         f"peak memory {format_bytes(record.peak)}, "
         f"accuracy drop {format_figure(record.drop, 'fraction')}"
     )

@@ -85,6 +85,9 @@ def search_scales(
     """Return each row's scale with the least squared error, weighted by column or not."""
     if levels is not None and is_signs(levels):
         return rounded(find_magnitudes(blocks, levels, importance))
+    if not blocks.any():
+        # As where only sizes count: every scale is as good.
+        return np.ones(len(blocks), np.float32)
     lowest, highest = _ends(bits, levels)
     largest = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
     best = np.full(len(blocks), np.inf, np.float32)

@@ -7,8 +7,8 @@ from typing import Literal
 import onnx
 
 from edgeopt.artifact import Choice, Entry, Fact, Model, Plan
+from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import stored_bytes
-from edgeopt.compress.fit import Fit
 from edgeopt.errors import ConfigError
 
 #: Its name in the folder that edgeopt fit writes.
@@ -34,6 +34,8 @@ class FitRecord(Fact):
     #: Bytes stored for each weight that has a form, by its name.
     sizes: Mapping[str, int]
     entries: tuple[Entry, ...] = ()
+    #: False: the search was stopped, and this is the best plan that it had verified.
+    finished: bool = True
 
 
 class CutDifference(Fact):
@@ -71,6 +73,7 @@ def record_fit(fit: Fit, source: Model, target: str) -> FitRecord:
         drop=chosen.drop,
         sizes=_sizes(fit.model, fit.plan),
         entries=fit.entries,
+        finished=fit.finished,
     )
 
 

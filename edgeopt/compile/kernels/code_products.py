@@ -3,6 +3,7 @@
 Rows of codes are packed as the tile reads them, and become int8 on the way.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -11,7 +12,7 @@ import numpy as np
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import packed, tile
+from edgeopt.compile.kernels import code_quads, packed, tile
 from edgeopt.compile.kernels.code_tile import STEP, CodeTile, Method, write_code_tile
 from edgeopt.compile.kernels.gemm import Gemm, RowReader
 from edgeopt.compile.kernels.scheduling import (
@@ -62,23 +63,41 @@ class CodeProduct:
 
 
 def plan_product(
-    cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str, *, extreme: bool, groups: int = 1
+    cpu: Cpu, shape: tuple[int, ...], weight: np.ndarray, codes: str, *, groups: int = 1
 ) -> CodeProduct | None:
     """Choose the tile of least work, edges included; None where the CPU is no 64-bit ARM.
 
-    Extreme tells that a weight may be -128, whose products cannot be added in pairs. None as well
-    where no tile divides a group of columns.
+    None as well where no tile divides a group of columns of the int8 weight [K, N].
     """
+    columns = weight.shape[1]
     each = columns // groups
     if cpu.machine != "aarch64" or (groups > 1 and each % _WIDTHS[0]):
         return None
     plan = Gemm(shape, columns, 1, 1)
-    method: Method = "dot" if cpu.dot_product else "single" if extreme else "pair"
+    method: Method = "dot" if cpu.dot_product else "single" if is_extreme(weight) else "pair"
     kind = SINGLE if method == "single" else KIND
     key = TileKey(kind, plan.rows, columns, plan.depth, codes)
     ranked = [found for found in rank_tiles(cpu, key) if groups == 1 or each % found[1] == 0]
     chosen = tile.choose_tuned(cpu, key, ranked)
-    return CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
+    product = CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
+    fours = dataclasses.replace(product, tile=CodeTile("quad", *chosen))
+    return fours if method == "pair" and _gains(weight, fours) else product
+
+
+def is_extreme(weight: np.ndarray) -> bool:
+    """Tell whether a weight is -128, whose products cannot be added in pairs as int16."""
+    return bool((weight == -128).any())
+
+
+def _gains(weight: np.ndarray, plan: CodeProduct) -> bool:
+    """Tell whether adding in fours takes fewer instructions than in pairs."""
+    height, width = plan.tile.height, plan.tile.width
+    blocks = _split_panels(weight, plan)
+    if plan.depth < code_quads.BLOCK or not code_quads.fits_bits(blocks.shape[1], width):
+        return False
+    share = code_quads.find_quads(blocks).mean()
+    both = [code_quads.count_block(height, width, quad=quad) for quad in (True, False)]
+    return bool(share * both[0] + (1 - share) * both[1] < 2 * CodeTile("pair", height, width).turn)
 
 
 def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
@@ -98,14 +117,22 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
 def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
     """Lay out an int8 [K, N] matrix as panels [N / width, K / group, width, group].
 
-    Beyond K and N are zeros.
+    Beyond K and N are zeros. In fours, the bits of each panel come first.
     """
+    panels = _split_panels(weight, plan)
+    if plan.tile.lead:
+        bits = code_quads.write_bits(code_quads.find_quads(panels), plan.tile.width)
+        panels = np.concatenate([bits, panels], axis=1)
+    return np.ascontiguousarray(panels)
+
+
+def _split_panels(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
     group, width = plan.tile.group, plan.tile.width
-    panels = -(-weight.shape[1] // width)
-    padded = np.zeros((plan.depth, panels * width), np.int8)
+    panels, groups = -(-weight.shape[1] // width), -(-plan.depth // group)
+    padded = np.zeros((groups * group, panels * width), np.int8)
     padded[: weight.shape[0], : weight.shape[1]] = weight
-    split = padded.reshape(plan.depth // group, group, panels, width)
-    return np.ascontiguousarray(split.transpose(2, 0, 3, 1))
+    split: np.ndarray = padded.reshape(groups, group, panels, width).transpose(2, 0, 3, 1)
+    return split
 
 
 def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
@@ -113,7 +140,7 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 
     With groups, codes have one more axis, before the last.
     """
-    gemm, group = plan.gemm, plan.tile.group
+    gemm, group, lead = plan.gemm, plan.tile.group, plan.tile.lead
     panels = gemm.columns // plan.groups // gemm.width
     marks = mark(
         kind=KIND,
@@ -132,7 +159,7 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 
         def multiply(*at: tirx.Expr) -> tirx.Expr:
             *outer, mo, no, mi, ni = at
-            right = weight(no, tirx.floordiv(k, group), ni, tirx.floormod(k, group))
+            right = weight(no, tirx.floordiv(k, group) + lead, ni, tirx.floormod(k, group))
             part = [tirx.floordiv(no, panels)] if plan.groups > 1 else []
             left = tirx.Cast("int32", rows(*outer, *part, mo, mi, k))
             return te.sum(left * tirx.Cast("int32", right), axis=k)

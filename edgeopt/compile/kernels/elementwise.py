@@ -22,7 +22,7 @@ Function = Callable[[tirx.Expr], tirx.Expr]
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
 #: Elements below which waking the other cores costs more than they save.
-_WORTH_SHARING = 16384
+WORTH_SHARING = 16384
 #: Vectors that one core handles at a time.
 _GRAIN = 64
 #: Pieces per core that keep all of them busy to the end.
@@ -200,7 +200,7 @@ def _schedule_output(sch: Schedule, cpu: Cpu, block: Block) -> None:
     # Fused loops recompute every index by division, which what moves data cannot vectorize.
     inner = loops[-1] if extent(sch, loops[-1]) % 4 == 0 else fuse(sch, loops)
     outer = loops[:-1] if inner is loops[-1] else []
-    if total < _WORTH_SHARING:
+    if total < WORTH_SHARING:
         vectorize_inner(sch, inner, cpu.lanes, unroll=False)
         return
     lanes = cpu.lanes

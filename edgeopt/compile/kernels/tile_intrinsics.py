@@ -186,7 +186,7 @@ def column_of(a, place: int):
 def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
     """Say what a tile of codes computes."""
     height, width, depth = shape
-    steps, groups = depth // step, depth // group
+    steps, groups = depth // step, -(-depth // group)
 
     @script.prim_func(s_tir=True)
     def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
@@ -226,7 +226,7 @@ def register_code_tile(name: str, shape: tuple[int, int, int], step: int, group:
     width and K. C must hold zeros before. Returns the name of the intrinsic.
     """
     height, width, depth = shape
-    steps, groups = depth // step, depth // group
+    steps, groups = depth // step, -(-depth // group)
 
     @script.prim_func(s_tir=True)
     def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
