@@ -79,8 +79,19 @@ class Choice(Fact):
     #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
     rank: int | None = Field(default=None, ge=16, multiple_of=16)
 
+    #: Another weight, whose stored tensor and form take its place; None: it has its own.
+    like: str | None = None
     #: Rows of a table that are kept, for all ids to share; None: each has its own.
     rows: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _meant(self) -> Self:
+        if self.like is not None and (self.like == self.weight or self.method != "float32"):
+            raise ValueError(f"{self.weight} has the form of another weight, and none of its own")
+        even = self.method in _EVEN and self.reconstruct
+        if self.rounding == "adaround" and not even:
+            raise ValueError(f"adaround rounds {' and '.join(_EVEN)} that are reconstructed")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -98,9 +109,6 @@ class Choice(Fact):
             raise ValueError("rows that ids share have no rank of their own")
         if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
-        even = self.method in _EVEN and self.reconstruct
-        if self.rounding == "adaround" and not even:
-            raise ValueError(f"adaround rounds {' and '.join(_EVEN)} that are reconstructed")
         return self
 
 
