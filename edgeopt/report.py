@@ -155,6 +155,8 @@ def format_cuts(pruning: Pruning) -> str:
 
 def form_of(choice: Choice) -> str:
     """Name a form with its sizes: "int4-blocks of 32, rank 64"."""
+    if choice.like is not None:
+        return f"that of {choice.like}"
     size = choice.block or choice.group
     form = choice.method if size is None else f"{choice.method} of {size}"
     return form if choice.rank is None else f"{form}, rank {choice.rank}"
