@@ -111,6 +111,16 @@ class Choice(Fact):
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self
 
+    @property
+    def title(self) -> str:
+        """Its form with its sizes: "int4-blocks of 32, rank 64"."""
+        if self.like is not None:
+            return f"that of {self.like}"
+        size = self.block or self.group
+        form = self.method if size is None else f"{self.method} of {size}"
+        form = form if self.rows is None else f"{form}, {self.rows} rows shared"
+        return form if self.rank is None else f"{form}, rank {self.rank}"
+
 
 #: How the range of an activation is found from the values that samples show.
 #: minmax: all of them. percentile: all but a few. mse: of least squared error of the codes.

@@ -16,6 +16,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.units import format_figure
 
 if TYPE_CHECKING:
+    from edgeopt.artifact import Line
     from edgeopt.building import Built
     from edgeopt.compress.sparsity import Dead
 
@@ -74,12 +75,22 @@ def plan(
     if every or front is not None:
         _show_survey(order, front, svg=svg, as_json=as_json)
         return
+    _show_plan(order, layers=layers, as_json=as_json)
+
+
+def _show_plan(order: Order, *, layers: bool, as_json: bool) -> None:
+    """Build the plan and show it."""
+    from edgeopt.fitting import describe_judging, draw_ledger
+
     built, dead = _build(order)
+    lines = draw_ledger(order.job, built.fit, built.source)
     if as_json:
-        _print_built(built)
+        _print_built(built, lines)
         return
-    typer.echo(_format_built(built, dead, layers=layers))
-    typer.echo(f"next: edgeopt deploy --target {names[0]}", err=True)
+    typer.echo(_format_built(built, dead, lines if layers else ()))
+    if judged := describe_judging(built.fit, order.job):
+        typer.echo(f"note: {judged}", err=True)
+    typer.echo(f"next: edgeopt deploy --target {order.job.target.name}", err=True)
 
 
 def _note_unknown_times(order: Order) -> None:
@@ -88,16 +99,16 @@ def _note_unknown_times(order: Order) -> None:
         typer.echo("note: no deploy from here measured such a board, so no time is known", err=True)
 
 
-def _print_built(built: "Built") -> None:
+def _print_built(built: "Built", ledger: "tuple[Line, ...]") -> None:
     facts = {
         "fit": built.fit,
         "bundle": built.bundle,
         "vocabulary": built.vocabulary,
         "pruning": built.pruning,
     }
-    options.print_document(
-        {name: each.model_dump(mode="json") for name, each in facts.items() if each}
-    )
+    document = {name: each.model_dump(mode="json") for name, each in facts.items() if each}
+    lines = [each.model_dump(mode="json") for each in ledger]
+    options.print_document({**document, "ledger": lines})
 
 
 def _named(target: str | None, targets: str | None) -> list[str]:
@@ -256,18 +267,18 @@ def candidates_shown() -> Iterator[None]:
         raise
 
 
-def _format_built(built: "Built", dead: "tuple[Dead, ...]", *, layers: bool = False) -> str:
+def _format_built(built: "Built", dead: "tuple[Dead, ...]", ledger: "tuple[Line, ...]" = ()) -> str:
     from edgeopt.job import plan_title
-    from edgeopt.report import describe_pruning, format_cuts, format_entries, format_tried
+    from edgeopt.report import describe_pruning, format_cuts, format_ledger, format_tried
     from edgeopt.units import format_bytes
     from edgeopt.verdict import tried_of
 
     need = built.bundle.footprint
     lines = [format_tried(tried_of(built.fit.candidates)), ""]
-    if layers and built.pruning:
+    if ledger and built.pruning:
         lines += [format_cuts(built.pruning), ""]
-    if layers and built.fit.entries:
-        lines += [format_entries(built.fit.entries), ""]
+    if ledger:
+        lines += [format_ledger(ledger), ""]
     lines += [
         f"chosen: {plan_title(built.fit.chosen.plan)}, bundle {built.bundle.digest[:12]}: "
         f"flash {format_bytes(need.flash)}, peak memory {format_bytes(need.peak)} "

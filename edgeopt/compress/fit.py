@@ -117,7 +117,7 @@ def _mixtures(bench: Bench, mixer: Mixer, advance: Advance) -> Iterator[Mixture]
         chosen,
         bench.calibration(),
         tries=bench.effort.swaps,
-        directory=folder,
+        directory=bench.directory / "repair",
         advance=advance,
     )
     if places != chosen.places:
