@@ -2,6 +2,7 @@
 
     EdgeoptError
     ├── ConfigError            2   a file, an option or a missing extra
+    │   └── HostTooSmall       2   this machine has too little memory for what was asked
     ├── ModelError             2   a model file that cannot be trusted or read
     ├── BudgetExceeded         3   the budget is not met, predicted or measured
     ├── AccuracyLost           4   the accuracy gate
@@ -46,6 +47,10 @@ class ConfigError(EdgeoptError):
     """A file, an option or an environment that cannot mean what was written."""
 
     exit_code = 2
+
+
+class HostTooSmall(ConfigError):
+    """This machine has too little memory free for what was asked."""
 
 
 class ModelError(EdgeoptError):

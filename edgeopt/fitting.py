@@ -2,22 +2,26 @@
 
 import math
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgeopt.artifact import Bundle, Footprint, Measurement, Model, Plan
+import edgeopt
+from edgeopt.artifact import Bundle, Choice, Footprint, Line, Measurement, Model, Plan
 from edgeopt.cut import Cut
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
 from edgeopt.measure import summarize_samples
+from edgeopt.store import digest_tree
 
 if TYPE_CHECKING:
     from edgeopt.compress import Candidate, Fit, Sensitivity
+    from edgeopt.compress.sensitivity import Calibration, Keep
 
 
 def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
     """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
-    from edgeopt.compress import Cost, Fit, Infeasible, fit_plan, infeasible
+    from edgeopt.compress import Cost, Fit, Infeasible, Search, Stopped, fit_plan, infeasible
     from edgeopt.compress.mix import can_mix
 
     job = run.job
@@ -30,10 +34,12 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "target": target.model_dump(mode="json"),
         "methods": profile.methods,
         "mixed": profile.mixed,
+        "recipe": profile.recipe.model_dump(mode="json"),
         "budget": profile.budget.model_dump(mode="json"),
         "task": digest_task(job),
         "samples": samples.sha256,
         "baseline": job.baseline,
+        "effort": job.effort.model_dump(mode="json"),
         "correction": correction.model_dump(mode="json"),
     }
 
@@ -51,17 +57,24 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
                 _timer(job, correction),
             ),
             directory=folder,
-            search=(lambda: measure_harm(run, model)) if mixes else None,
+            search=Search(
+                (lambda: measure_harm(run, model)) if mixes else None,
+                job.effort,
+                lambda share: run.advance("repair", share),
+                profile.recipe,
+            ),
             baseline=job.baseline,
         )
 
     try:
-        return _with_cuts(run.stage("fit", key, Fit, fit), job)
+        return _with_cuts(run.stage("fit", key, Fit, fit, detail=job.effort.name), job)
+    except Stopped as error:
+        raise Stopped(_with_cuts(error.fit, job)) from None
     except Infeasible as error:
         if job.pruning is None:
             raise
         cut = _cut_candidates(error.candidates, job.pruning.cuts)
-        raise infeasible(cut) from error
+        raise infeasible(cut, reach=error.reach) from error
 
 
 def _with_cuts(fit: "Fit", job: Job) -> "Fit":
@@ -107,6 +120,40 @@ def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
     target = job.target.model_dump(mode="json")
     found = run.stage("replay", [*key, target, job.baseline], Fit, apply, detail=plan.name)
     return _with_cuts(found, job)
+
+
+def draw_ledger(job: Job, fit: "Fit", source: Model) -> tuple[Line, ...]:
+    """Say of each weight of a plan what was done to it and why; times by the job's pace, if any."""
+    from edgeopt.compress import pace_of
+    from edgeopt.compress.ledger import write_ledger
+
+    lines = write_ledger(fit, source, pace_of(job.target, threads=job.threads))
+    pace = job.pace or 1.0
+    return tuple(
+        each.model_copy(
+            update={
+                "predicted_before": each.predicted_before * pace,
+                "predicted_after": each.predicted_after * pace,
+            }
+        )
+        for each in lines
+    )
+
+
+def describe_judging(fit: "Fit", job: Job) -> str:
+    """Say in a sentence what is judged where there are no labels; nothing where there are."""
+    if fit.baseline is not None:
+        return ""
+    chosen = fit.chosen
+    if job.task is None:
+        return "there is no task: what the plan keeps is not known"
+    if chosen.drop is None:
+        return "the task has no labels and the model no classes: harm is all that is known"
+    divergence = "" if chosen.divergence is None else f", KL {chosen.divergence:.1e} nats"
+    return (
+        "the task has no labels: plans are judged by the original's answers; this one agrees in "
+        f"{1 - chosen.drop:.2%} of the samples{divergence}"
+    )
 
 
 def predict_time(job: Job, model: Model) -> float:
@@ -160,7 +207,7 @@ def _timer(job: Job, correction: Correction) -> Callable[[Model], float] | None:
 
 def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[Candidate, ...]":
     """Find the mixtures of least harm at so many sizes, of all forms that weights can have."""
-    from edgeopt.compress import Cost, trace_front
+    from edgeopt.compress import Cost, Search, trace_front
 
     job = run.job
     program = _device_program(run)
@@ -169,7 +216,7 @@ def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[
             model,
             job.profile.methods,
             job.task,
-            measure_harm(run, model),
+            Search(lambda: measure_harm(run, model), job.effort),
             cost=Cost(_predictor(job, samples, correction=Correction(), program=program)),
             directory=Path(folder),
             points=points,
@@ -178,20 +225,61 @@ def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[
 
 
 def measure_harm(run: Run, model: Model) -> "Sensitivity":
-    """Measure what each form of each weight does to the outputs, whatever the budget is."""
+    """Measure what each form of each weight does to the outputs, whatever the budget is.
+
+    What was measured of a form is kept at once, under the digests of the model, of the samples and
+    of the code that measures: a search that was stopped goes on behind it, and one of another
+    profile, effort or project begins with it.
+    """
     from edgeopt.compress import Sensitivity, draw_calibration, measure_sensitivity
+    from edgeopt.compress.host import require_memory
     from edgeopt.compress.mix import mixable_choices
 
     job = run.job
 
     def measure(folder: Path) -> Sensitivity:
-        calibration = draw_calibration(model, job.task)
+        calibration = draw_calibration(model, job.task, effort=job.effort)
         fitted = calibration.fitted is not None
-        choices = mixable_choices(model, job.profile.methods, reconstruct=fitted)
-        return measure_sensitivity(model, choices, calibration, directory=folder)
+        methods = job.profile.methods
+        choices = mixable_choices(model, methods, reconstruct=fitted, effort=job.effort)
+        require_memory(model, choices)
+        return measure_sensitivity(
+            model,
+            choices,
+            calibration,
+            directory=folder,
+            keep=_keeper(run, model, calibration),
+            advance=lambda share: run.advance("harm", share),
+        )
 
-    key = [model.sha256, job.profile.methods, digest_task(job)]
+    key = [model.sha256, job.profile.methods, digest_task(job), job.effort.model_dump(mode="json")]
     return run.stage("harm", key, Sensitivity, measure, detail="of every form of every weight")
+
+
+def _keeper(run: Run, model: Model, calibration: "Calibration") -> "Keep":
+    """Return what keeps the harm of each form in the store, whatever else the job says."""
+    from edgeopt.compress.sensitivity import Measured
+
+    samples = calibration.digest()
+    # A change anywhere else in edgeopt is no reason to measure again.
+    package = Path(edgeopt.__file__).parent
+    tools = {name: digest_tree(package / name) for name in ("compress", "model")}
+    tools |= {name: metadata.version(name) for name in ("numpy", "onnx", "onnxruntime")}
+
+    def keep(form: Choice, names: Sequence[str], measure: Callable[[], Measured]) -> Measured:
+        key = [model.sha256, form.model_dump(mode="json"), list(names), samples]
+        fresh = run.job.fresh
+        return run.store.stage(
+            "forms", key, Measured, lambda _: measure(), fresh=fresh, tools=tools
+        ).value
+
+    return keep
+
+
+def predictor(run: Run, samples: Samples) -> Callable[[Model], Footprint]:
+    """Return what predicts a model's footprint on the run's target before it is compiled."""
+    program = _device_program(run)
+    return _predictor(run.job, samples, correction=Correction(), program=program)
 
 
 def _predictor(

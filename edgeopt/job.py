@@ -24,6 +24,7 @@ from edgeopt.board import Kind
 from edgeopt.board.owner import Owner
 from edgeopt.cut import Pruning
 from edgeopt.deploy.signature import Signed, Signer, sign_release
+from edgeopt.effort import STANDARD, Effort
 from edgeopt.profile import Profile
 from edgeopt.store import Result, Store, digest_file
 from edgeopt.target import Target
@@ -50,6 +51,8 @@ class Job:
     task: Task | None
     #: Of the board that the job is for; it decides how many samples run there.
     kind: Kind
+    #: How much the search for a plan may cost.
+    effort: Effort = STANDARD
     #: Use nothing from the cache.
     fresh: bool = False
     #: Compile what has no fast kernel all the same, with a warning.
@@ -68,6 +71,8 @@ class Job:
     signer: Signer | None = None
     #: Whether a signed release may be older than one that was current.
     downgrade: bool = False
+    #: Whether the least memory that it runs in is found, by limits that the kernel enforces.
+    confine: bool = False
 
     def sign(self, digest: str) -> Signed | None:
         """Sign a release of the application; None where the job has no signer."""
@@ -101,6 +106,11 @@ class Job:
         return max(asked, self.sample_count)
 
     @property
+    def launches(self) -> int:
+        """Launches of the device program at most; instructions repeat, so that one is enough."""
+        return 1 if self.kind == "emulated" else self.profile.bench.launches
+
+    @property
     def threads(self) -> int:
         """Threads of the device program; instructions are counted on one core."""
         if self.kind == "emulated":
@@ -119,6 +129,8 @@ class Run:
     begin: Callable[[str], None] = lambda _name: None
     #: Told who holds the board, when that is waited for.
     wait: Callable[[Owner], None] = lambda _owner: None
+    #: Told the name of what is under way, and the share of it that is done.
+    advance: Callable[[str, float], None] = lambda _name, _share: None
     records: list[StageRecord] = field(default_factory=list)
 
     def stage(

@@ -29,7 +29,15 @@ from edgeopt.building import (
     fit_within,
 )
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
+from edgeopt.fitting import (
+    choose_plan,
+    describe_judging,
+    draw_front,
+    draw_ledger,
+    learn,
+    learn_pace,
+    replay,
+)
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial
 from edgeopt.prepare import (
     keep_vocabulary,
@@ -149,7 +157,7 @@ def _deploy_on(
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
-        activate(seat, release)
+        activate(seat, release, built.bundle, built.fit.model)
     else:
         discard_release(release, board)
     return Deployed(
@@ -237,7 +245,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
     rows = (chosen,) if before is None else (before, chosen)
     if not parity.max_rel <= parity.limit:
         remark = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
-    return make_report(
+    report = make_report(
         run,
         rows=rows,
         tried=tried,
@@ -245,6 +253,12 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
         bundle=built.bundle,
         board=seat.board.name,
         remark=remark,
+    )
+    return report.model_copy(
+        update={
+            "ledger": draw_ledger(run.job, built.fit, built.source),
+            "judged_by": describe_judging(built.fit, run.job),
+        }
     )
 
 
@@ -297,7 +311,12 @@ class Fitted:
 
 
 def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
-    """Return the model that deploy would compile, or what a plan made before makes of it."""
+    """Return the model that deploy would compile, or what a plan made before makes of it.
+
+    A search that is stopped gives the best plan that it had verified, marked as unfinished.
+    """
+    from edgeopt.compress import Stopped
+
     run, model = trim_model(run, prepare_model(run))
     cut, smaller = prune_units(run, model, None if plan is None else plan.cuts)
     samples = draw_samples(cut, smaller)
@@ -307,4 +326,8 @@ def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
     def attempt(run: Run, model: Model) -> "Fit":
         return choose_plan(run, model, samples, Correction())
 
-    return Fitted(cut_until(cut, smaller, attempt), model, run.job.vocabulary)
+    try:
+        found = cut_until(cut, smaller, attempt)
+    except Stopped as error:
+        found = error.fit
+    return Fitted(found, model, run.job.vocabulary)

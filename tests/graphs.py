@@ -79,3 +79,20 @@ def image_model(folder: Path, *, seed: int = 0) -> Model:
         "head_bias": normal(seed + 4, 10),
     }
     return describe(save_graph(folder / "image.onnx", text, stored))
+
+
+def deep_model(folder: Path, *, depth: int = 4, width: int = 64) -> Model:
+    """Multiply a row [1, width] by one matrix after the other, bent in between; four scores."""
+    steps = "\n".join(
+        f"            p{at} = MatMul({'x' if at == 0 else f'b{at - 1}'}, w{at})\n"
+        f"            b{at} = Tanh(p{at})"
+        for at in range(depth)
+    )
+    text = f"""
+    deep (float[1,{width}] x) => (float[1,4] scores) {{
+{steps}
+            scores = MatMul(b{depth - 1}, head)
+    }}"""
+    stored = {f"w{at}": normal(at, width, width) / np.float32(8) for at in range(depth)}
+    stored["head"] = normal(depth, width, 4) / np.float32(8)
+    return describe(save_graph(folder / "deep.onnx", text, stored))

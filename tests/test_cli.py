@@ -10,6 +10,9 @@ from typing import IO
 
 import pytest
 
+from edgeopt.cli.again import list_commands
+from edgeopt.cli.request import Request
+
 HEAVY = ("torch", "onnx", "tvm", "onnxruntime", "numpy", "paramiko")
 
 
@@ -65,6 +68,7 @@ def test_help_names_every_command() -> None:
         (["targets", "show", "nothing"], 2, "edgeopt targets list"),
         (["report", "--target", "rpi4"], 2, "edgeopt deploy --target rpi4"),
         (["init", "--example", "poems", "new"], 2, "--example questions or --example trec"),
+        (["init", "--data", "x", "new"], 2, "leave out --data"),
         (["init", "--seed", "1", "new"], 2, "leave out --seed"),
         (["deploy", "--target", "generic-armv7", "--model", "m.onnx"], 2, "--board"),
         (["deploy", "--target", "rpi4", "--ram", ""], 2, "--ram 32MB"),
@@ -217,3 +221,27 @@ def test_every_target_and_profile_is_shown_and_listed() -> None:
     assert {"rpi4", "rpi5", "generic-armv7", "x86-64"} <= names
     assert 'name = "rpi4"' in edgeopt("targets", "show", "rpi4").stdout
     assert "int8-rows" in edgeopt("profiles", "list").stdout
+
+
+def test_the_commands_of_a_report_have_every_option_that_decided_the_plan() -> None:
+    request = Request(
+        target="rpi4",
+        project=Path("my project"),
+        flash="10MB",
+        latency="30ms",
+        shapes=["x=1x8"],
+        trim_vocabulary=False,
+        effort="quick",
+        board="pi@host",
+    )
+    found = dict(list_commands(request))
+    options = (
+        "--target rpi4 --project 'my project' --flash 10MB --latency 30ms --effort quick"
+        " --shape x=1x8 --no-trim-vocabulary"
+    )
+    assert f"edgeopt plan {options} --layers" in found.values()
+    assert f"edgeopt deploy {options} --board pi@host --json" in found.values()
+    # The limit on latency is none of fit's options.
+    (fit,) = (each for each in found.values() if each.startswith("edgeopt fit"))
+    assert "--latency" not in fit
+    assert "--effort quick" in fit

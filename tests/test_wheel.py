@@ -27,6 +27,7 @@ def test_it_carries_what_is_not_python(wheel: Path) -> None:
         "edgeopt/report.html.j2",
         "edgeopt/example/questions.toml",
         "edgeopt/example/trec.toml",
+        "edgeopt/example/fashion.toml",
         "edgeopt/runner/src/main.c",
         "edgeopt/py.typed",
     ):

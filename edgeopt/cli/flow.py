@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli import options
+from edgeopt.cli.again import list_commands
 from edgeopt.cli.fleets import deploy_fleet
 from edgeopt.cli.places import check_output, report_folder, write_output
 from edgeopt.cli.planning import candidates_shown
@@ -18,6 +19,7 @@ from edgeopt.cli.request import (
     started,
     tell_wait,
 )
+from edgeopt.cli.security import describe_signature
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,8 +46,10 @@ def deploy(
     allow_unscheduled: options.Unscheduled = False,
     trim_vocabulary: options.TrimVocabulary = None,
     prune: options.Prune = None,
+    effort: options.EffortName = "standard",
     sign: options.Sign = None,
     downgrade: options.Downgrade = False,
+    confine: options.Confine = False,
     wait: options.Wait = None,
     as_json: options.Json = False,
 ) -> None:
@@ -69,8 +73,10 @@ def deploy(
         allow_unscheduled=allow_unscheduled,
         trim_vocabulary=trim_vocabulary,
         prune=prune,
+        effort=effort,
         sign=sign,
         downgrade=downgrade,
+        confine=confine,
     )
     check_output(html)
     patience = read_wait(wait)
@@ -87,7 +93,8 @@ def _deploy(request: Request, *, reference: bool, wait: float) -> "Report":
 
     order = make_order(request)
     with started(order) as run, candidates_shown():
-        return run_deploy(run, order.connect, reference=reference, wait=wait).report
+        report = run_deploy(run, order.connect, reference=reference, wait=wait).report
+    return report.model_copy(update={"commands": list_commands(request)})
 
 
 def _save_report(report: "Report", project: Path, html: Path | None) -> None:
@@ -123,7 +130,7 @@ def status(
     ssh_config: options.SshConfig = None,
     app: options.AppName = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Hash the current release's files on the board.")
+        bool, typer.Option("--check", help="Hash its files on the board, and verify its signature.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -135,16 +142,18 @@ def status(
     live = visit.connect()
     try:
         found = read_status(live, visit.app, root=ROOT, check=check)
+        signature = describe_signature(live, found, visit.allowed, check=check)
     finally:
         live.close()
     if as_json:
-        options.print_document(found.model_dump(mode="json"))
+        options.print_document(found.model_dump(mode="json") | {"signature": signature})
         return
     typer.echo(f"{found.app} on {found.board}: {found.state}")
     for name, digest in (("current", found.current), ("previous", found.previous)):
         typer.echo(f"  {name:<9} {digest[:12] or '-'}")
     if found.files_good is not None:
         typer.echo(f"  files     {'good' if found.files_good else 'DAMAGED: deploy again'}")
+    typer.echo(f"  signature {signature}")
 
 
 def history(

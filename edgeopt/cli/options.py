@@ -78,6 +78,10 @@ Prune = Annotated[
     str | None,
     typer.Option("--prune", help="Cut so much of the operations, like 50%; 0% cuts nothing."),
 ]
+EffortName = Annotated[
+    str,
+    typer.Option("--effort", help="How hard to search: quick (no samples), standard or thorough."),
+]
 Sign = Annotated[
     Path | None,
     typer.Option("--sign", help="Sign the release with this key of OpenSSH (Ed25519)."),
@@ -85,6 +89,10 @@ Sign = Annotated[
 Downgrade = Annotated[
     bool,
     typer.Option("--allow-downgrade", help="Let a signed release be older than the last one."),
+]
+Confine = Annotated[
+    bool,
+    typer.Option("--confine", help="Find the least memory it runs in, enforced by the kernel."),
 ]
 Wait = Annotated[
     str | None,

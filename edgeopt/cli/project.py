@@ -20,36 +20,47 @@ def init(
     example: Annotated[
         str,
         typer.Option(
-            "--example", help="questions: a head on a published encoder. trec: all fine-tuned."
+            "--example",
+            help="questions: a head on a published encoder. trec: all fine-tuned. fashion: images.",
         ),
     ] = "questions",
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of trec's fine-tuning; 0 by default.")
+        int | None, typer.Option("--seed", min=0, help="Of what is trained; 0 by default.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of fashion's images (default: where Debian's are)."),
     ] = None,
 ) -> None:
-    """Lay out an example project: a question classifier with its data."""
+    """Lay out an example project: a classifier with its data."""
     from edgeopt.cli.places import cache_folder
-    from edgeopt.example import write_questions, write_trec
+    from edgeopt.example import write_fashion, write_questions, write_trec
     from edgeopt.store import Store
 
-    if example not in ("questions", "trec"):
+    if example not in ("questions", "trec", "fashion"):
         raise ConfigError(
-            f"there is no example {example!r}", fix="use --example questions or --example trec"
+            f"there is no example {example!r}",
+            fix="use --example questions or --example trec, or --example fashion",
         )
     if example == "questions" and seed is not None:
         raise ConfigError("the head of questions is fitted without a seed", fix="leave out --seed")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is not empty", fix="name a folder that does not exist yet")
+    if data is not None and example != "fashion":
+        raise ConfigError(f"{example} has its data from packages", fix="leave out --data")
+    store = Store(cache_folder())
     if example == "questions":
         _say("fitting the head of the question classifier (about a minute) ...")
         facts = write_questions(directory)
+    elif example == "fashion":
+        _say("training the classifier of images (some minutes on one core, once per seed) ...")
+        facts = write_fashion(directory, seed=seed or 0, store=store, progress=_say, data=data)
     else:
         _say("fine-tuning the question classifier (some minutes on one core, once per seed) ...")
-        store = Store(cache_folder())
         facts = write_trec(directory, seed=seed or 0, store=store, progress=_say)
     chosen = f"{facts.validation} to choose plans, " if facts.validation else ""
     typer.echo(
-        f"{directory}: {facts.train} questions to fit, {chosen}{facts.test} to test; "
+        f"{directory}: {facts.train} samples to fit, {chosen}{facts.test} to test; "
         f"float32 accuracy {facts.test_accuracy:.3f}"
     )
     _say(f"next: cd {directory} && edgeopt deploy --target rpi4")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgeopt.cli.places import cache_folder, tile_file
+from edgeopt.cli.progress import Progress
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Request:
     allow_unscheduled: bool = False
     trim_vocabulary: bool | None = None
     prune: str | None = None
+    effort: str = "standard"
     #: Whether a board will be asked for; what is only compiled needs none.
     on_board: bool = True
     #: Whether tiles that were measured before are used.
@@ -56,6 +58,7 @@ class Request:
     #: A private key; None is the project file's, or none.
     sign: Path | None = None
     downgrade: bool = False
+    confine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Order:
 def make_order(request: Request) -> Order:
     """Decode a request; raises ConfigError before anything slow starts."""
     from edgeopt.board.choose import as_emulated
+    from edgeopt.effort import read_effort
     from edgeopt.job import Job
     from edgeopt.model import parse_shape
     from edgeopt.profile import load_profile
@@ -78,7 +82,7 @@ def make_order(request: Request) -> Order:
 
     folder = request.project.resolve()
     target = load_target(request.target, project=folder)
-    limits = _limits(request)
+    limits, effort = _limits(request), read_effort(request.effort)
     named = None
     if request.profile is not None:
         named = load_profile(request.profile, project=folder)
@@ -104,12 +108,14 @@ def make_order(request: Request) -> Order:
         ),
         task=_task_of(request, project, folder),
         kind=choice.kind,
+        effort=effort,
         fresh=request.fresh,
         allow_unscheduled=request.allow_unscheduled,
         tiles=_tiles_for(target, choice.kind) if request.tuned else {},
         pace=_last_pace(folder, target.name, choice.kind),
         signer=_signer_of(request, project, folder),
         downgrade=request.downgrade,
+        confine=request.confine,
     )
     return Order(job, choice.connect, f"{project.app} for {target.title}: {choice.why}")
 
@@ -321,8 +327,9 @@ def started(order: Order) -> "Iterator[Run]":
     from edgeopt.store import Store
 
     typer.echo(order.title, err=True)
-    begin = _begin if sys.stderr.isatty() else _silent
-    yield Run(order.job, Store(cache_folder()), _tell, begin, tell_wait)
+    person = sys.stderr.isatty()
+    begin, advance = (_begin, Progress().show) if person else (_silent, _silent)
+    yield Run(order.job, Store(cache_folder()), _tell, begin, tell_wait, advance)
 
 
 def tell_wait(owner: "Owner") -> None:
@@ -355,5 +362,5 @@ def _tell(record: "StageRecord") -> None:
     typer.echo(f"  {record.name:<10} {source:>14}{detail}", err=True)
 
 
-def _silent(_name: str) -> None:
+def _silent(_name: str, _share: float = 0.0) -> None:
     """Say nothing: lines that overwrite one another are for people only."""

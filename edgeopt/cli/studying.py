@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from edgeopt.compress.record import CutDifference, Difference, FitRecord
     from edgeopt.pipeline import Fitted
 
+#: What a record says of every weight.
+_LONG = {"plan", "sizes", "entries", "ledger"}
+
 
 def fit(
     target: options.TargetName,
@@ -34,6 +37,7 @@ def fit(
     fresh: options.Fresh = False,
     trim_vocabulary: options.TrimVocabulary = None,
     prune: options.Prune = None,
+    effort: options.EffortName = "standard",
     as_json: options.Json = False,
 ) -> None:
     """Choose the plan and write the compressed ONNX model with it; nothing is compiled."""
@@ -53,14 +57,20 @@ def fit(
         fresh=fresh,
         trim_vocabulary=trim_vocabulary,
         prune=prune,
+        effort=effort,
         on_board=False,
     )
+    from edgeopt.compress import Stopped
+
     found, record = _fit(make_order(request), replay)
     with new_folder(output):
         shutil.copy2(found.fit.model.path, output / "model.onnx")
         (output / FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if found.vocabulary is not None:
             shutil.copy2(found.vocabulary.tokenizer, output / "tokenizer.json")
+    if not record.finished:
+        typer.echo(f"{_describe(record)}\nwrote {output}", err=True)
+        raise Stopped(found.fit)
     if as_json:
         options.print_document({"fit": record.model_dump(mode="json")})
         return
@@ -70,12 +80,15 @@ def fit(
 
 def _fit(order: Order, replay: Path | None) -> "tuple[Fitted, FitRecord]":
     from edgeopt.compress.record import read_record, record_fit
+    from edgeopt.fitting import draw_ledger
     from edgeopt.pipeline import fit_model
 
     earlier = read_record(replay) if replay is not None else None
     with started(order) as run, candidates_shown():
         found = fit_model(run, earlier.plan if earlier else None)
-    record = record_fit(found.fit, found.source, order.job.target.name)
+    # What is left after cuts has weights of other shapes: the report of a deploy has them.
+    lines = () if found.fit.plan.cuts else draw_ledger(order.job, found.fit, found.source)
+    record = record_fit(found.fit, found.source, order.job.target.name, lines)
     if earlier is not None and earlier.result != record.result:
         typer.echo(
             "warning: the model is not the one that this plan was made for before: "
@@ -98,8 +111,8 @@ def diff(
     if as_json:
         options.print_document(
             {
-                "first": one.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
-                "second": other.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
+                "first": one.model_dump(mode="json", exclude=_LONG),
+                "second": other.model_dump(mode="json", exclude=_LONG),
                 "weights": [each.model_dump(mode="json") for each in found],
                 "cuts": [each.model_dump(mode="json") for each in cuts],
             }
@@ -115,7 +128,8 @@ def _describe(record: "FitRecord") -> str:
     from edgeopt.units import format_bytes, format_figure
 
     return (
-        f"{plan_title(record.plan)} for {record.target}: flash {format_bytes(record.flash)}, "
+        f"{'' if record.finished else 'UNFINISHED: '}{plan_title(record.plan)} for "
+        f"{record.target}: flash {format_bytes(record.flash)}, "
         f"peak memory {format_bytes(record.peak)}, "
         f"accuracy drop {format_figure(record.drop, 'fraction')}"
     )
@@ -173,11 +187,9 @@ def _shared(each: "CutDifference") -> str:
 
 
 def _form(choice: "Choice | None") -> str:
-    from edgeopt.report import form_of
-
     if choice is None:
         return "as it is"
-    return form_of(choice)
+    return choice.title
 
 
 def register(app: typer.Typer) -> None:

@@ -13,6 +13,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from edgeopt.artifact import Model
+from edgeopt.compress.distance import measure_distance
 from edgeopt.compress.groups import Group
 from edgeopt.compress.ladder import Ladders, Step, levels_of, wide_groups
 from edgeopt.compress.matrices import as_matrix, from_matrix, row_units
@@ -24,7 +25,6 @@ from edgeopt.compress.moments import (
     frontier,
     products_of,
 )
-from edgeopt.compress.sensitivity import measure_distance
 from edgeopt.compress.surgeon import Level, Reader, remove_units
 from edgeopt.model.graph import initializers
 from edgeopt.model.oracle import Array

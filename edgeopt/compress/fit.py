@@ -1,129 +1,41 @@
 """Choose the plan with the least harm that meets the budget."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from edgeopt.artifact import MIXED, Check, Choice, Entry, Fact, Footprint, Method, Model, Plan
+from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan, Recipe
 from edgeopt.budget import Budget
-from edgeopt.compress.mix import Mixer
+from edgeopt.compress.candidate import Candidate, Cost, Fit, Stopped
+from edgeopt.compress.judge import Bench, set_up
+from edgeopt.compress.mix import Mixer, Mixture, hollow_model
 from edgeopt.compress.plan import apply_plan, make_plan
-from edgeopt.compress.sensitivity import (
-    CALIBRATION,
-    Sensitivity,
-    draw_calibration,
-    measure_distance,
-)
-from edgeopt.errors import BudgetExceeded
+from edgeopt.compress.repair import repair_choice
+from edgeopt.compress.sensitivity import CALIBRATION, Advance, Sensitivity, draw_calibration
+from edgeopt.compress.shortfall import explain_shortfall
+from edgeopt.effort import STANDARD, Effort
 from edgeopt.model.extra import runs_in_torch
-from edgeopt.model.oracle import Array, run_samples
-from edgeopt.task import Task, labelled, samples, score
-from edgeopt.units import format_figure
+from edgeopt.model.oracle import Array
+from edgeopt.task import Task, samples
 
 #: Methods that need samples: without a task they are left out, unless there is no other.
 _CALIBRATED: tuple[Method, ...] = ("int8-static",)
 
 
-class Candidate(Fact):
-    """One plan, with what it was predicted to need and what accuracy it was measured to keep."""
-
-    plan: Plan
-    #: Place in the order of harm, from 0.
-    harm: int
-    footprint: Footprint
-    #: Of the task's metric on its samples for validation; None without a task, and where what the
-    #: plan needs refuses it.
-    accuracy: float | None
-    #: The fit's baseline minus this accuracy.
-    drop: float | None
-    #: Predicted, in ms; None where no measurement says how fast the device is.
-    latency: float | None = None
-    checks: tuple[Check, ...]
-
-    @property
-    def broken(self) -> tuple[Check, ...]:
-        """The limits that it does not meet."""
-        return tuple(each for each in self.checks if each.met is False)
-
-    @property
-    def slow(self) -> bool:
-        """Whether it is predicted to be slower than the budget allows."""
-        return any(each.name == "latency" for each in self.broken)
-
-
-class Fit(Fact):
-    """What the fitter decided, and what it looked at, in the order of harm."""
-
-    chosen: Candidate
-    #: What the chosen plan makes of the model.
-    model: Model
-    candidates: tuple[Candidate, ...]
-    #: Accuracy that drops count from: the float32 model's, with its whole vocabulary; None without
-    #: a task.
-    baseline: float | None
-    #: What was done to each weight, where each has a form of its own.
-    entries: tuple[Entry, ...] = ()
-
-    @property
-    def plan(self) -> Plan:
-        """The chosen plan."""
-        return self.chosen.plan
-
-
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What predicts the needs of a compressed model."""
+class Search:
+    """How hard a plan is looked for."""
 
-    footprint: Callable[[Model], Footprint]
-    #: In ms; None where no measurement says how fast the device is: it then refuses nothing.
-    latency: Callable[[Model], float] | None = None
-
-
-class Infeasible(BudgetExceeded):
-    """No plan meets the budget; the candidates say how near each one came."""
-
-    def __init__(self, what: str, *, why: str, fix: str, candidates: tuple[Candidate, ...]) -> None:
-        super().__init__(what, why=why, fix=fix)
-        self.candidates = candidates
-
-
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """What every plan is judged by."""
-
-    model: Model
-    task: Task | None
-    budget: Budget
-    cost: Cost
-    directory: Path
-    measure: Callable[[Model], float | None]
-    #: What the model keeps as it is, and what drops count from.
-    own: float | None
-    baseline: float | None
-
-    def judge(self, plan: Plan, made: Model, harm: int) -> Candidate:
-        """Predict what a plan needs, and measure what it loses unless it is refused anyway."""
-        footprint = self.cost.footprint(made)
-        latency = None if self.cost.latency is None else self.cost.latency(made)
-        refused = any(each.met is False for each in _checks(footprint, None, latency, self.budget))
-        if made.sha256 == self.model.sha256:
-            accuracy = self.own
-        else:
-            accuracy = None if refused else self.measure(made)
-        drop = None if self.baseline is None or accuracy is None else self.baseline - accuracy
-        return Candidate(
-            plan=plan,
-            harm=harm,
-            footprint=footprint,
-            accuracy=accuracy,
-            drop=drop,
-            latency=latency,
-            checks=_checks(footprint, drop, latency, self.budget),
-        )
+    #: Measures what each form of each weight does to the outputs; None: whole plans only.
+    harm: Callable[[], Sensitivity] | None = None
+    effort: Effort = STANDARD
+    #: Told how much of what repairs a mixture is done.
+    advance: Advance = lambda _share: None
+    #: What is done around methods of 8 bits, where whole plans have them.
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 def fit_plan(
@@ -134,39 +46,82 @@ def fit_plan(
     *,
     cost: Cost,
     directory: Path,
-    search: Callable[[], Sensitivity] | None = None,
+    search: Search = Search(),
     baseline: float | None = None,
 ) -> Fit:
     """Return the plan of least harm that meets the budget.
 
     Methods are tried on the whole model first, from the least harm to the most. Where none meets
     the budget, or the one that does loses accuracy, a form is chosen for every weight instead, if
-    the outputs then move less on samples held back; search measures what each form does to the
-    outputs (None: whole plans only).
+    the outputs then move less on samples held back.
 
     Footprints and latencies are predicted by cost; accuracy is measured with onnxruntime on the
     task's samples for validation, and drops count from baseline (None: from what the model keeps
     now). A mixture is no faster than the fastest of the whole plans: where all are too slow, none
     is searched.
-    Raises Infeasible, exit code 3, when no plan meets the budget.
+    Raises Infeasible, exit code 3, when no plan meets the budget; Stopped, exit code 130, when it
+    is interrupted with a plan in hand that does.
     """
-    bench = _set_up(model, task, budget, cost, directory, baseline)
-    left_out = [each for each in methods if task is None and each in _CALIBRATED]
-    tried = [each for each in methods if each not in left_out] or list(methods)
-    found, candidates = _climb(bench, methods, tried)
+    bench = set_up(
+        model, task, budget, cost=cost, effort=search.effort, directory=directory, baseline=baseline
+    )
+    # Verified plans that meet the budget, the best one last.
+    best: list[Fit] = []
+    try:
+        return _search(bench, methods, search, best)
+    except KeyboardInterrupt:
+        if not best:
+            raise
+        raise Stopped(best[-1].model_copy(update={"finished": False})) from None
+
+
+def _search(bench: Bench, methods: Sequence[Method], search: Search, best: list[Fit]) -> Fit:
+    left_out = [each for each in methods if bench.task is None and each in _CALIBRATED]
+    allowed = [each for each in methods if each in (bench.effort.methods or methods)]
+    tried = [each for each in allowed if each not in left_out] or allowed or list(methods)
+    candidates = _climb(bench, methods, tried, best, search.recipe)
     slow = all(each.slow for each in candidates)
-    if search is not None and not slow and (found is None or not _is_harmless(found)):
-        mixed = _mix(bench, search(), plain="float32" in methods, harm=len(methods))
-        candidates.append(mixed.chosen)
-        better = found is None or _is_better(bench, mixed.model, found.model)
-        if not mixed.chosen.broken and better:
-            if found is not None:
-                found.model.path.unlink()
-            return mixed.model_copy(update={"candidates": tuple(candidates)})
-        mixed.model.path.unlink()
-    if found is None:
-        raise infeasible(tuple(candidates), left_out)
-    return found
+    found = best[-1] if best else None
+    mixer = None
+    if search.harm is not None and not slow and (found is None or not _is_harmless(found)):
+        mixer = _mixer(bench, search.harm(), plain="float32" in methods)
+        for mixture in _mixtures(bench, mixer, search.advance):
+            judged = bench.judge(mixture.plan, mixture.model, len(methods))
+            tried_so_far = [*candidates, judged]
+            if not judged.broken and (not best or bench.is_better(mixture.model, best[-1].model)):
+                best.append(_fit(bench, judged, mixture.model, tried_so_far, mixture.entries))
+            nearest = judged
+        if not best:
+            candidates.append(nearest)
+    if not best:
+        raise explain_shortfall(bench, tuple(candidates), left_out, mixer)
+    for each in best[:-1]:
+        # Of what is passed over, the plan is enough to make it again.
+        each.model.path.unlink()
+    return best[-1]
+
+
+def _mixtures(bench: Bench, mixer: Mixer, advance: Advance) -> Iterator[Mixture]:
+    """Yield the best mixture within the budget, then what repairing makes of it, if anything.
+
+    Where there is none, the smallest of all.
+    """
+    folder = bench.directory / MIXED
+    chosen = mixer.choose(bench.budget, folder)
+    if chosen is None:
+        yield mixer.smallest(folder)
+        return
+    yield mixer.make(chosen.places, folder)
+    places = repair_choice(
+        mixer,
+        chosen,
+        bench.calibration(),
+        tries=bench.effort.swaps,
+        directory=bench.directory / "repair",
+        advance=advance,
+    )
+    if places != chosen.places:
+        yield mixer.make(places, bench.directory / "repaired")
 
 
 def replay_plan(
@@ -182,9 +137,13 @@ def replay_plan(
 
     The same model and plan give the same bytes. Raises ConfigError where it is another model's.
     """
-    bench = _set_up(model, task, Budget(), cost, directory, baseline)
-    samples = draw_calibration(model, task).fitted
-    made = apply_plan(model, plan, directory=directory, samples=samples)
+    bench = set_up(
+        model, task, Budget(), cost=cost, effort=STANDARD, directory=directory, baseline=baseline
+    )
+    needed = any(each.reconstruct for each in plan.choices) or bool(plan.cuts)
+    needed = needed or plan.in_turn or plan.recipe.needs_samples
+    fitted = draw_calibration(model, task).fitted if needed else None
+    made = apply_plan(model, plan, directory=directory, samples=fitted)
     return _fit(bench, bench.judge(plan, made, 0), made, ())
 
 
@@ -192,7 +151,7 @@ def trace_front(
     model: Model,
     methods: Sequence[Method],
     task: Task | None,
-    sensitivity: Sensitivity,
+    search: Search,
     *,
     cost: Cost,
     directory: Path,
@@ -203,8 +162,17 @@ def trace_front(
 
     Sizes that the same mixture is best at count once.
     """
-    bench = _set_up(model, task, Budget(), cost, directory, baseline)
-    mixer = _mixer(bench, sensitivity, plain="float32" in methods)
+    assert search.harm is not None
+    bench = set_up(
+        model,
+        task,
+        Budget(),
+        cost=cost,
+        effort=search.effort,
+        directory=directory,
+        baseline=baseline,
+    )
+    mixer = _mixer(bench, search.harm(), plain="float32" in methods)
     least = mixer.smallest(directory / "least")
     limits = np.geomspace(cost.footprint(model).flash, least.footprint.flash, points)[:-1]
     found: dict[tuple[Choice, ...], Candidate] = {}
@@ -219,62 +187,61 @@ def trace_front(
     return tuple(found.values())
 
 
-def _set_up(
-    model: Model,
-    task: Task | None,
-    budget: Budget,
-    cost: Cost,
-    directory: Path,
-    baseline: float | None,
-) -> _Bench:
-    """Measure what the model keeps as it is; without a baseline drops count from that."""
-    measure = _scorer(model, task)
-    own = measure(model)
-    baseline = own if baseline is None else baseline
-    return _Bench(model, task, budget, cost, directory, measure, own, baseline)
-
-
-def _mixer(bench: _Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
-    fitted = draw_calibration(bench.model, bench.task).fitted
+def _mixer(bench: Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
+    fitted = bench.calibration().fitted
     return Mixer(
         bench.model,
         sensitivity,
         bench.cost.footprint,
         samples=fitted,
         plain=plain,
+        seconds=bench.effort.seconds,
         in_turn=fitted is not None and runs_in_torch(bench.model),
     )
 
 
 def _climb(
-    bench: _Bench, methods: Sequence[Method], tried: Sequence[Method]
-) -> tuple[Fit | None, list[Candidate]]:
-    """Try methods on the whole model until one meets the budget; return it and all candidates."""
+    bench: Bench,
+    methods: Sequence[Method],
+    tried: Sequence[Method],
+    best: list[Fit],
+    recipe: Recipe,
+) -> list[Candidate]:
+    """Try methods on the whole model until one meets the budget, which is then the best.
+
+    What a method needs is predicted on zeros: one that is refused for that is never made.
+    """
     candidates: list[Candidate] = []
+    fitted = bench.calibration().fitted if recipe.needs_samples else None
+    if fitted is None:
+        recipe = recipe.model_copy(update={"smooth": None, "correct_bias": False})
+    plain = make_plan(bench.model, "float32", directory=bench.directory)
+    every = [each.weight for each in plain.choices]
+    hollow = hollow_model(bench.model, every, bench.directory / "hollow")
     for method in tried:
         folder = bench.directory / method
-        needed = _calibration(bench.model, method, bench.task)
-        plan = make_plan(bench.model, method, samples=needed, directory=folder)
-        made = apply_plan(bench.model, plan, directory=folder)
-        candidates.append(bench.judge(plan, made, methods.index(method)))
+        needed = fitted or _calibration(bench.model, method, bench.task)
+        plan = make_plan(bench.model, method, samples=needed, directory=folder, recipe=recipe)
+        bare = plan.model_copy(update={"recipe": Recipe()})
+        shape = apply_plan(hollow, bare, directory=bench.directory / "hollow")
+        needs = bench.predict(shape)
+        if bench.refuses(needs):
+            candidates.append(bench.judge(plan, shape, methods.index(method), needs))
+            continue
+        made = apply_plan(bench.model, plan, directory=folder, samples=fitted)
+        # A recipe adds a few numbers for each channel.
+        known = needs if plan.recipe == bare.recipe else None
+        candidates.append(bench.judge(plan, made, methods.index(method), known))
         if not candidates[-1].broken:
-            return _fit(bench, candidates[-1], made, candidates), candidates
+            best.append(_fit(bench, candidates[-1], made, candidates))
+            break
         # Of what is passed over, the plan is enough to make it again.
         made.path.unlink()
-    return None, candidates
-
-
-def _mix(bench: _Bench, sensitivity: Sensitivity, *, plain: bool, harm: int) -> Fit:
-    """Return the best mixture within the budget; the smallest of all where none is."""
-    mixer = _mixer(bench, sensitivity, plain=plain)
-    folder = bench.directory / MIXED
-    mixture = mixer.mix(bench.budget, folder) or mixer.smallest(folder)
-    chosen = bench.judge(mixture.plan, mixture.model, harm)
-    return _fit(bench, chosen, mixture.model, (), mixture.entries)
+    return candidates
 
 
 def _fit(
-    bench: _Bench,
+    bench: Bench,
     chosen: Candidate,
     made: Model,
     candidates: Sequence[Candidate],
@@ -295,98 +262,8 @@ def _is_harmless(found: Fit) -> bool:
     return found.chosen.harm == 0 or drop is None or drop <= 0
 
 
-def _is_better(bench: _Bench, made: Model, other: Model) -> bool:
-    """Compare two plans on samples that neither was chosen or fitted on."""
-    calibration = draw_calibration(bench.model, bench.task)
-    expected = run_samples(bench.model, calibration.held)
-    first, second = (
-        measure_distance(run_samples(each, calibration.held), expected, classes=calibration.classes)
-        for each in (made, other)
-    )
-    return first < second
-
-
-def _scorer(model: Model, task: Task | None) -> Callable[[Model], float | None]:
-    """Return what measures a model's accuracy; it answers None without labelled samples."""
-    if task is None:
-        return lambda _: None
-    found = labelled(task, None, inputs=model.inputs, part="validation")
-    if found is None:
-        return lambda _: None
-    feeds, labels = found
-    return lambda each: score(task, run_samples(each, feeds), labels)
-
-
 def _calibration(model: Model, method: Method, task: Task | None) -> dict[str, Array] | None:
     """Return the samples that a method needs ranges of; None when it needs none."""
     if method not in _CALIBRATED or task is None:
         return None
     return samples(task, CALIBRATION, inputs=model.inputs)
-
-
-def _checks(
-    footprint: Footprint, drop: float | None, latency: float | None, budget: Budget
-) -> tuple[Check, ...]:
-    """Compare each figure with its limit; accuracy counts as predicted until a board confirms."""
-    return (
-        _check("flash", "bytes", footprint.flash, budget.flash),
-        _check("ram", "bytes", footprint.peak, budget.ram),
-        _check("accuracy drop", "fraction", drop, budget.accuracy_drop),
-        _check("latency", "ms", latency, budget.latency),
-    )
-
-
-def _check(
-    name: str,
-    unit: Literal["bytes", "fraction", "ms"],
-    predicted: float | None,
-    limit: float | None,
-) -> Check:
-    return Check(name=name, unit=unit, predicted=predicted, measured=None, limit=limit)
-
-
-def infeasible(candidates: tuple[Candidate, ...], left_out: Sequence[Method] = ()) -> Infeasible:
-    """Say which limit binds, how near the best plan came, and what would be enough."""
-    best = min(candidates, key=_excess)
-    binding = max(best.broken, key=_overrun)
-    hint = f"; or add a [task]: {', '.join(left_out)} needs samples" if left_out else ""
-    asked = " ".join(_relaxed(each) for each in best.broken)
-    return Infeasible(
-        f"no plan fits the budget: the limit on {binding.name} binds",
-        why="; ".join(
-            f"the best plan, {best.plan.title}, needs {_printed(each, each.predicted)} of"
-            f" {each.name}, allowed is {_printed(each, each.limit)}"
-            for each in best.broken
-        ),
-        fix=f"the smallest relaxation that works is {asked}{hint}",
-        candidates=candidates,
-    )
-
-
-def _excess(candidate: Candidate) -> tuple[float, int]:
-    """Order candidates by their worst overrun, then by harm."""
-    return max(_overrun(each) for each in candidate.broken), candidate.harm
-
-
-def _overrun(check: Check) -> float:
-    """Return how many times its limit a figure is."""
-    assert check.predicted is not None
-    assert check.limit is not None
-    return check.predicted / check.limit if check.limit else math.inf
-
-
-def _relaxed(check: Check) -> str:
-    """Return the option that would be enough, rounded up to what a person types."""
-    assert check.predicted is not None
-    if check.name == "accuracy drop":
-        return f"--max-drop {math.ceil(check.predicted * 1000 - 1e-9) / 10:g}%"
-    if check.name == "latency":
-        return f"--latency {math.ceil(check.predicted * 10 - 1e-9) / 10:g}ms"
-    unit, scale = ("MB", 10**6) if check.predicted >= 10**6 else ("kB", 10**3)
-    return f"--{check.name} {math.ceil(check.predicted / scale)}{unit}"
-
-
-def _printed(check: Check, figure: float | None) -> str:
-    """Print a figure in the unit of its check."""
-    assert figure is not None
-    return f"{figure:.2%}" if check.unit == "fraction" else format_figure(figure, check.unit)

@@ -3,6 +3,7 @@
 A mixed integer program by SciPy's HiGHS, as HAWQ-V3 (Yao et al., 2021) chooses bits per layer.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,13 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
+from edgeopt.effort import STANDARD
+from edgeopt.errors import BudgetExceeded
+
 #: How often the solver is asked for less than it gave.
 _ATTEMPTS = 20
+#: SciPy's status of an iteration or time limit that was reached.
+_OUT_OF_TIME = 1
 #: One figure for every option of every layer.
 Figures = Sequence[Sequence[float]]
 
@@ -29,23 +35,32 @@ class Limit:
         return sum(layer[place] for layer, place in zip(self.costs, places, strict=True))
 
 
-def choose_options(harm: Figures, limits: Sequence[Limit]) -> list[int] | None:
+def choose_options(
+    harm: Figures, limits: Sequence[Limit], *, seconds: float = STANDARD.seconds
+) -> list[int] | None:
     """Return the place of each layer's option of least total harm; None where no choice is allowed.
 
-    Harm is never negative. The same figures give the same choice.
+    Harm is never negative. The same figures give the same choice, unless the solver needs more
+    than these seconds: the best choice that it has then counts. Raises BudgetExceeded, exit code
+    3, where it has none by then: that says nothing of whether there is one.
     """
-    first = _solve(harm, limits, np.ones(sum(map(len, harm)), bool))
+    until = time.monotonic() + seconds
+    first = _solve(harm, limits, np.ones(sum(map(len, harm)), bool), until)
     if first is None:
         return None
     # What harms more by itself than all of a known choice together cannot be part of a better one.
     # Without it, the solver's tolerance no longer hides differences between the small ones.
     total = sum(layer[place] for layer, place in zip(harm, first, strict=True))
     flat = np.concatenate([np.asarray(layer, float) for layer in harm])
-    return _solve(harm, limits, flat <= total) or first
+    try:
+        return _solve(harm, limits, flat <= total, until) or first
+    except BudgetExceeded:
+        # The time is over: what is known already is allowed.
+        return first
 
 
 def _solve(
-    harm: Figures, limits: Sequence[Limit], allowed: npt.NDArray[np.bool_]
+    harm: Figures, limits: Sequence[Limit], allowed: npt.NDArray[np.bool_], until: float
 ) -> list[int] | None:
     """Solve the program over the options that are allowed, within limits by plain addition.
 
@@ -53,7 +68,7 @@ def _solve(
     """
     bounds = [limit.most for limit in limits]
     for _ in range(_ATTEMPTS):
-        taken = _ask(harm, limits, bounds, allowed)
+        taken = _ask(harm, limits, bounds, allowed, until)
         if taken is None:
             return None
         over = [limit.spent(taken) - limit.most for limit in limits]
@@ -68,8 +83,9 @@ def _ask(
     limits: Sequence[Limit],
     bounds: Sequence[float],
     allowed: npt.NDArray[np.bool_],
+    until: float,
 ) -> list[int] | None:
-    """Ask the solver once."""
+    """Ask the solver once; until is when it has to answer, of the monotonic clock."""
     lengths = [len(layer) for layer in harm]
     layers = np.repeat(np.arange(len(lengths)), lengths)
     count = len(layers)
@@ -90,9 +106,20 @@ def _ask(
         integrality=np.ones(count),
         bounds=Bounds(0, allowed.astype(float)),
         # Simplifying first saves nothing here, and HiGHS then writes remarks of its own to stdout.
-        options={"mip_rel_gap": 0.0, "presolve": False},
+        options={
+            "mip_rel_gap": 0.0,
+            "presolve": False,
+            "time_limit": max(until - time.monotonic(), 0.0),
+        },
     )
     if found.x is None:
+        if found.status == _OUT_OF_TIME:
+            raise BudgetExceeded(
+                "no plan was found in the time that a search may take",
+                why="the solver has neither found a choice within the limits nor shown that there"
+                " is none",
+                fix="allow more: --effort thorough; or raise a limit of the budget",
+            )
         return None
     starts = np.cumsum([0, *lengths[:-1]])
     return [int(found.x[at : at + size].argmax()) for at, size in zip(starts, lengths, strict=True)]

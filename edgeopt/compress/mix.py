@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,15 +21,15 @@ from edgeopt.artifact import (
 from edgeopt.budget import Budget
 from edgeopt.compress.blocks import CODEBOOKS
 from edgeopt.compress.choices import possible_choices
-from edgeopt.compress.knapsack import Limit, choose_options
+from edgeopt.compress.knapsack import Figures, Limit, choose_options
 from edgeopt.compress.plan import apply_plan
-from edgeopt.compress.sensitivity import Option, Samples, Sensitivity
+from edgeopt.compress.probe import Samples
+from edgeopt.compress.sensitivity import Option, Sensitivity
+from edgeopt.effort import STANDARD, Effort
 from edgeopt.store import digest_file
 
 #: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
 _ROUNDS = 8
-#: Blocks that are tried: fewer bytes for scales beyond 128 no longer matter.
-_BLOCKS = (None, 32, 128)
 #: Forms that change how activations are computed are whole plans of their own.
 _STORED: tuple[Method, ...] = (
     "float16",
@@ -52,29 +53,30 @@ class Mixture:
 
 
 def mixable_choices(
-    model: Model, methods: Sequence[Method], *, reconstruct: bool
+    model: Model, methods: Sequence[Method], *, reconstruct: bool, effort: Effort = STANDARD
 ) -> dict[str, tuple[Choice, ...]]:
     """List the forms that a mixture may choose from, those of the allowed methods.
 
     reconstruct: round by samples what has few bits; 8 bits gain nothing by it.
     """
-    allowed = set(methods) & set(_STORED)
+    allowed = set(methods) & set(_STORED) & set(effort.methods or _STORED)
     if "int8-weights" in allowed:
         allowed.add("int8-rows")
     return {
         name: tuple(
             _reconstructed(each) if reconstruct and (each.group or not by_rows) else each
             for each in given
-            if each.method in allowed and each.block in _sizes_of(each.method)
+            if each.method in allowed and each.block in _sizes_of(each.method, effort)
+            if each.rank is None or not effort.data_free
         )
         for name, given in possible_choices(model).items()
         for by_rows in (any(each.method == "int8-rows" for each in given),)
     }
 
 
-def _sizes_of(method: Method) -> tuple[int | None, ...]:
+def _sizes_of(method: Method, effort: Effort) -> tuple[int | None, ...]:
     """List the blocks that are tried: levels of a weight's own pay where scales are few."""
-    return (None, 128) if method in CODEBOOKS else _BLOCKS
+    return (None, *(effort.blocks[-1:] if method in CODEBOOKS else effort.blocks))
 
 
 def can_mix(methods: Sequence[Method]) -> bool:
@@ -88,6 +90,18 @@ def _reconstructed(choice: Choice) -> Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """The place of an option for each weight, and the limits that it was chosen within."""
+
+    places: tuple[int, ...]
+    limits: tuple[Limit, ...]
+
+    def allows(self, places: Sequence[int]) -> bool:
+        """Tell whether another choice is within these limits too."""
+        return all(each.spent(places) <= each.most for each in self.limits)
+
+
+@dataclass(frozen=True, slots=True)
 class Mixer:
     """What all mixtures of one model are made from."""
 
@@ -98,16 +112,28 @@ class Mixer:
     samples: Samples | None
     #: Whether a weight may stay as it came, although it has other forms.
     plain: bool
+    #: Seconds that one integer program may take.
+    seconds: float = STANDARD.seconds
     #: Whether layers are fitted one after the other, see Plan.
     in_turn: bool = False
 
     def mix(self, budget: Budget, directory: Path) -> Mixture | None:
         """Return the mixture of least harm that meets limits on flash and ram; None without one."""
+        chosen = self.choose(budget, directory)
+        return None if chosen is None else self.make(chosen.places, directory)
+
+    def choose(
+        self, budget: Budget, directory: Path, figures: Figures | None = None
+    ) -> Selection | None:
+        """Return the choice of least harm, or least of other figures, that meets the limits.
+
+        Its files are written below directory. None where there is no such choice.
+        """
         limits = self._limits(budget)
-        hollow = self._hollow(directory)
-        harms = [[option.harm for option in layer] for layer in self._layers()]
+        hollow = hollow_model(self.model, self.weights, directory)
+        harms = [[option.harm for option in layer] for layer in self.layers]
         for _ in range(_ROUNDS):
-            places = choose_options(harms, limits)
+            places = choose_options(figures or harms, limits, seconds=self.seconds)
             if places is None:
                 return None
             need = self._predict(places, hollow, directory)
@@ -117,7 +143,7 @@ class Mixer:
                 if most is not None
             ]
             if not any(over):
-                return self._make(places, directory)
+                return Selection(tuple(places), tuple(limits))
             limits = [
                 replace(
                     limit, most=min(limit.most, limit.spent(places)) - more if more else limit.most
@@ -128,15 +154,35 @@ class Mixer:
 
     def smallest(self, directory: Path) -> Mixture:
         """Return the mixture that stores the least: what no budget can go below."""
-        sizes = [[float(option.size) for option in layer] for layer in self._layers()]
+        sizes = [[float(option.size) for option in layer] for layer in self.layers]
         places = choose_options(sizes, [])
         assert places is not None
-        return self._make(places, directory)
+        return self.make(places, directory)
 
-    def _layers(self) -> list[tuple[Option, ...]]:
-        """List the options of every weight."""
+    def least(self, name: Literal["flash", "ram"], beside: Budget, directory: Path) -> int | None:
+        """Predict the fewest bytes of flash or ram that any choice needs within other limits.
+
+        None where no choice is within these.
+        """
+        read = 1.0 if name == "flash" else self._resident_share(self.cost(self.model))
+        costs = [[_cost(option, layer, read) for option in layer] for layer in self.layers]
+        found = self.choose(beside, directory, costs)
+        if found is None:
+            return None
+        hollow = hollow_model(self.model, self.weights, directory)
+        need = self._predict(found.places, hollow, directory)
+        return need.flash if name == "flash" else need.peak
+
+    @property
+    def layers(self) -> list[tuple[Option, ...]]:
+        """The options of every weight."""
         layers = self.sensitivity.layers
         return list(layers) if self.plain else [layer[1:] or layer for layer in layers]
+
+    @property
+    def weights(self) -> list[str]:
+        """The names of the weights that have options."""
+        return [layer[0].choice.weight for layer in self.sensitivity.layers]
 
     def _limits(self, budget: Budget) -> list[Limit]:
         """Subtract from the budget what no choice changes."""
@@ -147,7 +193,7 @@ class Mixer:
         for most, figure, read in given:
             if most is None:
                 continue
-            costs = [[_cost(option, layer, read) for option in layer] for layer in self._layers()]
+            costs = [[_cost(option, layer, read) for option in layer] for layer in self.layers]
             before = sum(_cost(layer[0], layer, read) for layer in self.sensitivity.layers)
             limits.append(Limit(costs, most - figure + before))
         return limits
@@ -159,28 +205,16 @@ class Mixer:
         rest = now.weights - tables
         return min(max(now.weights_resident - rest, 0) / tables, 1.0) if tables else 1.0
 
-    def _hollow(self, directory: Path) -> Model:
-        """Write the model with zeros for the weights that have forms: no size depends on values."""
-        loaded = onnx.load(self.model.path)
-        names = {layer[0].choice.weight for layer in self.sensitivity.layers}
-        for tensor in loaded.graph.initializer:
-            if tensor.name in names:
-                zeros = np.zeros_like(numpy_helper.to_array(tensor))
-                tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory.resolve() / "hollow.onnx"
-        onnx.save_model(loaded, path)
-        return self.model.model_copy(update={"path": path, "sha256": digest_file(path)})
-
     def _predict(self, places: Sequence[int], hollow: Model, directory: Path) -> Footprint:
         """Predict what a choice needs; fitting and rounding take long and change no size."""
-        chosen = [layer[place].choice for layer, place in zip(self._layers(), places, strict=True)]
+        chosen = [layer[place].choice for layer, place in zip(self.layers, places, strict=True)]
         nearest = tuple(each.model_copy(update={"reconstruct": False}) for each in chosen)
         made = apply_plan(hollow, Plan(name=MIXED, choices=nearest), directory=directory)
         return self.cost(made)
 
-    def _make(self, places: Sequence[int], directory: Path) -> Mixture:
-        layers = self._layers()
+    def make(self, places: Sequence[int], directory: Path) -> Mixture:
+        """Apply a choice, and say of each weight why it is as it is."""
+        layers = self.layers
         chosen = [layer[place] for layer, place in zip(layers, places, strict=True)]
         choices = tuple(each.choice for each in chosen)
         plan = Plan(name=MIXED, choices=choices, in_turn=self.in_turn)
@@ -190,6 +224,19 @@ class Mixer:
             for before, layer, option in zip(self.sensitivity.layers, layers, chosen, strict=True)
         )
         return Mixture(plan, model, self.cost(model), entries)
+
+
+def hollow_model(model: Model, names: Sequence[str], directory: Path) -> Model:
+    """Write a model with zeros for some weights: no size depends on their values."""
+    loaded = onnx.load(model.path)
+    for tensor in loaded.graph.initializer:
+        if tensor.name in names:
+            zeros = np.zeros_like(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory.resolve() / "hollow.onnx"
+    onnx.save_model(loaded, path)
+    return model.model_copy(update={"path": path, "sha256": digest_file(path)})
 
 
 def _is_table(layer: Sequence[Option]) -> bool:

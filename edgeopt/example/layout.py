@@ -125,14 +125,14 @@ def find_file(package: str, relative: str) -> Path:
     return Path(spec.origin).parent / relative
 
 
-def check_digest(path: Path, expected: str) -> None:
+def check_digest(path: Path, expected: str, install: str = INSTALL) -> None:
     """Refuse a file whose sha256 is another one than that of the published file."""
     actual = digest_file(path)
     if actual != expected:
         raise ConfigError(
             f"{path} is not the published file",
             why=f"its sha256 is {actual}, expected {expected}",
-            fix=INSTALL,
+            fix=install,
         )
 
 

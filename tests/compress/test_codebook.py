@@ -16,13 +16,10 @@ from edgeopt.compress.codebook import (
     nearest_centres,
     possible_groups,
 )
+from edgeopt.compress.distance import measure_distance
 from edgeopt.compress.mix import mixable_choices
 from edgeopt.compress.reads import count_reads
-from edgeopt.compress.sensitivity import (
-    draw_calibration,
-    measure_distance,
-    measure_sensitivity,
-)
+from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
 from edgeopt.errors import ConfigError
 from edgeopt.model.graph import Weight, weights
 from edgeopt.model.oracle import Array, run_samples
@@ -212,13 +209,13 @@ def test_harm_and_bytes_of_groups_are_those_of_their_plan(tmp_path: Path) -> Non
     calibration = draw_calibration(model, None)
     choices = mixable_choices(model, ("codebook-rows",), reconstruct=False)
     found = measure_sensitivity(model, choices, calibration, directory=tmp_path / "harm")
-    expected = run_samples(model, calibration.judged)
+    expected = run_samples(model, calibration.judged.samples)
     layers = {layer[0].choice.weight: layer for layer in found.layers}
     assert len(layers["table"]) > 3
     for option in layers["table"][1:]:
         plan = Plan(name="one", choices=(option.choice,))
         made = apply_plan(model, plan, directory=tmp_path / "one")
-        outputs = run_samples(made, calibration.judged)
+        outputs = run_samples(made, calibration.judged.samples)
         assert option.harm == pytest.approx(measure_distance(outputs, expected, classes=False))
         assert option.choice.group is not None
         groups = WIDTH // option.choice.group

@@ -4,9 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.artifact import Footprint, Method, Model
+from edgeopt.artifact import Footprint, Method, Model, Recipe
 from edgeopt.budget import Budget
-from edgeopt.compress import Cost, Fit, Infeasible, fit_plan
+from edgeopt.compress import (
+    Cost,
+    Fit,
+    Infeasible,
+    Search,
+    Sensitivity,
+    Stopped,
+    fit_plan,
+    replay_plan,
+)
 from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_samples, seeded_inputs
 from edgeopt.task import Arrays
@@ -171,3 +180,72 @@ def test_where_every_plan_is_too_slow_the_fastest_says_what_would_be_enough(
         fit_in_time(tmp_path, 10.0, (30.0, 20.01, 25.0))
     assert "float16, needs 20 ms of latency" in caught.value.why
     assert "--latency 20.1ms" in caught.value.fix
+
+
+def test_a_search_that_is_stopped_gives_the_best_plan_that_was_verified(
+    tmp_path: Path, task: Arrays
+) -> None:
+    def stop() -> Sensitivity:
+        raise KeyboardInterrupt
+
+    def answer(methods: tuple[Method, ...], budget: Budget, *peaks: int) -> None:
+        fit_plan(
+            image_model(tmp_path),
+            methods,
+            budget,
+            task,
+            cost=Cost(costs(*peaks)),
+            directory=tmp_path / "fit",
+            search=Search(stop),
+            # Drops count from here: the plan loses, and a mixture would be looked for.
+            baseline=1.0,
+        )
+
+    with pytest.raises(Stopped, match="float16 is the best plan") as caught:
+        answer(("float32", "float16"), Budget(ram=80), 100, 80)
+    assert caught.value.exit_code == 130
+    assert not caught.value.fit.finished
+    assert caught.value.fit.model.path.is_file()
+    assert not caught.value.fit.chosen.broken
+    # Without one, there is nothing to give.
+    with pytest.raises(KeyboardInterrupt):
+        answer(("float32", "float16"), Budget(ram=10), 100, 80)
+
+
+def test_what_is_refused_for_its_bytes_is_never_made(tmp_path: Path) -> None:
+    found = fit(tmp_path, Budget(ram=27), costs(100, 60, 27))
+    assert found.plan.name == "int8-weights"
+    assert not (tmp_path / "fit" / "float16" / "compressed.onnx").exists()
+
+
+def test_a_recipe_is_part_of_what_is_chosen_and_made_again(tmp_path: Path, task: Arrays) -> None:
+    model, recipe = image_model(tmp_path), Recipe(ranges="mse", equalize=True, correct_bias=True)
+    plain, cooked = (
+        fit_plan(
+            model,
+            ("int8-static",),
+            Budget(),
+            task,
+            cost=Cost(costs(100, 100)),
+            directory=tmp_path / name,
+            search=Search(recipe=each),
+        )
+        for name, each in (("plain", Recipe()), ("cooked", recipe))
+    )
+    assert cooked.plan.recipe == recipe
+    assert cooked.model.sha256 != plain.model.sha256
+    again = replay_plan(
+        model, cooked.plan, task, cost=Cost(costs(100, 100)), directory=tmp_path / "again"
+    )
+    assert again.model.sha256 == cooked.model.sha256
+    # Without samples only what needs none is done.
+    bare = fit_plan(
+        model,
+        ("int8-weights",),
+        Budget(),
+        None,
+        cost=Cost(costs(100, 100)),
+        directory=tmp_path / "bare",
+        search=Search(recipe=recipe),
+    )
+    assert bare.plan.recipe == Recipe(ranges="mse", equalize=True)

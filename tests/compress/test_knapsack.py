@@ -1,10 +1,13 @@
+import time
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.compress.knapsack import Limit, choose_options
+from edgeopt.errors import BudgetExceeded
 
 HARM = st.one_of(st.just(0.0), st.floats(1e-6, 10.0))
 OPTION = st.tuples(HARM, st.integers(0, 50), st.integers(0, 50))
@@ -77,3 +80,22 @@ def test_greed_by_harm_per_byte_does_worse_than_the_program() -> None:
     layers = [[(0.0, 12, 0), (1.0, 2, 0)], [(0.0, 12, 0), (1.2, 1, 0), (0.05, 11, 0)]]
     found = solve(layers, (14, 0))
     assert found == [(1.0, 2, 0), (0.0, 12, 0)]
+
+
+def test_a_search_without_time_ends_with_an_error_and_not_with_infeasible() -> None:
+    random = np.random.default_rng(0)
+    harm = random.uniform(0, 1, (400, 30)).tolist()
+    costs = [Limit(random.uniform(0, 100, (400, 30)).tolist(), 8000.0) for _ in range(4)]
+    with pytest.raises(BudgetExceeded, match="no plan was found in the time"):
+        choose_options(harm, costs, seconds=0.0)
+
+
+def test_what_is_found_within_the_time_is_within_the_limits() -> None:
+    random = np.random.default_rng(1)
+    harm = random.uniform(0, 1, (60, 12)).tolist()
+    limits = [Limit(random.uniform(0, 100, (60, 12)).tolist(), 2400.0) for _ in range(3)]
+    began = time.monotonic()
+    places = choose_options(harm, limits, seconds=3.0)
+    assert time.monotonic() - began < 20
+    assert places is not None
+    assert all(limit.spent(places) <= limit.most for limit in limits)

@@ -7,13 +7,10 @@ from pydantic import ValidationError
 
 from edgeopt.artifact import Choice, Method, Model, Plan
 from edgeopt.compress import apply_plan, possible_choices
+from edgeopt.compress.distance import measure_distance
 from edgeopt.compress.lowrank import possible_ranks, split_weight
 from edgeopt.compress.mix import mixable_choices
-from edgeopt.compress.sensitivity import (
-    draw_calibration,
-    measure_distance,
-    measure_sensitivity,
-)
+from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
 from edgeopt.errors import ConfigError
 from edgeopt.model.graph import Weight, weights
 from edgeopt.model.oracle import Array, run_samples
@@ -195,12 +192,12 @@ def test_harm_and_bytes_of_a_rank_are_those_of_its_plan(tmp_path: Path) -> None:
     }
     assert set(choices) == {"table", "mix", "turned", "back", "side"}
     found = measure_sensitivity(model, choices, calibration, directory=tmp_path / "harm")
-    expected = run_samples(model, calibration.judged)
+    expected = run_samples(model, calibration.judged.samples)
     for layer in found.layers:
         for option in layer[1:]:
             plan = Plan(name="one", choices=(option.choice,))
             made = apply_plan(model, plan, directory=tmp_path / "one")
-            outputs = run_samples(made, calibration.judged)
+            outputs = run_samples(made, calibration.judged.samples)
             distance = measure_distance(outputs, expected, classes=False)
             assert option.harm == pytest.approx(distance, rel=0.02)
             first, second = weight(model, option.choice.weight).shape

@@ -1,0 +1,147 @@
+"""Judge plans: what they need is predicted, what they keep is measured with onnxruntime."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeopt.artifact import Footprint, Model, Plan
+from edgeopt.budget import Budget
+from edgeopt.compress.candidate import Candidate, Cost, check_needs
+from edgeopt.compress.distance import measure_distance
+from edgeopt.compress.sensitivity import Calibration, draw_calibration
+from edgeopt.effort import Effort
+from edgeopt.model.oracle import Array, run_samples
+from edgeopt.task import Task, labelled, score
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a plan keeps: with labels its accuracy, without how often it agrees."""
+
+    accuracy: float | None = None
+    #: Share of samples whose largest score is the original's.
+    agreement: float | None = None
+    #: Of its class probabilities from the original's, in nats.
+    divergence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a plan is predicted to need, ms included where the device's pace is known."""
+
+    footprint: Footprint
+    latency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every plan of one search is judged by."""
+
+    model: Model
+    task: Task | None
+    budget: Budget
+    cost: Cost
+    effort: Effort
+    directory: Path
+    measure: Callable[[Model], Kept]
+    #: What the model keeps as it is, and what drops count from.
+    own: Kept
+    baseline: float | None
+
+    def predict(self, made: Model) -> Needs:
+        """Predict what a model needs; the values of its weights do not matter."""
+        latency = None if self.cost.latency is None else self.cost.latency(made)
+        return Needs(self.cost.footprint(made), latency)
+
+    def refuses(self, needs: Needs) -> bool:
+        """Tell whether a limit is broken whatever the plan keeps."""
+        checks = check_needs(needs.footprint, None, needs.latency, self.budget)
+        return any(each.met is False for each in checks)
+
+    def judge(self, plan: Plan, made: Model, harm: int, needs: Needs | None = None) -> Candidate:
+        """Measure what a plan loses, unless what it needs (None: is predicted) refuses it."""
+        needs = needs or self.predict(made)
+        if made.sha256 == self.model.sha256:
+            kept = self.own
+        else:
+            kept = Kept() if self.refuses(needs) else self.measure(made)
+        drop = None if kept.agreement is None else 1 - kept.agreement
+        if self.baseline is not None and kept.accuracy is not None:
+            drop = self.baseline - kept.accuracy
+        return Candidate(
+            plan=plan,
+            harm=harm,
+            footprint=needs.footprint,
+            accuracy=kept.accuracy,
+            drop=drop,
+            divergence=kept.divergence,
+            latency=needs.latency,
+            checks=check_needs(needs.footprint, drop, needs.latency, self.budget),
+        )
+
+    def calibration(self) -> Calibration:
+        """Draw the samples that this effort may use."""
+        return draw_calibration(self.model, self.task, effort=self.effort)
+
+    def is_better(self, made: Model, other: Model) -> bool:
+        """Compare two plans on samples that neither was fitted on."""
+        calibration = self.calibration()
+        expected = run_samples(self.model, calibration.held)
+        first, second = (
+            measure_distance(
+                run_samples(each, calibration.held), expected, classes=calibration.classes
+            )
+            for each in (made, other)
+        )
+        return first < second
+
+
+def set_up(
+    model: Model,
+    task: Task | None,
+    budget: Budget,
+    *,
+    cost: Cost,
+    effort: Effort,
+    directory: Path,
+    baseline: float | None,
+) -> Bench:
+    """Measure what the model keeps as it is; without a baseline drops count from that."""
+    measure = _scorer(model, task, effort.scored)
+    own = measure(model)
+    baseline = own.accuracy if baseline is None else baseline
+    return Bench(model, task, budget, cost, effort, directory, measure, own, baseline)
+
+
+def _scorer(model: Model, task: Task | None, count: int | None) -> Callable[[Model], Kept]:
+    """Return what measures what a model keeps; it knows nothing without a task."""
+    if task is None:
+        return lambda _: Kept()
+    found = labelled(task, count, inputs=model.inputs, part="validation")
+    if found is not None:
+        feeds, labels = found
+        return lambda each: Kept(accuracy=score(task, run_samples(each, feeds), labels))
+    held = draw_calibration(model, task).held
+    expected = run_samples(model, held)[0]
+    if expected.shape[-1] < 2:
+        # One number a sample is no choice among classes.
+        return lambda _: Kept()
+    return lambda each: compare_scores(run_samples(each, held)[0], expected)
+
+
+def compare_scores(found: Array, expected: Array) -> Kept:
+    """Compare scores [S, ..., C] of classes with the original's: agreement and divergence.
+
+    Scores that are probabilities already count as they are. NaN never agrees.
+    """
+    valid = np.isfinite(found).all(axis=-1)
+    same = (found.argmax(axis=-1) == expected.argmax(axis=-1)) & valid
+    sums = expected.sum(axis=-1)
+    if expected.min() >= 0 and np.allclose(sums, 1, atol=1e-3):
+        found, expected = (np.log(np.maximum(each, 1e-12)) for each in (found, expected))
+    return Kept(
+        agreement=float(same.mean()),
+        divergence=measure_distance([found], [expected], classes=True) if valid.all() else None,
+    )

@@ -1,0 +1,179 @@
+"""Repair what adding up harms gets wrong: exchange forms of two weights, and look at the whole.
+
+Harms of weights were measured one at a time, and their sum is what an integer program made least.
+Together errors may amplify or cancel one another (SPDY, Frantar and Alistarh 2022, corrects for it
+by a random search over stitched models; here pairs are exchanged in the order in which the sum
+grows least). All forms are stitched together in one model, which runs on samples that were held
+back. They are two halves: an exchange counts when the outputs move less on both.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from edgeopt.artifact import Choice, Plan
+from edgeopt.compress.distance import measure_harm
+from edgeopt.compress.learned import learn
+from edgeopt.compress.mix import Mixer, Selection
+from edgeopt.compress.plan import apply_plan
+from edgeopt.compress.probe import Judged, Probe, applied, decode_choices
+from edgeopt.compress.sensitivity import Advance, Calibration, Option
+from edgeopt.model.graph import weights
+from edgeopt.model.oracle import Array, run_samples
+
+Places = tuple[int, ...]
+#: Options of each weight that an exchange tries in either direction.
+_NEAREST = 2
+#: Figures that change by less than this are noise of the order of summation.
+_LEAST_GAIN = 1e-3
+
+
+def repair_choice(
+    mixer: Mixer,
+    selection: Selection,
+    calibration: Calibration,
+    *,
+    tries: int,
+    directory: Path,
+    advance: Advance = lambda _share: None,
+) -> Places:
+    """Return the places after at most so many exchanges were tried; all stay within its limits.
+
+    Files are written below directory and removed.
+    """
+    places = selection.places
+    if not tries:
+        return places
+    directory.mkdir(parents=True, exist_ok=True)
+    stitched = _Stitched(mixer, places, calibration, directory)
+    try:
+        harm = stitched.harms(places)
+        seen = {places}
+        for number in range(tries):
+            proposals = _exchanges(mixer, selection, places, stitched.names)
+            proposal = next((each for each in proposals if each not in seen), None)
+            if proposal is None:
+                break
+            seen.add(proposal)
+            found = stitched.harms(proposal)
+            if all(new < old * (1 - _LEAST_GAIN) for new, old in zip(found, harm, strict=True)):
+                places, harm = proposal, found
+            advance((number + 1) / tries)
+    finally:
+        stitched.close()
+    return places
+
+
+def _exchanges(
+    mixer: Mixer, selection: Selection, places: Places, names: Sequence[str]
+) -> Iterator[Places]:
+    """Yield choices within the limits that give one weight more and another less, or only more.
+
+    Those come first by which the sum of harms grows least.
+    """
+    layers = mixer.layers
+    free = [index for index, layer in enumerate(layers) if layer[0].choice.weight in names]
+    found: list[tuple[float, Places]] = []
+    for up in free:
+        for better in _larger(layers[up], places[up]):
+            raised = _with(places, up, better)
+            if selection.allows(raised):
+                found.append((_total(layers, raised), raised))
+                continue
+            for down in free:
+                for worse in _smaller(layers[down], places[down]) if down != up else ():
+                    exchanged = _with(raised, down, worse)
+                    if selection.allows(exchanged):
+                        found.append((_total(layers, exchanged), exchanged))
+    yield from (each for _, each in sorted(found))
+
+
+def _larger(layer: Sequence[Option], place: int) -> list[int]:
+    """List the options that take more bytes than one, the nearest two; by itself one may harm more.
+
+    On few samples, that is often chance.
+    """
+    found = [at for at, each in enumerate(layer) if each.size > layer[place].size]
+    return sorted(found, key=lambda at: layer[at].size)[:_NEAREST]
+
+
+def _smaller(layer: Sequence[Option], place: int) -> list[int]:
+    """List the options that take fewer bytes than one, the two of them that harm least."""
+    found = [at for at, each in enumerate(layer) if each.size < layer[place].size]
+    return sorted(found, key=lambda at: layer[at].harm)[:_NEAREST]
+
+
+def _with(places: Places, index: int, place: int) -> Places:
+    return (*places[:index], place, *places[index + 1 :])
+
+
+def _total(layers: Sequence[Sequence[Option]], places: Places) -> float:
+    return sum(layer[place].harm for layer, place in zip(layers, places, strict=True))
+
+
+class _Stitched:
+    """The model with the tables of a choice, whose other weights can have any of their forms."""
+
+    def __init__(
+        self, mixer: Mixer, places: Places, calibration: Calibration, folder: Path
+    ) -> None:
+        self._layers, self._folder, self._model = mixer.layers, folder, mixer.model
+        loaded = onnx.load(mixer.model.path)
+        self._known = {each.name: each for each in weights(loaded.graph)}
+        every = [
+            (self._known[option.choice.weight], option.choice)
+            for layer in mixer.layers
+            for option in layer
+        ]
+        self._learned = learn(loaded, every, mixer.samples)
+        chosen = [layer[at].choice for layer, at in zip(mixer.layers, places, strict=True)]
+        tables = [each for each in chosen if self._known[each.weight].role == "table"]
+        self.names = [each.weight for each in chosen if each not in tables]
+        plan = Plan(name="tables", choices=tuple(tables))
+        self._base = apply_plan(mixer.model, plan, directory=folder, learned=self._learned)
+        self._halves = _halves(calibration)
+        self._expected = [run_samples(mixer.model, half) for half in self._halves]
+        self._classes = calibration.classes
+        count = len(next(iter(calibration.held.values())))
+        judged = Judged(calibration.held, count, calibration.classes)
+        self._probe = Probe(self._base, self.names, judged, folder)
+        self._decoded: dict[Choice, Array | None] = {}
+
+    def close(self) -> None:
+        """Remove what was written."""
+        self._probe.close()
+        self._base.path.unlink()
+
+    def harms(self, places: Places) -> list[float]:
+        """Return the harm of a choice on each half of the samples."""
+        chosen = [layer[at].choice for layer, at in zip(self._layers, places, strict=True)]
+        values = {
+            each.weight: decoded
+            for each in chosen
+            if each.weight in self.names and (decoded := self._decode(each)) is not None
+        }
+        outputs = self._probe.outputs(values)
+        at = len(next(iter(self._halves[0].values())))
+        parts = ([each[:at] for each in outputs], [each[at:] for each in outputs])
+        return [
+            measure_harm(found, expected, classes=self._classes)
+            for found, expected in zip(parts, self._expected, strict=True)
+        ]
+
+    def _decode(self, choice: Choice) -> Array | None:
+        """Return what a weight becomes in a form; None where it stays as it came."""
+        if choice.method == "float32":
+            return None
+        if choice not in self._decoded:
+            with applied(self._model, [choice], self._learned, self._folder) as made:
+                graph = onnx.load(made.path)
+                found = decode_choices(self._known, graph, [choice], self._folder)
+            self._decoded[choice] = found[choice.weight]
+        return self._decoded[choice]
+
+
+def _halves(calibration: Calibration) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    at = (len(next(iter(calibration.held.values()))) + 1) // 2
+    first = {name: values[:at] for name, values in calibration.held.items()}
+    return first, {name: values[at:] for name, values in calibration.held.items()}

@@ -1,0 +1,93 @@
+"""What a sum of harms gets wrong is found by running the whole."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.artifact import Footprint, Method, Model
+from edgeopt.budget import Budget
+from edgeopt.compress import predict_footprint
+from edgeopt.compress.distance import measure_harm
+from edgeopt.compress.mix import Mixer, Selection, mixable_choices
+from edgeopt.compress.repair import repair_choice
+from edgeopt.compress.sensitivity import (
+    Calibration,
+    Option,
+    Sensitivity,
+    draw_calibration,
+    measure_sensitivity,
+)
+from edgeopt.model.oracle import run_samples
+from edgeopt.target import load_target
+from tests.graphs import deep_model
+
+METHODS: tuple[Method, ...] = ("float32", "float16", "int8-weights", "int4-blocks", "int2-blocks")
+
+
+def cost(model: Model) -> Footprint:
+    return predict_footprint(model, load_target("rpi4"), runtime=3_000_000, program=1_000_000)
+
+
+@pytest.fixture
+def mixer(tmp_path: Path) -> Mixer:
+    model = deep_model(tmp_path)
+    choices = mixable_choices(model, METHODS, reconstruct=False)
+    calibration = draw_calibration(model, None)
+    found = measure_sensitivity(model, choices, calibration, directory=tmp_path / "harm")
+    return Mixer(model, found, cost, samples=None, plain=True)
+
+
+def middle(mixer: Mixer, folder: Path) -> Selection:
+    """Choose for half of what lies between the whole model and the smallest."""
+    least = mixer.smallest(folder / "least").footprint.flash
+    limit = (least + cost(mixer.model).flash) // 2
+    chosen = mixer.choose(Budget(flash=limit), folder / "mixed")
+    assert chosen is not None
+    return chosen
+
+
+def stitched_harm(mixer: Mixer, places: tuple[int, ...], drawn: Calibration, folder: Path) -> float:
+    made = mixer.make(places, folder).model
+    expected = run_samples(mixer.model, drawn.held)
+    return measure_harm(run_samples(made, drawn.held), expected, classes=False)
+
+
+def wrong(sensitivity: Sensitivity) -> Sensitivity:
+    """Say of the first weight that nothing harms it, which is not so."""
+    first, *others = sensitivity.layers
+    harmless = tuple(
+        Option(choice=each.choice, size=each.size, harm=1e-9 * at) for at, each in enumerate(first)
+    )
+    return sensitivity.model_copy(update={"layers": (harmless, *others)})
+
+
+def test_exchanges_find_what_a_wrong_harm_hides(mixer: Mixer, tmp_path: Path) -> None:
+    misled = Mixer(mixer.model, wrong(mixer.sensitivity), cost, samples=None, plain=True)
+    chosen = middle(misled, tmp_path)
+    drawn = draw_calibration(mixer.model, None)
+    places = repair_choice(misled, chosen, drawn, tries=60, directory=tmp_path / "repair")
+    assert places != chosen.places
+    assert chosen.allows(places)
+    before = stitched_harm(misled, chosen.places, drawn, tmp_path / "before")
+    after = stitched_harm(misled, places, drawn, tmp_path / "after")
+    assert after < 0.9 * before
+
+
+def test_a_repaired_choice_never_moves_the_outputs_more(mixer: Mixer, tmp_path: Path) -> None:
+    chosen = middle(mixer, tmp_path)
+    drawn = draw_calibration(mixer.model, None)
+    shares: list[float] = []
+    places = repair_choice(
+        mixer, chosen, drawn, tries=12, directory=tmp_path / "repair", advance=shares.append
+    )
+    before = stitched_harm(mixer, chosen.places, drawn, tmp_path / "before")
+    assert stitched_harm(mixer, places, drawn, tmp_path / "after") <= before * 1.0001
+    assert shares == sorted(shares)
+    assert list((tmp_path / "repair").iterdir()) == []
+
+
+def test_without_tries_nothing_is_exchanged(mixer: Mixer, tmp_path: Path) -> None:
+    chosen = middle(mixer, tmp_path)
+    drawn = draw_calibration(mixer.model, None)
+    found = repair_choice(mixer, chosen, drawn, tries=0, directory=tmp_path / "repair")
+    assert found == chosen.places
