@@ -9,8 +9,10 @@ from edgeopt.board import Kind
 from edgeopt.choice import MIXED as MIXED
 from edgeopt.choice import Choice as Choice
 from edgeopt.choice import Method as Method
+from edgeopt.choice import Recipe as Recipe
 from edgeopt.cut import Cut, Pruning
 from edgeopt.fact import Fact as Fact  # those of every other module build on it too
+from edgeopt.surroundings import Around, Conditions, Confinement, Memory, Process
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -72,6 +74,7 @@ class Plan(Fact):
     #: Whether matrices that are reconstructed are fitted one after the other, each to what it is
     #: given once those before it are rounded.
     in_turn: bool = False
+    recipe: Recipe = Recipe()
 
     @property
     def title(self) -> str:
@@ -188,28 +191,8 @@ class Release(Fact):
     sent: int = 0
 
 
-class Conditions(Fact):
-    """The state of the board around a measurement; absent values could not be read."""
-
-    temperature_c: float | None = None
-    frequency_khz: tuple[int, ...] = ()
-    throttled: str | None = None
-
-
-class Memory(Fact):
-    """Peak and final memory of the device program, in bytes (from /proc/self/status)."""
-
-    peak: int
-    anonymous: int
-    file_backed: int
-    start: int
-    loaded: int
-    minor_faults: int
-    major_faults: int
-
-
 class Measurement(Fact):
-    """What was seen on the board in one run of the device program."""
+    """What was seen on the board while the device program ran, in one launch or several."""
 
     kind: Kind
     board: str
@@ -219,11 +202,25 @@ class Measurement(Fact):
     #: Raw duration of each timed inference, in ns of CLOCK_MONOTONIC_RAW.
     #: On an emulated board, instructions that the program executes itself, without the kernel's.
     samples_ns: tuple[int, ...]
+    #: How many of them each launch of the program gave; one launch where it is empty.
+    launches: tuple[int, ...] = ()
+    #: From the process's start to its first line; 0 where the program does not tell.
+    start_ns: int = 0
     load_ns: int
     first_ns: int
+    #: The untimed inferences, the first of them included.
+    warm_ns: tuple[int, ...] = ()
+    #: How far the clock of the day went beyond the raw one during the timed inferences.
+    drift_ns: int = 0
     memory: Memory
     before: Conditions
     after: Conditions
+    around: Around = Around()
+    process: Process = Process()
+    #: None where it was not asked for.
+    confined: Confinement | None = None
+    #: Why launches were repeated instead of counted.
+    set_aside: tuple[str, ...] = ()
     #: Why the figures must not be compared with others; empty when they may.
     invalid: tuple[str, ...] = ()
 

@@ -47,6 +47,8 @@ _RECONSTRUCTED = (
     "ternary-blocks",
     "binary-blocks",
 )
+#: Those whose codes are numbers in even steps.
+_EVEN = ("int8-weights", "int4-blocks", "int2-blocks")
 #: Methods that the factors of a weight of low rank can be stored by.
 _FACTORED = (
     "float32",
@@ -72,11 +74,24 @@ class Choice(Fact):
     #: low rank, whether the factors are those that are best on these samples too; of codebook-rows,
     #: whether a row counts by how often samples read it.
     reconstruct: bool = False
+    #: By what codes that are reconstructed are rounded: column updates, or AdaRound (with torch).
+    rounding: Literal["gptq", "adaround"] = "gptq"
     #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
     rank: int | None = Field(default=None, ge=16, multiple_of=16)
 
+    #: Another weight, whose stored tensor and form take its place; None: it has its own.
+    like: str | None = None
     #: Rows of a table that are kept, for all ids to share; None: each has its own.
     rows: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _meant(self) -> Self:
+        if self.like is not None and (self.like == self.weight or self.method != "float32"):
+            raise ValueError(f"{self.weight} has the form of another weight, and none of its own")
+        even = self.method in _EVEN and self.reconstruct
+        if self.rounding == "adaround" and not even:
+            raise ValueError(f"adaround rounds {' and '.join(_EVEN)} that are reconstructed")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -99,7 +114,33 @@ class Choice(Fact):
     @property
     def title(self) -> str:
         """Its form with its sizes: "int4-blocks of 32, rank 64"."""
+        if self.like is not None:
+            return f"that of {self.like}"
         size = self.block or self.group
         form = self.method if size is None else f"{self.method} of {size}"
         form = form if self.rows is None else f"{form}, {self.rows} rows shared"
         return form if self.rank is None else f"{form}, rank {self.rank}"
+
+
+#: How the range of an activation is found from the values that samples show.
+#: minmax: all of them. percentile: all but a few. mse: of least squared error of the codes.
+#: entropy: of least Kullback-Leibler divergence of the codes' histogram from that of the values.
+RangeRule = Literal["percentile", "minmax", "mse", "entropy"]
+
+
+class Recipe(Fact):
+    """What is done around a method of 8 bits, besides rounding."""
+
+    ranges: RangeRule = "percentile"
+    #: How much of an activation's spread over channels is moved into the weights that read it
+    #: (SmoothQuant's alpha), for int8-dynamic and int8-static; None: nothing.
+    smooth: float | None = Field(default=None, gt=0, lt=1)
+    #: Whether channels of layers that follow one another get equal ranges.
+    equalize: bool = False
+    #: Whether biases make up for what rounding weights does to the mean of their outputs.
+    correct_bias: bool = False
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether calibration samples decide what it does to weights."""
+        return self.smooth is not None or self.correct_bias

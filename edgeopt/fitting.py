@@ -34,6 +34,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "target": target.model_dump(mode="json"),
         "methods": profile.methods,
         "mixed": profile.mixed,
+        "recipe": profile.recipe.model_dump(mode="json"),
         "budget": profile.budget.model_dump(mode="json"),
         "task": digest_task(job),
         "samples": samples.sha256,
@@ -60,6 +61,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
                 (lambda: measure_harm(run, model)) if mixes else None,
                 job.effort,
                 lambda share: run.advance("repair", share),
+                profile.recipe,
             ),
             baseline=job.baseline,
         )

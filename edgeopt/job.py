@@ -71,6 +71,8 @@ class Job:
     signer: Signer | None = None
     #: Whether a signed release may be older than one that was current.
     downgrade: bool = False
+    #: Whether the least memory that it runs in is found, by limits that the kernel enforces.
+    confine: bool = False
 
     def sign(self, digest: str) -> Signed | None:
         """Sign a release of the application; None where the job has no signer."""
@@ -102,6 +104,11 @@ class Job:
         bench = self.profile.bench
         asked = bench.emulated_iterations if self.kind == "emulated" else bench.iterations
         return max(asked, self.sample_count)
+
+    @property
+    def launches(self) -> int:
+        """Launches of the device program at most; instructions repeat, so that one is enough."""
+        return 1 if self.kind == "emulated" else self.profile.bench.launches
 
     @property
     def threads(self) -> int:

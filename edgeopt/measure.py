@@ -1,17 +1,18 @@
 """Measure a release on its board, and say how far its figures can be trusted."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.artifact import Bundle, Conditions, Fact, Measurement, Release
+from edgeopt.artifact import Bundle, Fact, Measurement, Release
 from edgeopt.board import Board
 from edgeopt.errors import ConfigError, MeasurementNoisy
 from edgeopt.program import ProgramRun, run_program
+from edgeopt.surroundings import Around, Conditions
 
 #: Resamples of the bootstrap: the half width then repeats within a few percent.
 _RESAMPLES = 1000
@@ -28,8 +29,16 @@ _FREQUENCY_DROP = 0.05
 _LIVE_BITS = 0xF
 #: Last quarter of the samples against the first: a board that warms up and slows down.
 _DRIFT = 0.05
+#: Share of the time that programs may wait for a processor, and switches away from ours a second
+#: that a board with nothing else to do stays below: a tick of 250 Hz takes no processor away.
+_PRESSURE, _SWITCHES = 0.1, 20.0
+#: A clock that NTP slews moves by 0.0005 s a second; what is set at once moves further.
+_STEP_NS = 50_000_000
 #: Half width of the median's interval, as a share of it, that a figure may have.
 NOISE_LIMIT = 0.05
+
+
+_Number = TypeVar("_Number", int, float)
 
 
 class Statistics(Fact):
@@ -44,6 +53,8 @@ class Statistics(Fact):
     p95: int
     #: With 95 % confidence the true p95 is at most this; None below 59 samples.
     p95_bound: int | None
+    #: What the true p99 is at most, with 95 % confidence; below 299 samples there is none.
+    p99_bound: int | None = None
     #: Median absolute deviation, and how many samples lie far outside of it (none is dropped).
     mad: float
     outliers: int
@@ -83,11 +94,16 @@ def measure_release(
         digest=release.digest,
         threads=report.threads,
         samples_ns=report.samples_ns,
+        start_ns=report.start_ns,
         load_ns=report.load_ns,
         first_ns=report.first_ns,
+        warm_ns=report.warm_ns,
+        drift_ns=report.realtime_drift_ns,
         memory=report.memory,
         before=report.before,
         after=report.after,
+        around=around_of(run),
+        process=report.process,
         invalid=_invalid_reasons(run),
     )
     return measurement, list(run.outputs)
@@ -100,10 +116,35 @@ def _invalid_reasons(run: ProgramRun) -> tuple[str, ...]:
     elif run.before.boot_id != run.after.boot_id:
         reasons.append("the board rebooted during the measurement")
     reasons += condition_problems(run.report.before, run.report.after)
+    around = around_of(run)
+    if around.governors != around.governors_after:
+        reasons.append(f"the governor changed to {', '.join(sorted(set(around.governors_after)))}")
     drift = drift_of(run.report.samples_ns)
     if drift > _DRIFT:
         reasons.append(f"the last quarter of the samples is {drift:.0%} slower than the first")
     return tuple(reasons)
+
+
+def around_of(run: ProgramRun) -> Around:
+    """Return what the board was like before and after a run."""
+    first, last = run.before, run.after
+    return Around(
+        governors=first.governors,
+        governors_after=last.governors,
+        load=first.load,
+        load_after=last.load,
+        pressure_us=_passed(first.pressure_us, last.pressure_us, int),
+        seconds=_passed(first.uptime, last.uptime, float),
+    )
+
+
+def _passed(
+    first: _Number | None, last: _Number | None, kind: Callable[[float], _Number]
+) -> _Number | None:
+    """Return how far a counter went; None where it is not there or was set back by a restart."""
+    if first is None or last is None or last < first:
+        return None
+    return kind(round(last - first, 2))
 
 
 def condition_problems(before: Conditions, after: Conditions) -> list[str]:
@@ -120,6 +161,26 @@ def condition_problems(before: Conditions, after: Conditions) -> list[str]:
         high, low = min(drops, key=lambda pair: pair[1] / pair[0])
         problems.append(f"the clock fell from {high // 1000} MHz to {low // 1000} MHz")
     return problems
+
+
+def disturbances(measurement: Measurement) -> tuple[str, ...]:
+    """Say what else went on while a real board measured; figures count, and this explains them."""
+    around, found = measurement.around, []
+    if measurement.kind == "emulated":
+        return ()
+    if around.pressure_us is not None and around.seconds:
+        share = around.pressure_us / 1e6 / around.seconds
+        if share > _PRESSURE:
+            found.append(f"programs waited for a processor in {share:.0%} of the time")
+    timed = sum(measurement.samples_ns) / 1e9
+    lost = measurement.process.involuntary / timed if timed else 0.0
+    if lost > _SWITCHES:
+        found.append(f"other programs took the processor {lost:.0f} times a second")
+    if abs(measurement.drift_ns) > _STEP_NS:
+        found.append(f"the clock of the day was set by {measurement.drift_ns / 1e9:+.3g} s")
+    if set(around.governors) - {"performance"}:
+        found.append(f"governor {', '.join(sorted(set(around.governors)))}: not controlled")
+    return tuple(found)
 
 
 def _throttle_bits(text: str | None) -> int:
@@ -151,7 +212,7 @@ def summarize_samples(samples: Sequence[int]) -> Statistics:
     deviations = np.abs(values - median)
     mad = float(np.median(deviations))
     far = deviations > _OUTLIER_SCORE * _MAD_SCALE * mad if mad > 0 else deviations > 0
-    bound = percentile_bound_rank(values.size, 0.95)
+    bound, far_bound = (percentile_bound_rank(values.size, each) for each in (0.95, 0.99))
     return Statistics(
         count=int(values.size),
         minimum=int(values[0]),
@@ -159,6 +220,7 @@ def summarize_samples(samples: Sequence[int]) -> Statistics:
         half_width=_median_half_width(values),
         p95=int(values[math.ceil(0.95 * values.size) - 1]),
         p95_bound=None if bound is None else int(values[bound - 1]),
+        p99_bound=None if far_bound is None else int(values[far_bound - 1]),
         mad=mad,
         outliers=int(np.count_nonzero(far)),
     )
@@ -172,6 +234,8 @@ def percentile_bound_rank(count: int, fraction: float) -> int | None:
 
     >>> percentile_bound_rank(58, 0.95), percentile_bound_rank(59, 0.95)
     (None, 59)
+    >>> percentile_bound_rank(298, 0.99), percentile_bound_rank(299, 0.99)
+    (None, 299)
     """
     below = 0.0
     for rank in range(1, count + 1):

@@ -157,7 +157,7 @@ def _deploy_on(
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
-        activate(seat, release)
+        activate(seat, release, built.bundle, built.fit.model)
     else:
         discard_release(release, board)
     return Deployed(

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from edgeopt import catalog
-from edgeopt.artifact import Method
+from edgeopt.artifact import Method, Recipe
 from edgeopt.budget import Budget
 from edgeopt.units import Fraction
 
@@ -21,6 +21,8 @@ class Bench(_Table):
     #: Untimed inferences before the timed ones.
     warmup: int = Field(default=10, ge=0)
     iterations: int = Field(default=50, ge=1)
+    #: Launches of the program at most, where time is measured: three, and more while it is noisy.
+    launches: int = Field(default=6, ge=1)
     #: Labelled samples run on the board for the accuracy of what was deployed.
     samples: int = Field(default=100, ge=0)
     #: None is every core of the target's first cluster.
@@ -39,6 +41,8 @@ class Profile(_Table):
     methods: tuple[Method, ...] = Field(min_length=1)
     #: Whether each weight may have a form of its own, where a method for all does not fit.
     mixed: bool = True
+    #: What is done around methods of 8 bits.
+    recipe: Recipe = Recipe()
     #: Share of the model's operations that is cut before anything else, in neurons, heads and
     #: channels; None: nothing.
     prune: Fraction | None = Field(default=None, gt=0, lt=1)

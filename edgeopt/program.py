@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from edgeopt.artifact import Bundle, Conditions, Fact, Memory, Release, TensorSpec
+from edgeopt.artifact import Bundle, Fact, Release, TensorSpec
 from edgeopt.board import TIMED_OUT, Board, Completed
+from edgeopt.board.canary import GROUP
 from edgeopt.board.procfs import CORES
 from edgeopt.board.script import QUICK, SLOWEST_LINK, printable, run_script, script_argv
+from edgeopt.board.state import STATE, BoardState, read_state
 from edgeopt.errors import (
     BoardIncompatible,
     BudgetExceeded,
@@ -24,6 +26,7 @@ from edgeopt.errors import (
     DeployFailed,
     EdgeoptError,
 )
+from edgeopt.surroundings import Conditions, Memory, Process
 from edgeopt.units import format_bytes
 
 Array = NDArray[Any]
@@ -38,22 +41,28 @@ _NPY_HEADER = 4096
 
 _SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"}
 
-_STATE = r"""
-echo "boot $(cat /proc/sys/kernel/random/boot_id)"
-sed -n 's/^MemAvailable: *\([0-9]*\) kB$/available \1/p' /proc/meminfo
-sed -n 's/^oom_kill /oom_kill /p' /proc/vmstat
-"""
-_OPEN = 'mkdir -p "$1/out"\n' + _STATE
-_CLOSE = 'cd "$1/out" && sha256sum *.npy 2>/dev/null || true\nrm -rf "$1"\n' + _STATE
-# When memory runs out the kernel takes the program, not the board's sshd.
-_RUN = r"""
+_OPEN = 'mkdir -p "$1/out"\n' + STATE
+_CLOSE = 'cd "$1/out" && sha256sum *.npy 2>/dev/null || true\nrm -rf "$1"\n' + STATE
+# When memory runs out the kernel takes the program, not the board's sshd. Parameters: run folder,
+# digests, bytes that the program may have (0: all there are), then its command.
+_RUN = (
+    GROUP
+    + r"""
 cd "$1"
 printf '%s' "$2" | sha256sum -c > /dev/null 2>&1 || fail '{"error": "the inputs arrived damaged"}'
-shift 2
+limit=$3
+shift 3
 ulimit -c 0
 { echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null || true
-exec "$@"
+if [ "$limit" = 0 ]; then exec "$@"; fi
+find_group "" "edgeopt-run-$$" || fail "{\"error\": \"memory limits are $state\"}"
+limit_group "$limit"
+status=0
+within "$@" || status=$?
+rmdir "$group" 2>/dev/null || true
+exit "$status"
 """
+)
 
 
 class OutputFile(Fact):
@@ -76,10 +85,14 @@ class ProgramReport(Fact):
     version: str
     clock: Meter
     threads: int = Field(ge=1)
+    #: Programs of earlier versions, which a board may go back to, tell less.
+    start_ns: int = Field(default=0, ge=0)
     load_ns: int = Field(ge=0)
     first_ns: int = Field(ge=0)
+    warm_ns: tuple[int, ...] = ()
     samples_ns: tuple[int, ...]
     realtime_drift_ns: int
+    process: Process = Process()
     memory: Memory
     before: Conditions
     after: Conditions
@@ -93,17 +106,6 @@ class ErrorLine(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class BoardState:
-    """What tells whether the board rebooted or ran out of memory meanwhile."""
-
-    boot_id: str
-    #: Bytes; None where the kernel does not say.
-    available: int | None
-    #: Kills by the kernel since boot; None where it does not count them.
-    oom_kills: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class ProgramRun:
     """One run of the device program that ended well."""
 
@@ -112,6 +114,18 @@ class ProgramRun:
     outputs: tuple[Array, ...]
     before: BoardState
     after: BoardState
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """One release, what it is fed, and how often it computes."""
+
+    release: Release
+    bundle: Bundle
+    inputs: list[Array]
+    counts: Mapping[str, int]
+    #: Bytes of memory that the kernel lets it have, by a control group; 0: all there are.
+    limit: int = 0
 
 
 def run_program(
@@ -138,19 +152,44 @@ def run_program(
             why=f"{iterations} iterations, {samples} samples, {warmup} warm-ups, {threads} threads",
         )
     counts = {"warmup": warmup, "iterations": iterations, "threads": threads, "samples": samples}
+    return _launch(board, _Launch(release, bundle, inputs, counts), directory)
+
+
+def run_within(
+    limit: int,
+    release: Release,
+    bundle: Bundle,
+    board: Board,
+    *,
+    feeds: Mapping[str, Array],
+    threads: int,
+    directory: Path,
+) -> ProgramRun:
+    """Run every sample once with so many bytes of memory, by a control group of its own.
+
+    Raises what run_program raises: BudgetExceeded where the kernel killed it for the limit.
+    """
+    inputs = _ordered_inputs(bundle, feeds)
+    samples = len(inputs[0])
+    counts = {"warmup": 0, "iterations": samples, "threads": threads, "samples": samples}
+    return _launch(board, _Launch(release, bundle, inputs, counts, limit), directory)
+
+
+def _launch(board: Board, launch: _Launch, directory: Path) -> ProgramRun:
+    release, bundle, counts = launch.release, launch.bundle, launch.counts
     folder = PurePosixPath(release.path).parents[3] / "runs" / f"run-{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
-        before = _read_state(run_script(board, _OPEN, (str(folder),), doing="make a run folder"))
+        before = read_state(run_script(board, _OPEN, (str(folder),), doing="make a run folder"))
         stack.callback(_remove_quietly, board, folder)
-        sums = _send_inputs(board, inputs, folder, directory)
-        argv = (str(folder), sums, *_command(release, bundle, counts))
+        sums = _send_inputs(board, launch.inputs, folder, directory)
+        argv = (str(folder), sums, str(launch.limit), *_command(release, bundle, counts))
         meter: Meter = "INSTRUCTIONS" if board.kind == "emulated" else "CLOCK_MONOTONIC_RAW"
         if meter == "INSTRUCTIONS":
             argv += ("--count-instructions",)
-        timeout = QUICK + _PER_INFERENCE * (warmup + iterations)
+        timeout = QUICK + _PER_INFERENCE * (counts["warmup"] + counts["iterations"])
         done = board.run(script_argv(_RUN, argv), timeout=timeout)
         if done.status != 0:
-            after = _read_state(run_script(board, _STATE, (), doing="read the board's state"))
+            after = read_state(run_script(board, STATE, (), doing="read the board's state"))
             _raise_failure(done, bundle, before, after)
         report = parse_report(done.stdout, counts, meter=meter)
         outputs, digests = _receive(board, bundle, report, folder, directory)
@@ -158,7 +197,7 @@ def run_program(
         stack.pop_all()
     if not digests <= {line.partition(" ")[0] for line in closing}:
         raise DeployFailed("the outputs of the run arrived damaged from the board")
-    return ProgramRun(report=report, outputs=outputs, before=before, after=_read_state(closing))
+    return ProgramRun(report=report, outputs=outputs, before=before, after=read_state(closing))
 
 
 def parse_report(
@@ -303,17 +342,6 @@ def _load_output(path: Path, spec: TensorSpec, samples: int) -> Array:
             why=f"{array.dtype} {array.shape}, not {spec.dtype} {(samples, *spec.shape)}",
         )
     return array
-
-
-def _read_state(lines: Sequence[str]) -> BoardState:
-    values = dict(line.split(" ", 1) for line in lines if " " in line)
-    available = values.get("available", "")
-    kills = values.get("oom_kill", "")
-    return BoardState(
-        boot_id=values.get("boot", ""),
-        available=int(available) * 1024 if available.isdecimal() else None,
-        oom_kills=int(kills) if kills.isdecimal() else None,
-    )
 
 
 def _remove_quietly(board: Board, folder: PurePosixPath) -> None:

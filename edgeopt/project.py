@@ -46,6 +46,8 @@ class Project(BaseModel):
     signing: Signing | None = None
     #: The command of this machine that cycles a board's power, by target, as a list of words.
     power: dict[str, tuple[str, ...]] = {}
+    #: The place of labgrid in which a target's board is, for tests on it: rpi4 = "desk".
+    labgrid: dict[str, str] = {}
 
 
 def load_project(folder: Path) -> Project:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from edgeopt.artifact import Arithmetic, Bundle, Fact, Model, Parity, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
+from edgeopt.confine import confine_release
 from edgeopt.deploy import Smoke, activate_release, discard_release, smoke_release, stage_bundle
 from edgeopt.job import Job, Run, Samples, Trial, plan_name
 from edgeopt.measure import measure_release
 from edgeopt.program import run_program
+from edgeopt.steady import Seen, measure_steadily
 from edgeopt.store import digest_file
 from edgeopt.task import Task, labelled, samples, score
 from edgeopt.units import format_bytes
@@ -24,6 +26,9 @@ from edgeopt.verify import make_parity
 
 #: Where releases live, below the home directory of the board's user.
 ROOT = PurePosixPath("~/.edgeopt")
+
+#: Samples of a launch that only repeats what is timed: the outputs of all are there already.
+_REPEATED = 8
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -118,13 +123,15 @@ def _remember(seat: Seat, bundle: Bundle, model: Model, measure: Callable[[Path]
             trial = measure(Path(folder))
         seat.run.note("measure", plan_name(model), cached=False, seconds=time.monotonic() - started)
         return trial
-    key = {
+    key: dict[str, object] = {
         "digest": bundle.digest,
         "boot": seat.facts.boot_id,
         "samples": seat.samples.sha256,
         "warmup": job.warmup,
         "iterations": job.iterations,
     }
+    if job.confine:
+        key["confine"] = True
     return seat.run.stage("measure", key, Trial, measure, detail=plan_name(model))
 
 
@@ -136,16 +143,32 @@ def _stage(seat: Seat, bundle: Bundle) -> Release:
 def _measure(seat: Seat, release: Release, bundle: Bundle, expected: Golden, folder: Path) -> Trial:
     job = seat.run.job
     feeds, labels = read_samples(seat.samples)
-    measurement, outputs = measure_release(
-        release,
-        bundle,
-        seat.board,
-        feeds=feeds,
-        warmup=job.warmup,
-        iterations=job.iterations,
-        threads=job.threads,
-        directory=folder,
-    )
+    few = {name: values[:_REPEATED] for name, values in feeds.items()}
+
+    def launch(first: bool) -> Seen:
+        return measure_release(
+            release,
+            bundle,
+            seat.board,
+            feeds=feeds if first else few,
+            warmup=job.warmup,
+            iterations=job.iterations,
+            threads=job.threads,
+            directory=folder,
+        )
+
+    measurement, outputs = measure_steadily(launch, most=job.launches)
+    if job.confine:
+        confined = confine_release(
+            release,
+            bundle,
+            seat.board,
+            feeds=few,
+            threads=job.threads,
+            peak=measurement.memory.peak,
+            directory=folder,
+        )
+        measurement = measurement.model_copy(update={"confined": confined})
     names = [each.name for each in bundle.outputs]
     return Trial(
         measurement=measurement, parity=_compare(job.task, labels, outputs, expected, names)
@@ -155,7 +178,7 @@ def _measure(seat: Seat, release: Release, bundle: Bundle, expected: Golden, fol
 def _compare(
     task: Task | None,
     labels: NDArray[Any] | None,
-    outputs: list[NDArray[Any]],
+    outputs: Sequence[NDArray[Any]],
     expected: Golden,
     names: list[str],
 ) -> Parity:
@@ -186,19 +209,28 @@ def _smoke_of(run: Run, drawn: Samples, expected: Golden) -> Smoke:
     )
 
 
-def _smoke(seat: Seat, release: Release, bundle: Bundle, expected: Golden) -> None:
+def _smoke(
+    seat: Seat, release: Release, bundle: Bundle, expected: Golden, *, name: str = "smoke"
+) -> None:
     started = time.monotonic()
     smoke = _smoke_of(seat.run, seat.samples, expected)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         smoke_release(release, bundle, seat.board, smoke=smoke, directory=Path(folder))
-    seat.run.note("smoke", "one sample", cached=False, seconds=time.monotonic() - started)
+    seat.run.note(name, "one sample", cached=False, seconds=time.monotonic() - started)
 
 
-def activate(seat: Seat, release: Release) -> None:
-    """Make a release current, signed where the job has a signer, and tell who verified that."""
+def activate(seat: Seat, release: Release, bundle: Bundle, model: Model) -> None:
+    """Make a release current, signed where the job has a signer, and tell who verified that.
+
+    It runs once more when it is current; one that fails then is taken back.
+    """
     started = time.monotonic()
     signed = seat.run.job.sign(release.digest)
-    by_board = activate_release(release, seat.board, signed=signed)
+
+    def health() -> None:
+        _smoke(seat, release, bundle, _expect(seat.run, seat.samples, model), name="health")
+
+    by_board = activate_release(release, seat.board, signed=signed, health=health)
     if signed is not None:
         who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
         seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)

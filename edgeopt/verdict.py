@@ -13,7 +13,7 @@ from edgeopt.errors import (
     MeasurementNoisy,
 )
 from edgeopt.job import Run, Trial, plan_title
-from edgeopt.measure import require_steady, summarize_samples
+from edgeopt.measure import disturbances, require_steady, summarize_samples
 from edgeopt.units import format_figure
 from edgeopt.verify import parity_error
 
@@ -65,6 +65,9 @@ def check_trial(
         _check("flash", "bytes", tried.flash, need.flash, budget.flash),
         _check("peak memory", "bytes", need.peak, seen.memory.peak, budget.ram),
     ]
+    if seen.confined is not None:
+        smallest = seen.confined.smallest
+        checks.append(_check("memory it runs in", "bytes", None, smallest, budget.ram))
     if kind == "emulated":
         checks.append(_check("instructions", "instructions", None, statistics.p50, None))
         if budget.latency is not None:
@@ -192,6 +195,10 @@ def _warnings(bundle: Bundle, rows: tuple[Row, ...]) -> tuple[str, ...]:
         f"{row.plan}: {reason}"
         for row in rows
         if row.measurement
-        for reason in row.measurement.invalid
+        for reason in (
+            *row.measurement.invalid,
+            *(f"a launch was repeated: {each}" for each in row.measurement.set_aside),
+            *disturbances(row.measurement),
+        )
     ]
     return (*slow, *unsteady)

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import resource
 import signal
 import struct
@@ -55,8 +56,10 @@ from edgeopt.tiles import read_tiles
 from tests.board.test_facts import SECTIONS
 from tests.board.test_sftp import FSYNC, Server
 from tests.deploy.test_preflight import RECORDED
-from tests.graphs import text_model
-from tests.tiny import PROJECT, write_tiny
+from tests.graphs import image_model, text_model
+from tests.plugin.test_parts import make_baseline
+from tests.samples import report
+from tests.tiny import PROJECT
 
 ROOT = Path(__file__).parents[1]
 #: Seconds for one case; reading a model starts a process.
@@ -158,6 +161,12 @@ def _written(data: bytes, folder: Path, name: str) -> Path:
     path = folder / name
     path.write_bytes(data)
     return path
+
+
+def _own_name(data: bytes, folder: Path) -> Path:
+    """Write a target or a profile, which are called what their files are."""
+    match = re.search(rb'^name *= *"([a-z0-9-]+)"', data, re.MULTILINE)
+    return _written(data, folder, f"{match[1].decode() if match else 'rpi4'}.toml")
 
 
 def _lines(data: bytes) -> list[str]:
@@ -294,20 +303,7 @@ def _whole_model(data: bytes, folder: Path) -> object:
 
 
 def _model_seeds(folder: Path) -> list[bytes]:
-    write_tiny(folder / "tiny")
-    return [text_model(folder).path.read_bytes()[:200_000], _small_model(folder)]
-
-
-def _small_model(folder: Path) -> bytes:
-    import onnx
-
-    model = onnx.load(folder / "tiny" / "tiny.onnx")
-    for each in model.graph.initializer:
-        # What is mutated should be structure, not weights.
-        if len(each.raw_data) > 4000:
-            each.raw_data = each.raw_data[:400]
-            each.dims[:] = [100]
-    return bytes(model.SerializeToString())
+    return [make(folder).path.read_bytes() for make in (text_model, image_model)]
 
 
 _REPORT = """{"schema_version": 1, "program": "edgeopt-run", "version": "0.1.0",
@@ -328,10 +324,15 @@ release {"a" * 64}
 files good
 {{"action":"deploy","digest":"","id":"00000000","time":"2026-01-01T00:00:00Z","version":"1"}}
 """
-_LEASE = '120 {"owner": "edgeopt deploy x", "host": "lab", "user": "pi", "pid": 1, "started": 7}'
+_LEASE = (
+    '120 00ff 3 60 {"owner": "edgeopt deploy x", "host": "lab", "user": "pi", "pid": 1,'
+    ' "started": 7}\n'
+)
 _TILES = """{"schema_version": 1, "cpu": "aarch64-cortex-a72", "tiles": [{"kind": "matmul",
- "rows": 32, "columns": 384, "depth": 384, "dtype": "float32", "measured": "time"}]}"""
-_KNOWN = """[127.0.0.1]:2222 ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGludmFsaWQ=
+ "rows": 32, "columns": 384, "depth": 384, "dtype": "float32", "tile": [8, 12],
+ "gain": 0.07, "measured": "time", "date": "2026-01-31", "edgeopt": "0.1.0"}]}"""
+_KNOWN = """x.lab,192.0.2.7 ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGludmFsaWQ=
+[127.0.0.1]:2222 ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGludmFsaWQ=
 |1|c2FsdHNhbHRzYWx0c2FsdHM=|ZGlnZXN0ZGlnZXN0ZGlnZXM= ssh-rsa AAAA
 @revoked *.lab,!good.lab ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGludmFsaWQ=
 """
@@ -359,10 +360,10 @@ _COUNTS = {"warmup": 1, "iterations": 5, "threads": 1, "samples": 3}
 
 SUBJECTS: dict[str, Subject] = {
     "target": Subject(
-        _files("targets/*.toml"), lambda d, f: load_target(_written(d, f, "rpi4.toml")), 900
+        _files("targets/*.toml"), lambda d, f: load_target(_own_name(d, f)), 900
     ),
     "profile": Subject(
-        _files("profiles/*.toml"), lambda d, f: load_profile(_written(d, f, "tiny.toml")), 700
+        _files("profiles/*.toml"), lambda d, f: load_profile(_own_name(d, f)), 700
     ),
     "project": Subject(_texts(*_PROJECTS), _project, 700),
     "quarantine": Subject(
@@ -377,8 +378,8 @@ SUBJECTS: dict[str, Subject] = {
         200,
     ),
     "tiles": Subject(_texts(_TILES), _tiles, 300),
-    "baseline": Subject(_texts('{"schema_version": 1, "setting": {}}'), _baseline, 200),
-    "last report": Subject(_texts('{"schema_version": 1, "rows": []}'), _last_report, 200),
+    "baseline": Subject(_texts(make_baseline(9).model_dump_json()), _baseline, 400),
+    "last report": Subject(_texts(report().model_dump_json()), _last_report, 400),
     "program's report": Subject(
         _texts(_REPORT), lambda d, _f: parse_report(d, _COUNTS), 900
     ),

@@ -3,10 +3,8 @@
 from edgeopt.artifact import (
     Bundle,
     Check,
-    Conditions,
     Footprint,
     Measurement,
-    Memory,
     Parity,
     Report,
     Row,
@@ -15,6 +13,7 @@ from edgeopt.artifact import (
     Unscheduled,
 )
 from edgeopt.board import Kind
+from edgeopt.surroundings import Conditions, Memory
 
 FOOTPRINT = Footprint(
     flash=48_000_000,

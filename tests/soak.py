@@ -53,14 +53,14 @@ PLANS = ("float32", "float16", "int8")
 APP = "tiny"
 #: Seconds until a cut-off board has noticed, and for a deploy that lost its board.
 QUIET, ENDING = 15.0, 120.0
-#: The exit code of a board that somebody has, and seconds until a dead one's turn is over.
-BUSY, TURN = 8, 200.0
+#: The exit code of a board that somebody has, and seconds until a dead one has let go of it.
+BUSY, TURN = 8, 40.0
 #: Seconds between two calls to the board, compiling included.
 LONGEST = 300.0
 #: A garbled length makes the server wait for more: the deploy has to lose patience.
 HASTY = Patience(connect=20.0, silence=4.0)
 #: What is soaked is the release, not its speed.
-BENCH = Bench(warmup=0, iterations=3, samples=3, threads=1)
+BENCH = Bench(warmup=0, iterations=3, launches=1, samples=3, threads=1)
 #: What a deploy passes through, as the board shows it when the fault comes.
 PHASES = ("reached", "leased", "uploading", "staged", "running", "switched")
 
@@ -219,7 +219,7 @@ class Soak:
     def finish(self, number: int) -> None:
         """Deploy undisturbed, which must end well.
 
-        Who was killed while taking a dead holder's lease over stands in the way for two minutes.
+        Who was killed may be ending what an earlier holder left running, and has the lease yet.
         """
         until = time.monotonic() + TURN
         while (status := self._try(number)) == BUSY and time.monotonic() < until:

@@ -1,5 +1,6 @@
 import contextlib
 import random
+import re
 import statistics as reference
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.artifact import Bundle, Conditions, Measurement, Memory, Release
+from edgeopt.artifact import Bundle, Measurement, Release
 from edgeopt.board import Board
 from edgeopt.board.local import LocalBoard
 from edgeopt.deploy import stage_bundle
@@ -24,6 +25,7 @@ from edgeopt.errors import (
 )
 from edgeopt.measure import (
     condition_problems,
+    disturbances,
     drift_of,
     is_noisy,
     latency_ratio,
@@ -33,7 +35,9 @@ from edgeopt.measure import (
     summarize_samples,
 )
 from edgeopt.program import parse_report
+from edgeopt.surroundings import Around, Conditions, Memory, Process
 from tests.deploy.kit import APP, DyingBoard, board_facts, leftovers, make_bundle, samples_of
+from tests.samples import measurement
 
 COUNTS = {"warmup": 1, "iterations": 5, "threads": 1, "samples": 3}
 
@@ -308,3 +312,37 @@ def test_measurements_of_one_board_compare_and_kinds_never_mix() -> None:
         latency_ratio(made([200]), made([100], kind="emulated"))
     with pytest.raises(ConfigError, match="other pi"):
         latency_ratio(made([200]), made([100], board="other pi"))
+
+
+def disturbed(**changes: object) -> tuple[str, ...]:
+    return disturbances(measurement().model_copy(update={"kind": "board", **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"around": Around(pressure_us=4_000_000, seconds=10.0)}, "waited for a processor in 40%"),
+        (
+            {"samples_ns": (10**9,) * 2, "process": Process(involuntary=100)},
+            "took the processor 50 times a second",
+        ),
+        ({"drift_ns": 3_600_000_000_000}, r"was set by \+3.6e\+03 s"),
+        ({"around": Around(governors=("ondemand", "performance"))}, "not controlled"),
+    ],
+)
+def test_what_disturbed_a_measurement_is_said(changes: dict[str, object], words: str) -> None:
+    (found,) = disturbed(**changes)
+    assert re.search(words, found)
+    assert disturbances(measurement().model_copy(update=changes)) == ()
+
+
+def test_a_quiet_board_has_nothing_to_say() -> None:
+    quiet = Around(governors=("performance",), pressure_us=1000, seconds=10.0)
+    process = Process(involuntary=3, voluntary=900)
+    assert disturbed(around=quiet, process=process, drift_ns=5_000_000) == ()
+
+
+def test_a_percentile_of_too_few_samples_is_refused_and_not_guessed() -> None:
+    few, enough = (summarize_samples(range(1, count + 1)) for count in (298, 299))
+    assert (few.p99_bound, enough.p99_bound) == (None, 299)
+    assert few.p95_bound is not None

@@ -2,8 +2,9 @@
 
 With instruction counting (-icount shift=0) one nanosecond of its clock is one instruction
 executed, and its performance counters count those of a program alone: repeatable, and not a
-latency. What is written on it survives as long as it runs: stopping it loses the state, and the
-next start begins with a fresh disk.
+latency. What is written on it survives as long as it runs, restarts of its system included:
+stopping it loses the state, and the next start begins with a fresh disk. A board that is kept has a
+disk of its own instead, with a journal, as devices have.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeopt.board.connect import SLOW
 from edgeopt.board.destination import Hop
-from edgeopt.board.image import HOST_ALIAS, USER, Image, check_tools, ensure_image
+from edgeopt.board.image import HOST_ALIAS, USER, Image, check_tools, ensure_image, keep_disk
 from edgeopt.board.ssh import SshBoard
 from edgeopt.errors import BoardUnreachable, ConfigError
 from edgeopt.target import Target
@@ -55,6 +56,8 @@ class BoardHandle(BaseModel):
     ram: int
     ram_asked: int
     icount: bool
+    #: Whether its disk outlives it.
+    kept: bool = False
     #: Digest of the image's recipe, and the folder it is in.
     image: str
     image_path: Path
@@ -74,11 +77,13 @@ def start_board(
     icount: bool = True,
     instance: str = "",
     mirror: str = "",
+    keep: bool = False,
 ) -> BoardHandle:
     """Start the target's emulated board, or return the one that runs with the same settings.
 
-    One whose CPU, memory, image or counting differ is an error: stop it first. Different
+    One whose CPU, memory, image, counting or disk differ is an error: stop it first. Different
     instances of one target run side by side. The first start on a machine builds the image.
+    keep: its disk is a file, with which later starts that keep it go on.
     """
     root = (cache or default_cache()).absolute()
     name = instance or target.name
@@ -90,7 +95,7 @@ def start_board(
     with FileLock(folder / "lock"):
         running = _read_state(folder)
         if running is None:
-            return _start(folder, image, target=target, cpu=cpu, icount=icount)
+            return _start(folder, image, target=target, cpu=cpu, icount=icount, keep=keep)
         differing = [
             f"{label}: {has}, wanted {wants}"
             for label, has, wants in (
@@ -98,6 +103,7 @@ def start_board(
                 ("memory", running.ram_asked, _asked(target)),
                 ("image", running.image, image.digest),
                 ("counts instructions", running.icount, icount),
+                ("keeps its disk", running.kept, keep or running.kept),
             )
             if has != wants
         ]
@@ -117,9 +123,12 @@ def open_emulated(
     icount: bool = True,
     instance: str = "",
     mirror: str = "",
+    keep: bool = False,
 ) -> SshBoard:
     """Connect to the target's emulated board as its unprivileged user; start it if need be."""
-    handle = start_board(target, cache=cache, icount=icount, instance=instance, mirror=mirror)
+    handle = start_board(
+        target, cache=cache, icount=icount, instance=instance, mirror=mirror, keep=keep
+    )
     board = SshBoard(
         (login_hop(handle),), name=f"emulated {handle.name}", kind="emulated", patience=SLOW
     )
@@ -173,6 +182,20 @@ def stop_board(name: str, *, cache: Path | None = None) -> bool:
         return _clear(folder)
 
 
+def cut_power(name: str, *, cache: Path | None = None) -> bool:
+    """End one instance at once, as a power cut does; False when it was not running.
+
+    What the board had not written to its disk is lost; the disk of one that is kept stays.
+    """
+    folder = _folder((cache or default_cache()).absolute(), name)
+    with FileLock(folder / "lock"):
+        running = _read_state(folder)
+        if running is not None:
+            os.kill(running.pid, signal.SIGKILL)
+            _clear(folder)
+        return running is not None
+
+
 def _cpu(target: Target) -> str:
     if target.isa.machine == "aarch64" and target.emulation is not None:
         return target.emulation.cpu
@@ -220,15 +243,20 @@ def _available() -> int:
     return 0
 
 
-def _start(folder: Path, image: Image, *, target: Target, cpu: str, icount: bool) -> BoardHandle:
+def _start(
+    folder: Path, image: Image, *, target: Target, cpu: str, icount: bool, keep: bool
+) -> BoardHandle:
     """Start QEMU; a port that was taken in the meantime is replaced by another one."""
     ram = _memory(_asked(target), folder.name)
     _clear(folder)
+    drive = f"file={_escaped(image.disk)},snapshot=on"
+    if keep:
+        drive = f"file={_escaped(keep_disk(image, folder))}"
     why = ""
     for _ in range(3):
         port = _free_port()
         begun = time.monotonic()
-        argv = _qemu(folder, image, cpu=cpu, ram=ram, port=port, icount=icount)
+        argv = _qemu(folder, image, drive=drive, cpu=cpu, ram=ram, port=port, icount=icount)
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=folder
         )
@@ -247,6 +275,7 @@ def _start(folder: Path, image: Image, *, target: Target, cpu: str, icount: bool
             ram=ram,
             ram_asked=_asked(target),
             icount=icount,
+            kept=keep,
             image=image.digest,
             image_path=image.path,
             boot_seconds=round(time.monotonic() - begun, 2),
@@ -262,17 +291,19 @@ def _start(folder: Path, image: Image, *, target: Target, cpu: str, icount: bool
     )
 
 
-def _qemu(folder: Path, image: Image, *, cpu: str, ram: int, port: int, icount: bool) -> list[str]:
+def _qemu(
+    folder: Path, image: Image, *, drive: str, cpu: str, ram: int, port: int, icount: bool
+) -> list[str]:
     """Write QEMU's command line: one processor, no way out of the board but its SSH port."""
-    drive = f"file={_escaped(image.disk)},format=raw,if=none,id=disk,snapshot=on,cache=unsafe"
     return [
         *(_QEMU, "-name", f"edgeopt-{folder.name}"),
         *("-M", "virt", "-cpu", cpu, "-smp", "1", "-m", f"{ram >> 20}M"),
-        *("-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"),
+        *("-nodefaults", "-display", "none", "-monitor", "none"),
         *("-serial", f"file:{folder / 'serial.log'}"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
         *("-append", "console=ttyAMA0 quiet panic=-1"),
-        *("-drive", drive, "-device", "virtio-blk-pci,drive=disk"),
+        *("-drive", f"{drive},format=raw,if=none,id=disk,cache=unsafe"),
+        *("-device", "virtio-blk-pci,drive=disk"),
         *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"),
         *(("-icount", "shift=0") if icount else ()),

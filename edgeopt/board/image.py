@@ -49,6 +49,7 @@ _TOOLS = {
     "mke2fs": "e2fsprogs",
     "qemu-system-aarch64": "qemu-system-arm",
     "tar": "tar",
+    "tune2fs": "e2fsprogs",
 }
 
 #: As dependencies of openssh-server only libraries are needed: no package script ever runs.
@@ -112,6 +113,23 @@ def ensure_image(cache: Path, *, mirror: str = "") -> Image:
                 _build(Path(name), sources=_sources(mirror))
                 (Path(name) / "image").rename(image.path)
     return image
+
+
+def keep_disk(image: Image, folder: Path) -> Path:
+    """Return a board's own disk in folder, a journaling copy of the image's, which it makes once.
+
+    What was kept of another image is removed: its keys are not ours any more.
+    """
+    disk = folder / f"disk-{image.digest}.ext4"
+    if not disk.exists():
+        check_tools(_TOOLS)
+        for each in folder.glob("disk-*"):
+            each.unlink()
+        part = disk.with_suffix(".part")
+        _call(["cp", "--sparse=always", image.disk, part])
+        _call(["tune2fs", "-j", part])
+        part.rename(disk)
+    return disk
 
 
 def recipe_digest() -> str:
@@ -290,7 +308,8 @@ def _lay_out(root: Path, image: Path) -> None:
     for name, text in FILES.items():
         (root / name).write_text(text)
     (root / "usr/bin/sh").symlink_to("busybox")
-    (root / "usr/sbin/edgeopt-init").chmod(0o755)
+    for name in ("edgeopt-init", "reboot"):
+        (root / "usr/sbin" / name).chmod(0o755)
     (root / "etc/shadow").chmod(0o600)
     key = root / "etc/ssh/ssh_host_ed25519_key"
     shutil.copyfile(image / "host_ed25519", key)

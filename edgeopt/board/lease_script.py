@@ -95,8 +95,10 @@ evict() {{
 
 #: Arguments: folder, token, seconds, and the token of a holder that is to lose it in any case (it
 #: is known to be dead, or was told to go), or nothing; our own owner line on stdin. Those that find
-#: the same stale lease take turns by making the folder named after it, and look again when it is
-#: their turn; a turn whose owner died is over after two minutes. Prints our fence.
+#: the same stale lease take turns, and look again when it is their turn. A turn is a folder named
+#: after the lease with its owner in it, which appears by one rename, and not over another one. It
+#: is not removed when its owner has died, for two could do so: the turn after it has a name of
+#: its own, PLACE.PID. Prints our fence.
 TAKE = (
     'umask 077\nmkdir -p "$1"\n'
     + _LOOK
@@ -104,8 +106,18 @@ TAKE = (
     + _EVICT
     + """\
 turn() {
-  if [ -n "$(find "$1" -maxdepth 0 -mmin +2 2>/dev/null)" ]; then rmdir "$1"; fi
-  mkdir "$1" 2>/dev/null
+  place=$1
+  { read -r stat <"/proc/$$/stat"; } 2>/dev/null || return 1
+  set -- "$2" ${stat##*) }
+  { mkdir -p "draft.$1" && echo "$boot $$:${21}" >"draft.$1/by"; } 2>/dev/null || return 1
+  until mv -T "draft.$1" "$place" 2>/dev/null; do
+    { read -r when by <"$place/by"; } 2>/dev/null || by=
+    case $by in ''|*[!0-9:]*) false ;; esac && { [ "$when" != "$boot" ] || ! alive "$by"; } || {
+      rm -rf "draft.$1"
+      return 1
+    }
+    place=$place.${by%%:*}
+  done
 }
 # Be the first where there is none. Making a folder is as exclusive as a hard link, which some
 # file systems (FAT) do not have.
@@ -115,10 +127,10 @@ first() {
     ln "lease.$2" lease 2>/dev/null
     return
   fi
-  turn turn || return 1
+  turn turn "$2" || return 1
   [ ! -e lease ] && mv "lease.$2" lease && echo >"lease.$2"
   outcome=$?
-  rmdir turn
+  rm -rf turn turn.*
   return "$outcome"
 }
 number() {
@@ -148,14 +160,17 @@ for try in 1 2 3; do
   ends
   [ "$now" -ge "$ends" ] || [ "$holder" = "$4" ] || break
   stale=$holder
-  turn "stale.$stale" || break
+  turn "stale.$stale" "$2" || break
   look
   if [ "$holder" = "$stale" ]; then
     left=$session
-    number "$@" && got=yes && evict "$stale" "$left"
+    # Whose number cannot be written keeps the turn to the end: a full disk is no one's turn.
+    number "$@" || break
+    got=yes
+    evict "$stale" "$left"
     rm -f "gone.$stale"
   fi
-  rmdir "stale.$stale"
+  rm -rf "stale.$stale" "stale.$stale".*
   break
 done
 rm -f "lease.$2"

@@ -1,7 +1,8 @@
 """What the emulated board's system consists of besides packages, as text.
 
 Each change here makes another image. The first process replaces systemd: it mounts, names the
-host, hands files to their owners, brings the network up and starts sshd.
+host, hands files to their owners, brings the network up and starts sshd. Then it waits to be told
+to restart.
 """
 
 #: In order of insertion: each needs those before it (linux/drivers/virtio/Kconfig).
@@ -30,6 +31,15 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p /dev/pts /run/sshd
 mount -t devpts devpts /dev/pts
 mount -t cgroup2 cgroup /sys/fs/cgroup
+# The user's own group, as systemd delegates one: limits below it are the user's to set. Who is
+# logged in is one level deeper, for a group that hands on a controller holds no process.
+cd /sys/fs/cgroup
+mkdir -p edge/login
+echo +memory >cgroup.subtree_control
+echo +memory >edge/cgroup.subtree_control
+chown 1000:1000 edge edge/cgroup.procs edge/cgroup.subtree_control
+chown 1000:1000 edge/login edge/login/cgroup.procs
+cd /
 # Users may count their own instructions, which Debian's kernel forbids at its default, 3.
 echo 2 >/proc/sys/kernel/perf_event_paranoid
 hostname -F /etc/hostname
@@ -39,9 +49,20 @@ chown -R 1000:1000 /home/edge
 ifconfig lo 127.0.0.1 up
 # The address that QEMU's user network forwards to.
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
-/usr/sbin/sshd
+sh -c 'echo $$ >/sys/fs/cgroup/edge/login/cgroup.procs; exec /usr/sbin/sshd'
+# The user may restart the board, as logind lets whoever sits at one.
+mkfifo -m 600 /run/restart
+chown 1000:1000 /run/restart
 echo edgeopt-board ready >/dev/console
-exec /bin/busybox sh -c 'trap "" INT; while :; do sleep 3600 & wait; done'
+trap "" INT
+while :; do
+  read -r asked </run/restart || continue
+  # Connections end now: a kernel that restarts closes none.
+  killall sshd
+  sync
+  sleep 1
+  reboot -f
+done
 """
 
 #: The first process of the initramfs, which finds the disk; {modules} are in order.
@@ -90,4 +111,6 @@ FILES = {
         "Subsystem sftp internal-sftp\n"
     ),
     "usr/sbin/edgeopt-init": _INIT,
+    # busybox's own signals the first process, which only root may.
+    "usr/sbin/reboot": "#!/bin/sh\necho now >/run/restart\n",
 }

@@ -35,6 +35,9 @@ def start(
         str,
         typer.Option("--mirror", help="Debian archive and release, where apt has none configured."),
     ] = "",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Give it a disk of its own, which outlives it.")
+    ] = False,
 ) -> None:
     """Start a target's emulated board, building its image when there is none yet."""
     from edgeopt.board.emulator import open_emulated
@@ -43,7 +46,7 @@ def start(
 
     target = load_target(name)
     typer.echo(f"starting an emulated {target.title} ...", err=True)
-    board = open_emulated(target, cache=cache_folder(), mirror=mirror)
+    board = open_emulated(target, cache=cache_folder(), mirror=mirror, keep=keep)
     try:
         typer.echo(f"{board.name} answers")
     finally:
@@ -52,7 +55,7 @@ def start(
 
 @boards.command()
 def stop(name: Name) -> None:
-    """Stop an emulated board; what was deployed on it is lost."""
+    """Stop an emulated board; what was deployed on it is lost, unless it was started to keep it."""
     from edgeopt.board.emulator import stop_board
     from edgeopt.cli.places import cache_folder
 

@@ -19,6 +19,7 @@ from edgeopt.cli.request import (
     started,
     tell_wait,
 )
+from edgeopt.cli.security import describe_signature
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def deploy(
     effort: options.EffortName = "standard",
     sign: options.Sign = None,
     downgrade: options.Downgrade = False,
+    confine: options.Confine = False,
     wait: options.Wait = None,
     as_json: options.Json = False,
 ) -> None:
@@ -74,6 +76,7 @@ def deploy(
         effort=effort,
         sign=sign,
         downgrade=downgrade,
+        confine=confine,
     )
     check_output(html)
     patience = read_wait(wait)
@@ -127,7 +130,7 @@ def status(
     ssh_config: options.SshConfig = None,
     app: options.AppName = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Hash the current release's files on the board.")
+        bool, typer.Option("--check", help="Hash its files on the board, and verify its signature.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -139,16 +142,18 @@ def status(
     live = visit.connect()
     try:
         found = read_status(live, visit.app, root=ROOT, check=check)
+        signature = describe_signature(live, found, visit.allowed, check=check)
     finally:
         live.close()
     if as_json:
-        options.print_document(found.model_dump(mode="json"))
+        options.print_document(found.model_dump(mode="json") | {"signature": signature})
         return
     typer.echo(f"{found.app} on {found.board}: {found.state}")
     for name, digest in (("current", found.current), ("previous", found.previous)):
         typer.echo(f"  {name:<9} {digest[:12] or '-'}")
     if found.files_good is not None:
         typer.echo(f"  files     {'good' if found.files_good else 'DAMAGED: deploy again'}")
+    typer.echo(f"  signature {signature}")
 
 
 def history(

@@ -90,6 +90,10 @@ Downgrade = Annotated[
     bool,
     typer.Option("--allow-downgrade", help="Let a signed release be older than the last one."),
 ]
+Confine = Annotated[
+    bool,
+    typer.Option("--confine", help="Find the least memory it runs in, enforced by the kernel."),
+]
 Wait = Annotated[
     str | None,
     typer.Option(

@@ -58,6 +58,7 @@ class Request:
     #: A private key; None is the project file's, or none.
     sign: Path | None = None
     downgrade: bool = False
+    confine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ def make_order(request: Request) -> Order:
         pace=_last_pace(folder, target.name, choice.kind),
         signer=_signer_of(request, project, folder),
         downgrade=request.downgrade,
+        confine=request.confine,
     )
     return Order(job, choice.connect, f"{project.app} for {target.title}: {choice.why}")
 

@@ -8,8 +8,10 @@ from edgeopt.cli.checkup import Finding
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edgeopt.board import Board
     from edgeopt.board.canary import MemoryLimits
     from edgeopt.board.destination import Hop
+    from edgeopt.deploy import Status
     from edgeopt.target import Target
 
 _LIMITS: "dict[MemoryLimits, str]" = {
@@ -89,14 +91,41 @@ def _judge_known(path: Path) -> Finding:
     )
 
 
+def describe_signature(
+    board: "Board", status: "Status", allowed: str | None, *, check: bool
+) -> str:
+    """Say in words whether the current release is signed, and, when asked, whether that holds.
+
+    allowed: the lines of those whose signatures count here; without them the board's own count.
+    """
+    from edgeopt.deploy.signature import read_signers, verify_release
+    from edgeopt.deploy.status import place_from
+    from edgeopt.errors import DeployFailed
+
+    board_asks = f"; the board asks for one of {status.signers}" if status.signers else ""
+    if not status.current or status.serial is None:
+        return f"none{board_asks}"
+    said = f"serial {status.serial}{board_asks}"
+    if not check:
+        return f"{said}; not verified (--check)"
+    place, by = place_from(status), "the project's signers"
+    if allowed is None:
+        allowed, by = read_signers(board, place), "the board's signers"
+    try:
+        verify_release(board, place, status.current, allowed)
+    except DeployFailed as error:
+        return f"DOES NOT HOLD: {error.why}{board_asks}"
+    return f"{said}; verified here, by {by}"
+
+
 def judge_bundle(target: "Target", folder: Path) -> list[Finding]:
     """Scan every program of a bundle for what the target's processor or C library lacks.
 
-    folder: as edgeopt compile -o writes it. Instructions are looked at for 64-bit Arm only.
+    folder: as edgeopt compile -o writes it. Instructions are looked at for 64-bit Arm and x86-64.
     """
     from edgeopt.runner import needed_glibc
     from edgeopt.runner.elf import elf_machine
-    from edgeopt.runner.instructions import used_features
+    from edgeopt.runner.instructions import SCANNED, used_features
 
     programs = [path for path in sorted(folder.glob("*")) if _is_program(path)]
     if not programs:
@@ -119,7 +148,7 @@ def judge_bundle(target: "Target", folder: Path) -> list[Finding]:
         absent = {name: count for name, count in used.items() if not _has(target, name)}
         listed = ", ".join(f"{count} of {name}" for name, count in sorted(absent.items()))
         seen = f"uses {', '.join(sorted(used)) or 'no optional ones'}"
-        if machine != "aarch64":
+        if machine not in SCANNED:
             seen = f"not looked at for {machine}"
         what = f"the processor lacks {listed}" if absent else seen
         findings.append(Finding(f"{path.name}: instructions", not absent, what, again))

@@ -52,9 +52,14 @@ class Encoding:
 
     def encode(self, value: float) -> int:
         """Quantize one number."""
+        return int(self.encode_all(np.asarray(value, np.float32)))
+
+    def encode_all(self, values: np.ndarray) -> np.ndarray:
+        """Quantize numbers."""
         limits = np.iinfo(self.dtype)
-        code = np.rint(np.float32(value) / self.scale) + self.zero
-        return int(np.clip(code, limits.min, limits.max))
+        codes = np.rint(values / self.scale) + np.float32(self.zero)
+        encoded: np.ndarray = np.clip(codes, limits.min, limits.max).astype(self.dtype)
+        return encoded
 
 
 def read_encoding(call: relax.Call, dtype: str) -> Encoding | None:

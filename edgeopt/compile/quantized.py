@@ -2,6 +2,7 @@
 
 from tvm import relax
 
+from edgeopt.compile.code_table import look_up_codes
 from edgeopt.compile.encoding import Encoding, read_encoding
 from edgeopt.compile.kernels import elementwise
 from edgeopt.compile.recode import add_codes, join_codes, pass_codes
@@ -40,7 +41,7 @@ def lower_quantize(site: Site, call: relax.Call) -> relax.Expr | None:
 
 
 def _without_floats(site: Site, expr: relax.Expr, wanted: Encoding) -> relax.Expr | None:
-    for way in (pass_codes, encode_sum, join_codes, add_codes):
+    for way in (pass_codes, encode_sum, look_up_codes, join_codes, add_codes):
         codes = way(site, expr, wanted)
         if codes is not None:
             return codes

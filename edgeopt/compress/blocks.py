@@ -125,7 +125,9 @@ def scale_rounding(
     values: Floats, bits: int, levels: Levels | None = None
 ) -> Callable[[Floats], Floats]:
     """Return what makes a scale one that is stored, in float16 where a matrix's scales fit it."""
-    steps = 1 << (bits - 1) if levels is None else int(min(LARGEST, np.abs(levels).max()))
+    steps = 1 << (bits - 1)
+    if levels is not None:
+        steps = 1 if is_signs(levels) else LARGEST
     largest = float(np.abs(values).max(initial=0)) / steps
     half = _HALF_RANGE[0] <= largest <= _HALF_RANGE[1]
     tiny = np.finfo(np.float32).tiny

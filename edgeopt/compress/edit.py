@@ -21,6 +21,7 @@ class Edit:
         self._stored = initializers(model.graph)
         self._readers = consumers(model.graph)
         self._ahead: dict[str, list[NodeProto]] = {}
+        self._behind: dict[str, NodeProto] = {}
         self._replaced: set[str] = set()
         self._made: set[str] = set()
 
@@ -47,6 +48,19 @@ class Edit:
             tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
             self._stored[name] = tensor
         return name
+
+    def put(self, weight: Weight, values: Array) -> None:
+        """Change the values of a weight."""
+        kept = np.ascontiguousarray(values, np.float32)
+        self._stored[weight.name] = numpy_helper.from_array(kept, weight.name)
+
+    def follow(self, node: NodeProto, operator: str, operand: str) -> None:
+        """Put a node after one of the original graph: its readers read what this one makes."""
+        output = node.output[0]
+        node.output[0] = f"{output}.before"
+        made = helper.make_node(operator, [node.output[0], operand], [output])
+        made.name = f"{output}:{operator}"
+        self._behind[node.output[0]] = made
 
     def forget(self, weight: Weight) -> None:
         """Remove a stored tensor that nothing reads any more."""
@@ -94,6 +108,8 @@ class Edit:
             nodes.extend(self._ahead.get(node.output[0], ()))
             if node.output[0] not in self._replaced:
                 nodes.append(node)
+            if node.output[0] in self._behind:
+                nodes.append(self._behind[node.output[0]])
         changed = ModelProto()
         changed.CopyFrom(self._model)
         for field in ("node", "initializer", "value_info"):

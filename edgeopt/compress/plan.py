@@ -8,7 +8,8 @@ from typing import assert_never
 
 import onnx
 
-from edgeopt.artifact import Choice, Method, Model, Plan, Range
+from edgeopt.artifact import Choice, Method, Model, Plan, Range, Recipe
+from edgeopt.compress.bias import correct_biases
 from edgeopt.compress.blocks import (
     BITS,
     CODEBOOKS,
@@ -22,6 +23,7 @@ from edgeopt.compress.calibrate import calibrate
 from edgeopt.compress.choices import SMALLEST, choose, misfit
 from edgeopt.compress.codebook import encode_groups, store_groups
 from edgeopt.compress.codes import Codes, Floats
+from edgeopt.compress.condition import equalize, smooth
 from edgeopt.compress.cuts import cut_graph, groups_by_name, misfit_cut
 from edgeopt.compress.dynamic import quantize_dynamic
 from edgeopt.compress.edit import Edit
@@ -34,6 +36,7 @@ from edgeopt.compress.reconstruct import Rounded, reconstruct, require_samples
 from edgeopt.compress.rows import store_rows
 from edgeopt.compress.share import share_rows
 from edgeopt.compress.static import quantize_static
+from edgeopt.compress.tied import misfit_tie, tie_weights
 from edgeopt.compress.weights import store_weights
 from edgeopt.errors import ConfigError
 from edgeopt.model.extra import require_packages
@@ -48,21 +51,43 @@ def make_plan(
     *,
     samples: Mapping[str, Array] | None = None,
     directory: Path,
+    recipe: Recipe | None = None,
 ) -> Plan:
     """Choose for every weight what a method means for it; the plan has the method's name.
+
+    recipe: what is done around it; None: nothing.
 
     int8-static needs samples, inputs as [S, *shape], and raises ConfigError without them.
     """
     loaded = onnx.load(model.path)
     found = [each for each in weights(loaded.graph) if each.size >= SMALLEST]
     choices = tuple(choose(loaded, each, method) for each in found)
+    recipe = recipe or Recipe()
     ranges: tuple[Range, ...] = ()
     if method == "int8-static":
         static = {each.weight for each in choices if each.method == "int8-static"}
+        wanted = list(zip(found, choices, strict=True))
+        loaded = _condition(loaded, recipe, wanted, samples)
         tensors = _activations(loaded.graph, [each for each in found if each.name in static])
         directory.mkdir(parents=True, exist_ok=True)
-        ranges = calibrate(loaded, tensors, samples or {}, directory) if tensors else ()
-    return Plan(name=method, choices=choices, ranges=ranges)
+        given = samples or {}
+        if tensors:
+            ranges = calibrate(loaded, tensors, given, directory, recipe.ranges)
+    return Plan(name=method, choices=choices, ranges=ranges, recipe=recipe)
+
+
+def _condition(
+    model: onnx.ModelProto,
+    recipe: Recipe,
+    wanted: Sequence[tuple[Weight, Choice]],
+    samples: Mapping[str, Array] | None,
+) -> onnx.ModelProto:
+    """Change float weights as a recipe says, without changing what the model computes."""
+    if recipe.equalize:
+        model = equalize(model)
+    if recipe.smooth is None:
+        return model
+    return smooth(model, wanted, require_samples(samples, "smoothed"), recipe.smooth)
 
 
 def _activations(graph: onnx.GraphProto, found: Sequence[Weight]) -> list[str]:
@@ -88,21 +113,36 @@ def apply_plan(
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "compressed.onnx"
-    changed = any(each.method != "float32" or each.rank or each.rows for each in plan.choices)
+    changed = any(
+        each.method != "float32" or each.rank or each.rows or each.like for each in plan.choices
+    )
     if not (plan.cuts or changed):
         shutil.copyfile(model.path, path)
         return _made(model, path, plan)
     loaded = _cut(onnx.load(model.path), plan, samples)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
-    found = _found(loaded, plan)
+    found = _named(loaded, plan)
+    why = misfit_tie(found, plan.choices)
+    if why is not None:
+        raise _foreign(plan, why)
+    loaded = tie_weights(loaded, plan.choices)
+    own = tuple(each for each in plan.choices if each.like is None)
+    plan = plan.model_copy(update={"choices": own})
     wanted = [(found[each.weight], each) for each in plan.choices]
+    loaded = _condition(loaded, plan.recipe, wanted, samples)
+    _found(loaded, plan)
     if plan.in_turn:
         require_packages("layers cannot be fitted in turn here", "torch")
         from edgeopt.compress.sequence import fit_in_turn
 
         learned = fit_in_turn(loaded, wanted, require_samples(samples, "fitted"), _rewrite)
     learned = learned or learn(loaded, wanted, samples)
+    before = onnx.ModelProto()
+    before.CopyFrom(loaded)
     made = _rewrite(loaded, plan, learned)
+    if plan.recipe.correct_bias:
+        drawn = require_samples(samples, "corrected")
+        made = correct_biases(before, made, wanted, drawn)
     path.write_bytes(made.SerializeToString(deterministic=True))
     return _made(model, path, plan)
 
@@ -172,13 +212,20 @@ def _made(model: Model, path: Path, plan: Plan) -> Model:
     )
 
 
-def _found(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
-    """Return the model's weights by name; refuses choices that they have no form for."""
+def _named(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
+    """Return the model's weights by name; refuses choices for others."""
     found = {each.name: each for each in weights(model.graph)}
-    edit = Edit(model)
     for choice in plan.choices:
         if choice.weight not in found:
             raise _foreign(plan, f"the model has no weight {choice.weight!r}")
+    return found
+
+
+def _found(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
+    """Return the model's weights by name; refuses choices that they have no form for."""
+    found = _named(model, plan)
+    edit = Edit(model)
+    for choice in plan.choices:
         _refuse_foreign(edit, found[choice.weight], choice, plan)
     return found
 

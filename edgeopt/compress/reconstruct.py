@@ -33,6 +33,7 @@ from edgeopt.compress.blocks import (
 from edgeopt.compress.codes import Codes, Floats, encode_weight
 from edgeopt.compress.levels import Levels, find_levels
 from edgeopt.errors import ConfigError, ModelError
+from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
 
@@ -72,6 +73,9 @@ def reconstruct(
     for weight, choice in wanted:
         values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
         hessian = hessians[weight.name]
+        if choice.rounding == "adaround":
+            result[weight.name] = _round_adaptively(weight, values, choice, hessian)
+            continue
         if id(hessian) not in factors:
             # Query, key and value read the same tensor.
             factors[id(hessian)] = inverse_factor(hessian)
@@ -121,6 +125,14 @@ def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> R
     return round_channels(rows, factor, scales)
 
 
+def _round_adaptively(weight: Weight, values: Floats, choice: Choice, hessian: Doubles) -> Rounded:
+    require_packages("weights cannot be rounded by AdaRound here", "torch")
+    from edgeopt.compress.adaround import round_adaptively
+
+    rows, bits = blocks_last(weight, values), BITS.get(choice.method, 8)
+    return round_adaptively(rows, hessian, bits=bits, block=choice.block)
+
+
 def sources_of(nodes: Sequence[NodeProto]) -> list[Source]:
     """List what the readers of a weight multiply it with."""
     return [
@@ -138,7 +150,7 @@ def collect_hessians(
     names = sorted({name for name, _ in ordered})
     sums: dict[Source, Doubles] = {}
     with TemporaryDirectory(prefix="edgeopt-") as folder:
-        session = open_session(_exposed(model, names, Path(folder)))
+        session = open_session(expose(model, names, Path(folder)))
         for index in range(count):
             feeds = {name: values[index] for name, values in samples.items()}
             found = dict(zip(names, session.run(names, feeds), strict=True))
@@ -166,8 +178,8 @@ def unmasked(rows: Array, feeds: Mapping[str, Array]) -> Array:
     return rows
 
 
-def _exposed(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
-    """Write the model with the tensors as its outputs."""
+def expose(model: ModelProto, names: Sequence[str], folder: Path) -> Path:
+    """Write the model with the tensors as its outputs, and return where."""
     exposed = ModelProto()
     exposed.CopyFrom(model)
     del exposed.graph.output[:]

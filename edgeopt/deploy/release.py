@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeopt.artifact import Bundle, Release
 from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
+from edgeopt.deploy.alive import run_installed
 from edgeopt.deploy.delta import deltas_to_come, plan_deltas
 from edgeopt.deploy.place import place_of
 from edgeopt.deploy.preflight import (
@@ -33,7 +34,9 @@ from edgeopt.deploy.switch import (
 )
 from edgeopt.deploy.upload import Progress, find_damaged, upload_files
 from edgeopt.errors import (
+    BoardIncompatible,
     BoardUnreachable,
+    BudgetExceeded,
     DeployFailed,
     EdgeoptError,
     Interrupted,
@@ -129,7 +132,11 @@ def deploy_bundle(
             raise
         smoke_release(again, bundle, board, smoke=smoke, directory=directory)
         release = again
-    activate_release(release, board, signed=signed)
+
+    def health() -> None:
+        smoke_release(release, bundle, board, smoke=smoke, directory=directory)
+
+    activate_release(release, board, signed=signed, health=health)
     return release
 
 
@@ -182,7 +189,7 @@ def activate_release(
     so itself. Where a board has signers, one without a signature is a DeployFailed.
 
     `health` runs after the switch; when it or the switch fails, the release that was current is
-    restored, else RollbackFailed. Activating what is current already changes nothing.
+    restored and run once, else RollbackFailed. Activating what is current already changes nothing.
     """
     place = place_of(release)
     before = read_status(board, release.app, root=place.root)
@@ -193,8 +200,8 @@ def activate_release(
         if signed is not None or (before.current, before.state) != (release.digest, "ready"):
             older = signed is not None and signed.downgrade
             verified = switch_release(board, place, release.digest, "deploy", downgrade=older)
-        if health is not None:
-            health()
+            if health is not None:
+                health()
     except (BoardUnreachable, LeaseLost):
         # Either link is in place; running deploy again completes it, unless the board is
         # another one's by now.
@@ -211,9 +218,12 @@ def _restore(release: Release, board: Board, before: Status, error: EdgeoptError
         after = read_status(board, release.app, root=place.root)
         if after.current != before.current:
             restore_links(board, place, current=before.current, previous=before.previous)
+            # A way back that does not lead to something that runs is none.
+            if before.current:
+                run_installed(board, place, before.current)
     except EdgeoptError as second:
         raise RollbackFailed(
-            f"the release that was current on {board.name} could not be restored",
+            f"the release that was current on {board.name} could not be restored, or does not run",
             why=f"{second.why or second.what}; after: {error.what}",
             fix="see 'edgeopt status', then 'edgeopt deploy' again",
         ) from error
@@ -234,7 +244,7 @@ def discard_release(release: Release, board: Board) -> bool:
 def rollback_release(
     board: Board, app: str, *, root: PurePosixPath, allowed: str | None = None
 ) -> Status:
-    """Make the previous release current again after hashing its files on the board.
+    """Make the previous release current again after hashing its files on the board and a run.
 
     With allowed signers (their lines) it must be signed by one of them.
 
@@ -252,12 +262,13 @@ def rollback_release(
         check_release(board, place, status.previous)
         if allowed is not None:
             verify_release(board, place, status.previous, allowed)
+        run_installed(board, place, status.previous)
         # It was current before: that it is older is what is asked for.
         switch_release(board, place, status.previous, "rollback", downgrade=True)
-    except DeployFailed as error:
+    except (DeployFailed, BoardIncompatible, BudgetExceeded) as error:
         raise RollbackFailed(
             f"the previous release of '{app}' cannot be restored; {status.current[:12]} still runs",
-            why=error.why,
+            why=error.why or error.what,
             fix="deploy the version that you want",
         ) from error
     return read_status(board, app, root=root)

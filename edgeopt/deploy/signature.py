@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgeopt.artifact import BundleFile
 from edgeopt.board import Board
 from edgeopt.board.script import QUICK, run_script
+from edgeopt.deploy.alive import MANIFEST_LIMIT
 from edgeopt.deploy.place import Place, check_digest, check_name, hash_timeout
 from edgeopt.deploy.switch import place_statement
 from edgeopt.errors import BoardIncompatible, ConfigError, DeployFailed
@@ -30,8 +31,8 @@ KEYGEN = "ssh-keygen"
 STATEMENT, SIGNATURE = "statement", "statement.sig"
 #: What a signature is for: one that was made for anything else is none.
 _NAMESPACE = "edgeopt"
-#: Bytes of a statement, a signature, a manifest.
-_SMALL, _MANIFEST_LIMIT = 4096, 4_000_000
+#: Bytes of a statement, of a signature.
+_SMALL = 4096
 _STATEMENT = re.compile(
     r"edgeopt release 1\napp (?P<app>[A-Za-z0-9._-]{1,64})\ndigest (?P<digest>[0-9a-f]{64})\n"
     r"target (?P<target>[A-Za-z0-9._-]{1,64})\nserial (?P<serial>[0-9]{1,12})\n"
@@ -198,6 +199,17 @@ def install_statement(board: Board, place: Place, digest: str, signed: Signed) -
     verify_release(board, place, digest, signed.allowed)
 
 
+def read_signers(board: Board, place: Place) -> str:
+    """Return the lines of the signers that a board asks for; "" when there are none."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
+        local = Path(name) / "allowed_signers"
+        try:
+            board.get(place.root / local.name, local, limit=MANIFEST_LIMIT, timeout=QUICK)
+        except BoardIncompatible:
+            return ""
+        return local.read_text(errors="replace")
+
+
 def verify_release(board: Board, place: Place, digest: str, allowed: str) -> int:
     """Verify, by what the board gives out, who signed a release and that it is that to the byte.
 
@@ -212,7 +224,7 @@ def verify_release(board: Board, place: Place, digest: str, allowed: str) -> int
                 board.get(folder / each, local / each, limit=_SMALL, timeout=QUICK)
             board.get(
                 folder / "manifest.json", local / "manifest.json",
-                limit=_MANIFEST_LIMIT, timeout=QUICK,
+                limit=MANIFEST_LIMIT, timeout=QUICK,
             )  # fmt: skip
             statement = (local / STATEMENT).read_text()
             signature = (local / SIGNATURE).read_text()

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from edgeopt.artifact import Fact
 from edgeopt.board import Board
+from edgeopt.board.owner import read_number
 from edgeopt.board.script import run_script
 from edgeopt.deploy.place import CHECK_TIMEOUT, Place, check_name, check_root, known_digest
 from edgeopt.deploy.switch import Action
@@ -26,6 +27,10 @@ for each in current previous; do
     if [ -L "$home/$each" ]; then echo "$each $(readlink "$home/$each")"; fi
 done
 if [ -f "$home/current/sha256sums" ]; then echo "complete yes"; fi
+if [ -f "$home/current/statement.sig" ]; then
+    echo "serial $(sed -n 's/^serial //p' "$home/current/statement" | head -n 1)"
+fi
+if [ -e "$root/allowed_signers" ]; then echo "signers $(wc -l < "$root/allowed_signers")"; fi
 if [ -f "$home/state" ]; then echo "state $(head -n 1 "$home/state")"; fi
 for each in "$home"/releases/*/sha256sums; do
     if [ -f "$each" ]; then each=${each%/*}; echo "release ${each##*/}"; fi
@@ -63,6 +68,10 @@ class Status(Fact):
     releases: tuple[str, ...]
     #: Whether every file of the current release still has its digest; None when not checked.
     files_good: bool | None = None
+    #: Serial of the statement that was signed with the current release; None: it has no signature.
+    serial: int | None = None
+    #: How many signers the board asks for: where there are any, nothing unsigned becomes current.
+    signers: int = 0
 
 
 class HistoryEntry(Fact):
@@ -99,6 +108,8 @@ def read_status(board: Board, app: str, *, root: PurePosixPath, check: bool = Fa
         previous=known_digest(PurePosixPath(values.get("previous", "")).name),
         releases=tuple(each for each in releases if known_digest(each)),
         files_good=values["files"] == "good" if "files" in values else None,
+        serial=read_number(values["serial"]) if "serial" in values else None,
+        signers=read_number(values.get("signers", "")),
     )
 
 

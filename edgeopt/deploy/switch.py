@@ -92,6 +92,7 @@ current current > /dev/null
 rm -rf "$root"/.tmp-* "$home"/.tmp-* "$home"/releases/.tmp-*
 # Drafts of those who died while they asked for the lease; while it is ours none can become one.
 rm -f "$root"/lease.* "$root"/next.* "$root"/link.* "$root"/fence.*
+rm -rf "$root"/draft.* "$root"/stale.* "$root"/turn "$root"/turn.*
 rm -rf "$home"/releases/*/.tmp-* "$root"/runs/run-*
 recover
 for each in "$root"/objects/*.part; do

@@ -10,6 +10,7 @@ import pytest
 from edgeopt.artifact import Bundle, Measurement, Parity, Release, Report
 from edgeopt.board.facts import BoardFacts
 from edgeopt.compare import COUNTED_LAUNCHES
+from edgeopt.errors import MeasurementNoisy
 from edgeopt.hil.baseline import Baselines
 from edgeopt.job import Samples
 from edgeopt.measure import Statistics, summarize_samples
@@ -99,6 +100,21 @@ class Measured:
     def p95(self) -> float:
         """95th percentile of the latency in ms; an emulated board has none: a skip."""
         return self._timed().p95 / 1e6
+
+    @property
+    def p99(self) -> float:
+        """What the 99th percentile of the latency is at most, in ms, with 95 % confidence.
+
+        An error, and no guess, below 299 samples; an emulated board has none: a skip.
+        """
+        found = self._timed()
+        if found.p99_bound is None:
+            raise MeasurementNoisy(
+                f"{found.count} samples support no 99th percentile",
+                why="with fewer than 299 not even the largest bounds it (order statistics)",
+                fix="measure more: iterations under [bench] of the profile",
+            )
+        return found.p99_bound / 1e6
 
     @property
     def instructions(self) -> float:

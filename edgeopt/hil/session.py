@@ -10,6 +10,7 @@ from typing import final
 from edgeopt.board import Board, Completed, Kind
 from edgeopt.board.choose import Choice, choose_board
 from edgeopt.board.facts import BoardFacts, read_facts
+from edgeopt.board.labgrid import cycle_command, hold_place
 from edgeopt.board.lease import Lease, hold
 from edgeopt.board.recover import recover_board
 from edgeopt.cli.places import cache_folder
@@ -119,6 +120,10 @@ class BoardSession:
         self.wanted = wanted
         self.found = find_board(wanted)
         self._choice = _choose(self.found, wanted)
+        file = wanted.project / FILE
+        self._project = load_project(wanted.project) if file.is_file() else None
+        places = self._project.labgrid if self._project else {}
+        self._place = places.get(self.found.target.name, "")
         self._owner = owner
         self._stack = contextlib.ExitStack()
         self._board: LeasedBoard | None = None
@@ -136,6 +141,8 @@ class BoardSession:
             self._board.lease.renew(LEASE_SECONDS)
             return self._board
         with contextlib.ExitStack() as stack:
+            if self._place:
+                stack.enter_context(hold_place(self._place))
             board = self._choice.connect()
             stack.callback(board.close)
             facts = read_facts(board)
@@ -148,10 +155,13 @@ class BoardSession:
 
     def recover(self) -> str:
         """Bring back a lost board, and return what it took; BoardUnreachable: nothing did."""
-        file = self.wanted.project / FILE
-        power = load_project(self.wanted.project).power if file.is_file() else {}
-        command = power.get(self.found.target.name, ())
-        return recover_board(self._choice.connect, ROOT, power=command)
+        name, place = self.found.target.name, self._place
+        command = self._project.power.get(name, ()) if self._project else ()
+        with contextlib.ExitStack() as stack:
+            if place:
+                stack.enter_context(hold_place(place))
+                command = command or cycle_command(place)
+            return recover_board(self._choice.connect, ROOT, power=command)
 
     def close(self) -> None:
         """Give the board back; the next call of board() opens it again."""

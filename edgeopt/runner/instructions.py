@@ -1,15 +1,17 @@
-"""Which optional instructions a program for 64-bit Arm holds, found without a disassembler.
+"""Which optional instructions a program holds, found without a disassembler.
 
 A64 instructions are 32 bits wide and aligned, so that masks are enough. Encodings: Arm
 Architecture Reference Manual (DDI 0487), C4.1; features are named as /proc/cpuinfo does.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from edgeopt.runner.elf import elf_machine, executable_code
+from edgeopt.runner.x86 import count_features
 
 #: feature: (mask, value) of each class of instructions that needs it.
 _CLASSES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -28,22 +30,28 @@ _CLASSES: dict[str, tuple[tuple[int, int], ...]] = {
 _LOAD_ACQUIRE = (0x3FFFFC00, 0x38BFC000)
 #: Functions that ask the processor first, as compilers' runtimes name them.
 GUARDED = ("__aarch64_",)
+#: Machines, as elf_machine names them, whose instructions are looked at.
+SCANNED = ("aarch64", "x86_64")
 
 
 def used_features(path: Path) -> dict[str, int]:
-    """Count the instructions of each optional feature in a program or library for 64-bit Arm.
+    """Count the instructions of each optional feature in a program or library.
 
     Those in functions that ask the processor first (outline atomics) do not count; where symbols
-    were stripped they do. Raises ConfigError for what is no ELF file; {} for another machine.
+    were stripped they do. Raises ConfigError for what is no ELF file; {} for a machine that is not
+    in SCANNED.
     """
-    if elf_machine(path) != "aarch64":
+    machine = elf_machine(path)
+    if machine not in SCANNED:
         return {}
-    found: dict[str, int] = {}
+    found: Counter[str] = Counter()
     for code in executable_code(path, without=GUARDED):
-        words = np.frombuffer(code[: len(code) // 4 * 4], dtype="<u4")
-        for feature, count in _count(words):
-            found[feature] = found.get(feature, 0) + count
-    return found
+        if machine == "x86_64":
+            found.update(count_features(code))
+        else:
+            words = np.frombuffer(code[: len(code) // 4 * 4], dtype="<u4")
+            found.update(dict(_count(words)))
+    return dict(found)
 
 
 def _count(words: "np.ndarray[tuple[int], np.dtype[np.uint32]]") -> Iterator[tuple[str, int]]:

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    return (*row.place, row.runtime, row.digest)
+    return (*row.place, row.runtime, row.digest, row.unit)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 Compiles the model for each target, runs it on the target's emulated board (started when it does
 not run), compares its outputs with onnxruntime's and prints the median and the peak memory. Calls
-from several processes take turns on a board; each removes what it sent.
+from several processes take turns on a board; each removes what it sent. With --json, what the file
+holds of the same model file and code is not counted again: instructions repeat.
 """
 
 import argparse
@@ -13,10 +14,10 @@ import contextlib
 import secrets
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from filelock import FileLock
 
@@ -42,7 +43,15 @@ from tests.bench.prepare import (
     print_table,
     read_options,
 )
-from tests.bench.results import Row, geometric_mean, write_rows
+from tests.bench.results import (
+    Row,
+    Unit,
+    find_row,
+    geometric_mean,
+    ratios_by_kind,
+    read_rows,
+    write_rows,
+)
 
 _REMOVE = 'case $1 in */bench-*) chmod -R u+w "$1" && rm -rf "$1";; esac\n'
 
@@ -54,7 +63,7 @@ class Place(TypedDict):
     digest: str
     target: str
     threads: int
-    unit: Literal["ms", "M instructions"]
+    unit: Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +140,7 @@ def measure_model(request: Request, names: list[str], options: argparse.Namespac
     name = source.stem if source.suffix == ".onnx" else request.spec
     model = prepare_model(request)
     digest = digest_file(source) if source.is_file() else model.sha256
+    known = read_rows(options.json) if options.json is not None else []
     rows = []
     for target_name in names:
         target = bench_target(target_name)
@@ -139,22 +149,27 @@ def measure_model(request: Request, names: list[str], options: argparse.Namespac
             "digest": digest,
             "target": target_name,
             "threads": options.threads,
-            "unit": "ms" if target_name == NATIVE else "M instructions",
+            "unit": "ms" if target_name == NATIVE else "M user instructions",
         }
-        rows.append(_measure_ours(model, target, place, options.rounds))
+        rows.append(_measure_ours(model, target, place, options.rounds, known))
         if options.peer and target.isa.machine == "aarch64":
             path = model.path if request.changed else source
-            rows.append(_measure_peer(path, model, target, place, options.rounds))
+            rows.append(_measure_peer(path, model, target, place, options.rounds, known))
     return rows
 
 
-def _measure_ours(model: Model, target: Target, place: Place, rounds: int) -> Row:
+def _measure_ours(
+    model: Model, target: Target, place: Place, rounds: int, known: Sequence[Row]
+) -> Row:
     try:
         bundle = compile_bundle(model, target)
     # Every model is tried; the table says which failed, and why.
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:160]}"
         return Row(**place, runtime="edgeopt", code="", error=why)
+    found = find_row(known, Row(**place, runtime="edgeopt", code=bundle.digest))
+    if found is not None and target.name != NATIVE:
+        return found
     try:
         with exclusive_board(target) as board:
             seen = measure_bundle(
@@ -175,9 +190,14 @@ def _measure_ours(model: Model, target: Target, place: Place, rounds: int) -> Ro
     )
 
 
-def _measure_peer(path: Path, model: Model, target: Target, place: Place, rounds: int) -> Row:
+def _measure_peer(
+    path: Path, model: Model, target: Target, place: Place, rounds: int, known: Sequence[Row]
+) -> Row:
     from tests.bench.peer import VERSION, measure_peer
 
+    found = find_row(known, Row(**place, runtime="onnxruntime", code=VERSION))
+    if found is not None:
+        return found
     try:
         with exclusive_board(target) as board:
             seen = measure_peer(board, path, model, warmup=1, rounds=rounds)
@@ -199,13 +219,10 @@ def print_rows(rows: list[Row]) -> None:
     peers = {each.place: each for each in rows if each.runtime == "onnxruntime"}
     head = ("model", "target", "edgeopt", "onnxruntime", "ratio")
     table: list[tuple[str, ...]] = [(*head, "peak MB", "weights + arena", "difference", "")]
-    ratios: dict[str, list[float]] = {}
     for row in (each for each in rows if each.runtime == "edgeopt"):
         peer = peers.get(row.place)
         theirs = peer.median if peer is not None else None
         ratio = row.median / theirs if row.median and theirs else None
-        if ratio is not None:
-            ratios.setdefault(row.target, []).append(ratio)
         table.append(
             (
                 row.model,
@@ -220,8 +237,12 @@ def print_rows(rows: list[Row]) -> None:
             )
         )
     print_table(table)
-    for target, found in ratios.items():
-        print(f"{target}: geometric mean of {len(found)}: {geometric_mean(found):.3f}")
+    for (target, kind), found in ratios_by_kind(rows).items():
+        worst = max(found, key=lambda model: found[model])
+        mean = geometric_mean(found.values())
+        print(
+            f"{target}, {kind}: mean {mean:.3f} of {len(found)}, worst {found[worst]:.2f} {worst}"
+        )
 
 
 def _written(figure: float | None, places: int) -> str:

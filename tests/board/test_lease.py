@@ -1,6 +1,7 @@
 """The lease, on this machine's own file system and shell."""
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def test_of_many_that_ask_at_once_exactly_one_gets_it(
     board: LocalBoard, tmp_path: Path, stale: bool
 ) -> None:
     if stale:
-        file_of(tmp_path).parent.mkdir()
+        file_of(tmp_path).parent.mkdir(exist_ok=True)
         file_of(tmp_path).write_text('abc another-boot 99999999999 {"owner": "dead"}\n')
     won: list[Lease] = []
     lost: list[BoardBusy] = []
@@ -119,17 +120,45 @@ def test_of_many_that_ask_at_once_exactly_one_gets_it(
     assert left_in(tmp_path) == ["fence"]
 
 
-def test_a_taker_that_died_in_the_middle_does_not_block_for_ever(
+def owner_of_turn(pid: int) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{boot} {pid}:{start}\n"
+
+
+def make_turn(folder: Path, by: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "by").write_text(by)
+
+
+def test_a_taker_that_died_in_the_middle_blocks_nobody_and_a_living_one_does(
     board: LocalBoard, tmp_path: Path
 ) -> None:
     folder = file_of(tmp_path).parent
-    (folder / "stale.abc").mkdir(parents=True)
+    taker = subprocess.Popen(["sleep", "950"])
+    make_turn(folder / "stale.abc", owner_of_turn(taker.pid))
     file_of(tmp_path).write_text("abc another-boot 1 dead\n")
-    with pytest.raises(BoardBusy), hold(board, ROOT, owner="early", seconds=100):
-        pass
-    os.utime(folder / "stale.abc", (time.time() - 300, time.time() - 300))
+    try:
+        with pytest.raises(BoardBusy), hold(board, ROOT, owner="early", seconds=100):
+            pass
+        assert left_in(tmp_path) == ["lease", "stale.abc"]
+    finally:
+        taker.kill()
+        taker.wait()
     with hold(board, ROOT, owner="late", seconds=100) as lease:
         lease.confirm()
+    assert left_in(tmp_path) == ["fence"]
+
+
+def test_of_many_after_several_dead_takers_exactly_one_gets_it(
+    board: LocalBoard, tmp_path: Path
+) -> None:
+    folder = file_of(tmp_path).parent
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    # Of this boot, whose number is used again by now, and of another boot.
+    make_turn(folder / "stale.abc", f"{boot} 1:99999999999\n")
+    make_turn(folder / "stale.abc.1", f"another-boot {os.getpid()}:1\n")
+    test_of_many_that_ask_at_once_exactly_one_gets_it(board, tmp_path, stale=True)
 
 
 def test_a_folder_that_cannot_be_written_says_so(board: LocalBoard, tmp_path: Path) -> None:

@@ -139,11 +139,11 @@ def test_an_interrupted_delta_is_resumed(
     deploy(old, LocalBoard(), tmp_path / "rehearsal", tmp_path / "w")
     rehearsal = DyingBoard(LocalBoard())
     deploy(new, rehearsal, tmp_path / "rehearsal", tmp_path / "w")
-    # Of the puts, the inputs of the smoke run come last, and before them the delta.
+    # Of the puts, the inputs of smoke run and health check come last, and before them the delta.
     puts = [number for number, call in enumerate(rehearsal.calls) if call == "put"]
     deploy(old, LocalBoard(), root, tmp_path / "w")
     with pytest.raises(BoardUnreachable):
-        deploy(new, DyingBoard(LocalBoard(), at=puts[-2], moment="half"), root, tmp_path / "w")
+        deploy(new, DyingBoard(LocalBoard(), at=puts[-3], moment="half"), root, tmp_path / "w")
     there = sum(path.stat().st_size for path in root.glob("objects/*.part"))
     assert there > LAYER / 3
     assert deploy(new, LocalBoard(), root, tmp_path / "w").sent < 0.8 * LAYER

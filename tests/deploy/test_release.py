@@ -1,7 +1,10 @@
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
 
+from edgeopt.board import Completed
 from edgeopt.board.local import LocalBoard
 from edgeopt.deploy import (
     activate_release,
@@ -214,6 +217,46 @@ def test_a_release_that_fails_after_the_switch_is_taken_back(tmp_path: Path, roo
     assert link_of(root) == bundles[1].digest
     assert link_of(root, "previous") == bundles[0].digest
     assert read_history(LocalBoard(), APP, root=place)[-1].action == "restore"
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_program_that_fails_once_it_is_current_is_taken_back_and_the_old_one_is_run(
+    tmp_path: Path, root: Path, moment: int
+) -> None:
+    """The smoke run is the first one, the health check the second, what was current the third."""
+    runs: list[str] = []
+
+    class Failing(DyingBoard):
+        def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
+            done = super().run(argv, stdin=stdin, timeout=timeout)
+            if "--weights" in argv:
+                weights = PurePosixPath(argv[argv.index("--weights") + 1])
+                runs.append(weights.parent.name)
+            failed = "--weights" in argv and len(runs) == moment
+            return dataclasses.replace(done, status=1) if failed else done
+
+    one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
+    deploy(one, LocalBoard(), root, tmp_path / "w")
+    with pytest.raises(DeployFailed, match="the device program failed"):
+        deploy(two, Failing(LocalBoard()), root, tmp_path / "w")
+    assert link_of(root) == one.digest
+    assert runs == {1: [two.digest], 2: [two.digest, two.digest, one.digest]}[moment]
+    assert_whole(root, one.digest)
+
+
+def test_a_way_back_that_does_not_run_is_said_to_be_none(tmp_path: Path, root: Path) -> None:
+    one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
+    deploy(one, LocalBoard(), root, tmp_path / "w")
+    staged = stage_bundle(two, LocalBoard(), facts=board_facts(), app=APP, root=PurePosixPath(root))
+    weights = root / "apps" / APP / "current" / "weights.bin"
+    weights.chmod(0o600)
+    weights.write_text("fails\n")
+
+    def health() -> None:
+        raise DeployFailed("it hangs")
+
+    with pytest.raises(RollbackFailed, match="or does not run"):
+        activate_release(staged, LocalBoard(), health=health)
 
 
 def test_an_interruption_during_the_smoke_run_sends_nothing_again(

@@ -103,6 +103,32 @@ def test_another_key_is_refused_by_the_board_and_by_the_host(
         sign_release(Signer(keys[1], allowed), app=APP, digest=two.digest, target="here")
 
 
+def test_a_signer_whose_days_are_over_is_refused_by_the_board_and_by_the_host(
+    tmp_path: Path, root: Path, keys: tuple[Path, Path]
+) -> None:
+    one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
+    install(keys[0], one, root)
+    signers = root / "allowed_signers"
+    line = signers.read_text()
+    assert "namespaces=" in line
+    for day, refused in (("20990101", False), ("20200101", True)):
+        text = line.replace("namespaces=", f'valid-before="{day}",namespaces=')
+        allowed = tmp_path / f"until {day}"
+        allowed.write_text(text)
+        signers.chmod(0o600)
+        signers.write_text(text)
+        if not refused:
+            sign_release(Signer(keys[0], allowed), app=APP, digest=two.digest, target="here")
+            install(keys[0], two, root)
+            assert link_of(root) == two.digest
+            continue
+        with pytest.raises(ConfigError, match="not a key whose signatures count"):
+            sign_release(Signer(keys[0], allowed), app=APP, digest=one.digest, target="here")
+        with pytest.raises(DeployFailed, match=r"signed by nobody|of another text"):
+            install(keys[0], one, root)
+        assert link_of(root) == two.digest
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "weights.bin", "statement", "sha256sums"])
 def test_a_flipped_byte_is_refused_when_it_is_to_be_current(
     tmp_path: Path, root: Path, keys: tuple[Path, Path], name: str

@@ -1,6 +1,7 @@
 """Kernels as 64-bit ARM runs them, many shapes in one program: edges, batches, stored types."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeopt.artifact import Model, TensorSpec
 from edgeopt.cli.places import cache_folder
 from edgeopt.compile import compile_model
+from edgeopt.compile.cpu import describe_cpu
+from edgeopt.compile.import_onnx import import_model
+from edgeopt.compile.lower import lower_module
 from edgeopt.model.oracle import run_model
 from tests.compile.kit import Array, distance, make_target
 from tests.host.test_compile import run_program
@@ -169,7 +173,7 @@ def save_recurrent(path: Path) -> Path:
 
 
 #: Rows, depth and columns of products of codes, and the codes' type.
-CODE_PRODUCTS = (
+CODE_PRODUCTS: Products = (
     (((1,), 64, 48), "int8"),
     (((1,), 37, 7), "uint8"),
     (((4,), 16, 4), "int8"),
@@ -181,9 +185,42 @@ CODE_PRODUCTS = (
     (((600,), 900, 8), "uint8"),
 )
 
+#: The same whose weights are mostly small, so that four products may be added in int16.
+CALM_PRODUCTS: Products = (
+    (((4,), 64, 8), "int8"),
+    (((37,), 80, 65), "uint8"),
+    (((5,), 48, 19), "int8"),
+    (((1,), 400, 20), "uint8"),
+    (((2, 3, 9), 272, 40), "uint8"),
+    (((16,), 384, 24), "int8"),
+    (((3,), 330, 12), "int8"),
+)
 
-def save_code_products(path: Path) -> Path:
-    """Write products of codes of which many are the smallest and the largest that there are.
+
+def draw_extreme(random: np.random.Generator, place: int, depth: int, columns: int) -> Array:
+    """Draw codes of which many are the smallest and the largest that there are."""
+    lowest = -128 if place % 2 else -127
+    codes = random.choice([lowest, lowest, 127, 3, -5], (depth, columns)).astype(np.int8)
+    # A column that overflows int16 in pairs, were it not for the method.
+    codes[:, 0] = lowest
+    return codes
+
+
+def draw_calm(random: np.random.Generator, place: int, depth: int, columns: int) -> Array:
+    """Draw codes as trained weights are spread; two blocks are at the limit and just beyond."""
+    del place
+    codes = (36 * random.standard_normal((depth, columns))).round().clip(-127, 127)
+    for first, largest in ((0, -127), (32, -126)):
+        # Each lane of int16 adds what is eight rows apart: 256 or 255 times 128 with its sign.
+        for row, value in enumerate((-127, largest, -1, -1)):
+            codes[first + 8 * row : first + 8 * row + 8, 0] = value
+    return codes.astype(np.int8)
+
+
+def save_code_products(
+    path: Path, products: Products = CODE_PRODUCTS, draw: Callable[..., Array] = draw_extreme
+) -> Path:
+    """Write products of codes.
 
     One over a power of two is exact, so that the codes are onnxruntime's.
     """
@@ -194,12 +231,9 @@ def save_code_products(path: Path) -> Path:
         stored.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    for place, ((rows, depth, columns), dtype) in enumerate(CODE_PRODUCTS):
+    for place, ((rows, depth, columns), dtype) in enumerate(products):
         size = int(np.prod(rows)) * depth
-        lowest = -128 if place % 2 else -127
-        codes = random.choice([lowest, lowest, 127, 3, -5], (depth, columns)).astype(np.int8)
-        # A column that overflows int16 in pairs, were it not for the method.
-        codes[:, 0] = lowest
+        codes = draw(random, place, depth, columns)
         limits = [
             constant(f"scale{place}", np.float32(2.0**-5)),
             constant(f"zero{place}", np.dtype(dtype).type(3)),
@@ -347,6 +381,20 @@ def test_products_of_codes_are_exact_at_odd_sizes_and_extreme_codes(
     feeds = {"x": (4 * random.standard_normal(model.inputs[0].shape)).astype("float32")}
     found, _ = run_program(bundle, feeds, tmp_path)
     assert distance(found, run_model(model.path, feeds)[0]) < 2e-6
+
+
+def test_four_products_are_added_in_int16_where_they_fit_and_nowhere_else(tmp_path: Path) -> None:
+    model = describe(save_code_products(tmp_path / "model.onnx", CALM_PRODUCTS, draw_calm))
+    target = make_target("aarch64", static=True)
+    lowered = lower_module(import_model(model.path), describe_cpu(target)).module
+    assert lowered.script(show_meta=False).count("edgeopt_quad") >= len(CALM_PRODUCTS)
+    bundle = compile_model(model, target, directory=tmp_path / "bundle", cache=cache_folder())
+    random = np.random.default_rng(0)
+    x = (4 * random.standard_normal(model.inputs[0].shape)).astype("float32")
+    # The first row of each product is of the lowest codes, which sums are largest with.
+    x[:400] = -100.0
+    found, _ = run_program(bundle, {"x": x}, tmp_path)
+    assert distance(found, run_model(model.path, {"x": x})[0]) < 2e-6
 
 
 HALF = ("fphp", "asimdhp")

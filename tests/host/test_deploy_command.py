@@ -141,6 +141,7 @@ def test_a_limit_that_the_board_breaks_keeps_the_previous_release(user: User) ->
     assert user.current() == first["digest"]
     status = user.types("status")
     assert str(first["digest"])[:12] in status.stdout
+    assert "signature none" in status.stdout
 
 
 def test_rollback_returns_to_the_release_before_and_history_tells(user: User) -> None:

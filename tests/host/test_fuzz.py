@@ -1,11 +1,13 @@
 """A share of the fuzzing that make fuzz does, and proof that it sees what it looks for."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgeopt.errors import ConfigError
+from edgeopt.errors import BoardBusy, ConfigError
 from tests.fuzz import SUBJECTS, Subject, run_subject
 
 pytestmark = pytest.mark.host
@@ -17,6 +19,33 @@ def test_damaged_input_is_read_or_refused_and_never_a_crash_or_a_hang(name: str)
     tally = run_subject(name, SUBJECTS[name], cases=cases, seed=1)
     assert (tally.crashes, tally.hangs) == ([], [])
     assert tally.cases == cases
+
+
+#: What shows that a seed was read where nothing is refused, or where all of it is.
+READ: dict[str, Callable[[Any], bool]] = {
+    "last report": lambda app: app == "questions",
+    "plan": lambda plan: plan.name == "mixed",
+    "lease": lambda error: "edgeopt deploy x by pi@lab" in error.why,
+    "facts": lambda facts: facts.machine == "aarch64",
+    "status": lambda found: found[0].state == "switching" and len(found[1]) == 1,
+    "chunks": lambda chunks: len(chunks) == 6,
+    "known hosts": lambda keys: len(keys) == 2,
+    "tiles": lambda tiles: len(tiles.tiles) == 1,
+}
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_what_is_mutated_is_whole_before(name: str, tmp_path: Path) -> None:
+    """Where a seed is refused already, its mutations would try nothing behind that."""
+    subject = SUBJECTS[name]
+    for number, seed in enumerate(subject.seeds(tmp_path)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            found = subject.parse(seed, folder)
+        except BoardBusy as error:
+            found = error
+        assert READ.get(name, lambda _: True)(found), found
 
 
 def test_five_thousand_cases_are_fed_by_make_fuzz() -> None:

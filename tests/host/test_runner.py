@@ -1,9 +1,11 @@
 """The device program, built for real and run: on this machine, and under user-mode emulation."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +110,49 @@ def test_the_document_tells_times_memory_and_conditions(native: Built, tmp_path:
     assert all(0 < duration < 10**9 for duration in report["samples_ns"])
     assert 0 < report["load_ns"] < 10**10
     assert abs(report["realtime_drift_ns"]) < 10**9
+    assert 0 <= report["start_ns"] < 10**10
+    assert report["warm_ns"][0] == report["first_ns"] > 0
+    assert set(report["process"]) == {"cpus", "voluntary", "involuntary"}
+    assert report["process"]["cpus"]
+    assert min(report["process"]["voluntary"], report["process"]["involuntary"]) >= 0
     memory = report["memory"]
     assert 10**6 < memory["start"] <= memory["loaded"] <= memory["peak"] < 10**8
     assert memory["anonymous"] + memory["file_backed"] <= memory["peak"] * 1.02
     for moment in ("before", "after"):
         assert set(report[moment]) == {"temperature_c", "frequency_khz", "throttled"}
+
+
+#: A clock of the day that is set forward by an hour between its first look and its second.
+JUMP = """
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec* now) {
+  static int asked;
+  int done = (int)syscall(SYS_clock_gettime, clock, now);
+  if (clock == CLOCK_REALTIME && ++asked > 1) now->tv_sec += 3600;
+  return done;
+}
+"""
+
+
+def test_a_clock_that_is_set_meanwhile_is_noted_and_moves_no_sample(
+    native: Built, tmp_path: Path
+) -> None:
+    (tmp_path / "jump.c").write_text(JUMP)
+    shim = tmp_path / "jump.so"
+    zig = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1"]
+    subprocess.run([*zig, tmp_path / "jump.c", "-o", shim], check=True, capture_output=True)
+    save_samples(tmp_path / "ids.npy", seed=0)
+    command = ("env", f"LD_PRELOAD={shim}", *native.command)
+    done = dataclasses.replace(native, command=command).run(
+        *("--weights", native.folder / "weights.bin", "--input", tmp_path / "ids.npy"),
+        *("--samples", "3", "--iterations", "6", "--warmup", "1"),
+    )
+    report = json.loads(done.stdout)
+    assert report["realtime_drift_ns"] == pytest.approx(3_600_000_000_000, abs=10**9)
+    assert all(0 < duration < 10**9 for duration in report["samples_ns"])
 
 
 def test_instructions_repeat_or_are_refused_where_the_kernel_counts_none(

@@ -14,6 +14,8 @@ def test_where_a_release_was_signed_no_other_is_deployed_or_restored(
     key, other = make_key(tmp_path / "ours"), make_key(tmp_path / "other")
     first = report_of(user.types("deploy", "--json", "--no-reference", "--sign", str(key)))
     assert user.current() == first["digest"]
+    assert "; the board asks for one of 1; not verified" in user.types("status").stdout
+    assert "; verified here, by the board's signers" in user.types("status", "--check").stdout
     plain = user.types("deploy", "--no-reference", "--profile", "float16")
     assert (plain.returncode, user.current()) == (10, first["digest"])
     assert "is not signed" in plain.stderr
@@ -28,7 +30,10 @@ def test_where_a_release_was_signed_no_other_is_deployed_or_restored(
     settings.write_text(f'{text}\n[signing]\nkey = "{other}"\n')
     refused = user.types("rollback")
     assert (refused.returncode, user.current()) == (11, second["digest"])
+    doubted = user.types("status", "--check").stdout
+    assert "signature DOES NOT HOLD: it is signed by nobody who is allowed to" in doubted
     settings.write_text(f'{text}\n[signing]\nkey = "{key}"\n')
+    assert "; verified here, by the project's signers" in user.types("status", "--check").stdout
     assert user.types("rollback").returncode == 0
     assert user.current() == first["digest"]
 

@@ -1,5 +1,6 @@
 """The plugin without any board, and with one that goes away: no outcome is taken for another."""
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -335,3 +336,20 @@ def test_a_quarantine_without_a_reason_or_with_a_misspelt_key_is_refused(
         result = run(pytester)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert "quarantine.toml" in result.stderr.str() + result.stdout.str()
+
+
+def test_a_place_of_labgrid_is_acquired_for_the_run_and_given_back(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = pytester.path / "bin" / "labgrid-client"
+    client.parent.mkdir()
+    client.write_text(f'#!/bin/sh\necho "$*" >>{pytester.path}/said\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
+    (pytester.path / "edgeopt.toml").write_text(
+        'app = "a"\nmodel = "m.onnx"\n[labgrid]\nx86-64 = "desk"\n'
+    )
+    pytester.makepyfile(USES_BOARD)
+    run(pytester, "--board", "local").assert_outcomes(passed=2)
+    said = (pytester.path / "said").read_text().splitlines()
+    assert said == ["-p desk acquire", "-p desk release"]

@@ -5,17 +5,21 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from edgeopt.artifact import Release
 from edgeopt.board import Board, Completed, Kind
 from edgeopt.board.local import LocalBoard
 from edgeopt.board.procfs import Processor
 from edgeopt.compare import Comparison
 from edgeopt.deploy import read_status, stage_bundle
-from edgeopt.errors import ConfigError
+from edgeopt.errors import ConfigError, MeasurementNoisy
 from edgeopt.hil.baseline import Baseline, Baselines, Setting, compare_baselines
+from edgeopt.hil.measured import Deployment, Measured
 from edgeopt.hil.needs import unmet
 from edgeopt.hil.session import Wanted, find_board
 from edgeopt.interleave import Schedule, Side, take_turns
+from edgeopt.job import Samples
 from tests.deploy.kit import APP, board_facts, make_bundle, samples_of
+from tests.samples import bundle, measurement, parity, report
 
 A72 = Processor(number=0, core="cortex-a72", part="0x41 0xd08", features=("asimd",))
 FACTS = board_facts(
@@ -235,3 +239,37 @@ def test_a_launch_that_was_throttled_leaves_no_verdict(tmp_path: Path) -> None:
     found = compare_two(Watched(), tmp_path, mode="hot", blocks=4)
     assert found.verdict == "inconclusive"
     assert found.reasons == ("the clock fell from 1500 MHz to 600 MHz",)
+
+
+def measured(count: int, kind: str = "board") -> Measured:
+    first = measurement().model_copy(
+        update={"kind": kind, "samples_ns": tuple(range(1_000_000, 1_000_000 + count))}
+    )
+    deployment = Deployment(
+        report=report(),
+        release=Release(board="b", kind="board", app="a", digest="d", path="/p"),
+        bundle=bundle(),
+        samples=Samples(path=Path(), sha256="", count=1, labelled=False),
+        warmup=1,
+        iterations=count,
+        threads=1,
+        parity=parity(),
+        first=first,
+        launch=lambda _count: [],
+    )
+    return Measured(
+        deployment=deployment,
+        target="rpi4",
+        facts=board_facts(),
+        baselines=Baselines(Path()),
+        launch_count=1,
+        note=lambda _name, _value: None,
+    )
+
+
+def test_a_percentile_that_the_samples_do_not_support_is_an_error_and_no_guess() -> None:
+    assert measured(299).p99 == pytest.approx(1.000298)
+    with pytest.raises(MeasurementNoisy, match="298 samples support no 99th percentile"):
+        _ = measured(298).p99
+    with pytest.raises(pytest.skip.Exception, match="not a latency"):
+        _ = measured(299, "emulated").p99

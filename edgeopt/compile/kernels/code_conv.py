@@ -28,18 +28,15 @@ class CodeConv:
         return self.product.moved
 
 
-def plan_conv(
-    cpu: Cpu, window: Window, outputs: int, codes: str, *, extreme: bool
-) -> CodeConv | None:
-    """Choose the tile; None where the CPU is no 64-bit ARM, or no vector divides a group's outputs.
+def plan_conv(cpu: Cpu, window: Window, filters: np.ndarray, codes: str) -> CodeConv | None:
+    """Choose the tile for int8 filters [KH, KW, I, O].
 
-    Extreme tells that a filter may have a weight of -128.
+    None where the CPU is no 64-bit ARM, or no vector divides a group's outputs.
     """
     runs = Runs(window, STEP)
     shape = (window.shape[0], *window.output, runs.depth)
-    product = code_products.plan_product(
-        cpu, shape, outputs, codes, extreme=extreme, groups=window.groups
-    )
+    weight = pad_filters(filters, runs)
+    product = code_products.plan_product(cpu, shape, weight, codes, groups=window.groups)
     return None if product is None else CodeConv(runs, product)
 
 

@@ -3,6 +3,8 @@
 Rows of codes are packed as the tile reads them, and become int8 on the way.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -11,7 +13,7 @@ import numpy as np
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import packed, tile
+from edgeopt.compile.kernels import code_quads, packed, tile
 from edgeopt.compile.kernels.code_tile import STEP, CodeTile, Method, write_code_tile
 from edgeopt.compile.kernels.gemm import Gemm, RowReader
 from edgeopt.compile.kernels.scheduling import (
@@ -21,9 +23,8 @@ from edgeopt.compile.kernels.scheduling import (
     mark,
     marked,
     marked_int,
-    vectorize_inner,
 )
-from edgeopt.compile.kernels.tile_intrinsics import register_code_tile
+from edgeopt.compile.kernels.tile_intrinsics import register_code_tile, register_start
 from edgeopt.tiles import Tile, TileKey
 
 KIND = "packed_integer"
@@ -62,23 +63,41 @@ class CodeProduct:
 
 
 def plan_product(
-    cpu: Cpu, shape: tuple[int, ...], columns: int, codes: str, *, extreme: bool, groups: int = 1
+    cpu: Cpu, shape: tuple[int, ...], weight: np.ndarray, codes: str, *, groups: int = 1
 ) -> CodeProduct | None:
     """Choose the tile of least work, edges included; None where the CPU is no 64-bit ARM.
 
-    Extreme tells that a weight may be -128, whose products cannot be added in pairs. None as well
-    where no tile divides a group of columns.
+    None as well where no tile divides a group of columns of the int8 weight [K, N].
     """
+    columns = weight.shape[1]
     each = columns // groups
     if cpu.machine != "aarch64" or (groups > 1 and each % _WIDTHS[0]):
         return None
     plan = Gemm(shape, columns, 1, 1)
-    method: Method = "dot" if cpu.dot_product else "single" if extreme else "pair"
+    method: Method = "dot" if cpu.dot_product else "single" if is_extreme(weight) else "pair"
     kind = SINGLE if method == "single" else KIND
     key = TileKey(kind, plan.rows, columns, plan.depth, codes)
     ranked = [found for found in rank_tiles(cpu, key) if groups == 1 or each % found[1] == 0]
     chosen = tile.choose_tuned(cpu, key, ranked)
-    return CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
+    product = CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
+    fours = dataclasses.replace(product, tile=CodeTile("quad", *chosen))
+    return fours if method == "pair" and _gains(weight, fours) else product
+
+
+def is_extreme(weight: np.ndarray) -> bool:
+    """Tell whether a weight is -128, whose products cannot be added in pairs as int16."""
+    return bool((weight == -128).any())
+
+
+def _gains(weight: np.ndarray, plan: CodeProduct) -> bool:
+    """Tell whether adding in fours takes fewer instructions than in pairs."""
+    height, width = plan.tile.height, plan.tile.width
+    blocks = _split_panels(weight, plan)
+    if plan.depth < code_quads.BLOCK or not code_quads.fits_bits(blocks.shape[1], width):
+        return False
+    share = code_quads.find_quads(blocks).mean()
+    both = [code_quads.count_block(height, width, quad=quad) for quad in (True, False)]
+    return bool(share * both[0] + (1 - share) * both[1] < 2 * CodeTile("pair", height, width).turn)
 
 
 def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
@@ -88,8 +107,11 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     method: Method = "single" if key.kind == SINGLE else "dot" if cpu.dot_product else "pair"
     tried = [CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS]
 
+    steps = -(-key.depth // STEP)
+
     def work(each: CodeTile) -> float:
-        return -(-key.rows // each.height) * -(-key.columns // each.width) * each.work
+        tiles = -(-key.rows // each.height) * -(-key.columns // each.width)
+        return tiles * (steps * each.work + each.fixed)
 
     fitting = [each for each in tried if each.fits and each.height <= key.rows]
     return [(each.height, each.width) for each in sorted(fitting, key=work)]
@@ -98,14 +120,22 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
 def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
     """Lay out an int8 [K, N] matrix as panels [N / width, K / group, width, group].
 
-    Beyond K and N are zeros.
+    Beyond K and N are zeros. In fours, the bits of each panel come first.
     """
+    panels = _split_panels(weight, plan)
+    if plan.tile.lead:
+        bits = code_quads.write_bits(code_quads.find_quads(panels), plan.tile.width)
+        panels = np.concatenate([bits, panels], axis=1)
+    return np.ascontiguousarray(panels)
+
+
+def _split_panels(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
     group, width = plan.tile.group, plan.tile.width
-    panels = -(-weight.shape[1] // width)
-    padded = np.zeros((plan.depth, panels * width), np.int8)
+    panels, groups = -(-weight.shape[1] // width), -(-plan.depth // group)
+    padded = np.zeros((groups * group, panels * width), np.int8)
     padded[: weight.shape[0], : weight.shape[1]] = weight
-    split = padded.reshape(plan.depth // group, group, panels, width)
-    return np.ascontiguousarray(split.transpose(2, 0, 3, 1))
+    split: np.ndarray = padded.reshape(groups, group, panels, width).transpose(2, 0, 3, 1)
+    return split
 
 
 def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
@@ -113,7 +143,7 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 
     With groups, codes have one more axis, before the last.
     """
-    gemm, group = plan.gemm, plan.tile.group
+    gemm, group, lead = plan.gemm, plan.tile.group, plan.tile.lead
     panels = gemm.columns // plan.groups // gemm.width
     marks = mark(
         kind=KIND,
@@ -132,7 +162,7 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 
         def multiply(*at: tirx.Expr) -> tirx.Expr:
             *outer, mo, no, mi, ni = at
-            right = weight(no, tirx.floordiv(k, group), ni, tirx.floormod(k, group))
+            right = weight(no, tirx.floordiv(k, group) + lead, ni, tirx.floormod(k, group))
             part = [tirx.floordiv(no, panels)] if plan.groups > 1 else []
             left = tirx.Cast("int32", rows(*outer, *part, mo, mi, k))
             return te.sum(left * tirx.Cast("int32", right), axis=k)
@@ -145,23 +175,29 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
     """Pack A by tiles of rows, [*outer, group if any, MO, K / 16, row in it, code of 16].
 
-    Codes beyond K repeat the last one, which the matrix multiplies by zero.
+    Codes beyond K repeat those of the last piece, which the matrix multiplies by zero: a piece is
+    what divides K and a step, and is moved as one vector.
     """
     gemm = plan.gemm
+    piece = math.gcd(gemm.depth, STEP)
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, ko, mi, ki = at
         part = [outer.pop()] if plan.groups > 1 else []
         row, k = mo * gemm.height + mi, ko * STEP + ki
         row = row if gemm.rows % gemm.height == 0 else tirx.min(row, gemm.rows - 1)
-        k = k if plan.depth == gemm.depth else tirx.min(k, gemm.depth - 1)
+        if plan.depth != gemm.depth:
+            last = gemm.depth // piece - 1
+            k = tirx.min(tirx.floordiv(k, piece), last) * piece + tirx.floormod(k, piece)
         code = codes(*gemm.index(outer, row), *part, k)
         return code if codes.dtype == "int8" else plan.convert(code)
 
     groups = [plan.groups] if plan.groups > 1 else []
     steps = plan.depth // STEP
     shape = [*gemm.outer_shape, *groups, gemm.tiled_shape[-4], steps, gemm.height, STEP]
-    buffer = te.compute(shape, element, name="packed", attrs=mark(role="packed", item=1))
+    buffer = te.compute(
+        shape, element, name="packed", attrs=mark(role="packed", item=1, piece=piece)
+    )
 
     def read(*at: tirx.Expr) -> tirx.Expr:
         *tiles, mi, k = at
@@ -178,8 +214,8 @@ def schedule_product(sch: Schedule, cpu: Cpu, product: Block) -> None:
     chosen = CodeTile(method, extent(sch, row), extent(sch, column))
     depth = marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, row)
-    vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
-    sch.unroll(sch.get_loops(start)[-2])
+    begin = register_start(chosen.height, chosen.width, "int32")
+    sch.tensorize(sch.get_loops(start)[-1 if chosen.height == 1 else -2], begin)
     intrinsic = register_code_tile(
         chosen.name, (chosen.height, chosen.width, depth), STEP, chosen.group
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from edgeopt.compile.kernels import code_quads
 from edgeopt.compile.kernels.microkernel import (
     clear_vectors,
     load_vectors,
@@ -19,8 +20,8 @@ from edgeopt.compile.kernels.microkernel import (
 )
 
 #: How codes are multiplied: with dot products; in pairs that are added in int16, which weights of
-#: -128 overflow; or each by itself.
-Method = Literal["dot", "pair", "single"]
+#: -128 overflow; in fours where that is known not to, else in pairs; or each by itself.
+Method = Literal["dot", "pair", "quad", "single"]
 
 #: Codes of a row that are read at a time.
 STEP = 16
@@ -48,7 +49,12 @@ class CodeTile:
     @property
     def group(self) -> int:
         """Codes of a column that lie together in B."""
-        return 4 if self.method == "dot" else STEP
+        return {"dot": 4, "quad": code_quads.BLOCK}.get(self.method, STEP)
+
+    @property
+    def lead(self) -> int:
+        """Groups of every column that lie in front of those of B."""
+        return int(self.method == "quad")
 
     @property
     def sums(self) -> int:
@@ -83,7 +89,22 @@ class CodeTile:
         loads = 0.5 * (self.height + self.width)
         if self.method == "dot":
             return (4 * self.sums + loads) * max(1.0, _AT_ONCE / self.sums)
-        return (3 if self.method == "pair" else 4) * self.sums + loads
+        return (4 if self.method == "single" else 3) * self.sums + loads
+
+    @property
+    def fixed(self) -> float:
+        """Instructions of a tile whatever K is: clearing, adding up, storing, and encoding.
+
+        As counted in compiled models: narrowing eight codes together takes less than four.
+        """
+        vectors = self.height * self.width / _LANES
+        narrowed = 9.0 if self.width % (2 * _LANES) == 0 else 11.5
+        return 30.0 + self.sums * (1.5 if self.method == "dot" else 1.9) + narrowed * vectors
+
+    @property
+    def turn(self) -> float:
+        """Instructions of one step of K, with its share of the branch; not of fours."""
+        return len(_walk_step(self)) + 2 / _UNROLL
 
 
 @cache
@@ -91,19 +112,29 @@ def write_code_tile(tile: CodeTile) -> str:
     """Write the LLVM module of one tile: int name(A, B, C, steps of K).
 
     A is [K / step, height, step] and B is [K / group, width, group], both int8; C, which is
-    overwritten, is int32 [height, width]. All are contiguous.
+    overwritten, is int32 [height, width]. All are contiguous. In fours, bits lie in front of B.
     """
     assert tile.fits
     dot = tile.method == "dot"
-    step = _dot_step(tile) if dot else _long_step(tile)
     lines = [
         # The assembler need not know of a core that has them.
         *([".arch_extension dotprod"] if dot else []),
         *clear_vectors(list(range(tile.sums))),
-        *walk_depth(step * _UNROLL, step, unroll=_UNROLL),
+        *_walk(tile),
         *(store_vectors(list(range(tile.sums))) if dot else _add_up(tile.sums)),
     ]
     return write_function(tile.name, lines)
+
+
+def _walk(tile: CodeTile) -> list[str]:
+    if tile.method == "quad":
+        return code_quads.walk_blocks(tile.height, tile.width)
+    step = _walk_step(tile)
+    return walk_depth(step * _UNROLL, step, unroll=_UNROLL)
+
+
+def _walk_step(tile: CodeTile) -> list[str]:
+    return _dot_step(tile) if tile.method == "dot" else _long_step(tile)
 
 
 def _load_rows(tile: CodeTile) -> tuple[list[int], list[str]]:

@@ -18,6 +18,7 @@ from edgeopt.compile.kernels import tile
 from edgeopt.compile.kernels.code_products import (
     CodeProduct,
     define_product,
+    is_extreme,
     pack_weight,
     plan_product,
 )
@@ -146,19 +147,14 @@ def plan_integer(
     cpu: Cpu, shape: tuple[int, ...], weight: np.ndarray, codes: str
 ) -> IntegerGemm | CodeProduct:
     """Choose the instruction and the tile of a product of codes with an int8 matrix [K, N]."""
-    columns, extreme = weight.shape[1], is_extreme(weight)
-    product = plan_product(cpu, shape, columns, codes, extreme=extreme)
+    product = plan_product(cpu, shape, weight, codes)
     if product is not None:
         return product
+    columns, extreme = weight.shape[1], is_extreme(weight)
     plan = Gemm(shape, columns, 1, 1)
     key = TileKey(KIND, plan.rows, columns, plan.depth, codes)
     chosen = tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
     return IntegerGemm(Gemm(shape, columns, *chosen), choose_dot(cpu, extreme=extreme), codes)
-
-
-def is_extreme(weight: np.ndarray) -> bool:
-    """Tell whether a weight is -128, whose products cannot be added in pairs as int16."""
-    return bool((weight == -_SHIFT).any())
 
 
 def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:

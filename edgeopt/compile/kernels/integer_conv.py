@@ -14,6 +14,7 @@ from tvm import te, tirx
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import code_conv, conv, tile
 from edgeopt.compile.kernels.code_conv import CodeConv
+from edgeopt.compile.kernels.code_products import is_extreme
 from edgeopt.compile.kernels.code_runs import Runs, pad_filters, pad_lines
 from edgeopt.compile.kernels.conv import Window
 from edgeopt.compile.kernels.gemm import Gemm, inline_around
@@ -22,7 +23,6 @@ from edgeopt.compile.kernels.integer import (
     IntegerGemm,
     choose_dot,
     convert,
-    is_extreme,
     pack_codes,
     rank_tiles,
     read_packed,
@@ -66,10 +66,10 @@ def plan_conv(
 
     None for groups whose outputs no vector divides.
     """
-    outputs, extreme = filters.shape[3], is_extreme(filters)
     if cpu.machine == "aarch64":
-        return code_conv.plan_conv(cpu, window, outputs, codes, extreme=extreme)
-    dot = choose_dot(cpu, extreme=extreme)
+        return code_conv.plan_conv(cpu, window, filters, codes)
+    outputs = filters.shape[3]
+    dot = choose_dot(cpu, extreme=is_extreme(filters))
     each = outputs // window.groups
     if each % cpu.lanes and window.groups > 1:
         return None

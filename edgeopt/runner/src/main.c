@@ -17,6 +17,7 @@
 #include "meter.h"
 #include "npy.h"
 #include "options.h"
+#include "process.h"
 #include "report.h"
 #include "threads.h"
 #include "vm.h"
@@ -39,8 +40,11 @@ typedef struct {
   Memory end;
   Conditions before;
   Conditions after;
+  Switches switches;
+  int64_t start_ns;
   int64_t load_ns;
   int64_t first_ns;
+  int64_t* warm_ns;
   int64_t* samples_ns;
   int64_t realtime_drift_ns;
   NpyOutput* outputs;
@@ -127,15 +131,16 @@ static void keep_outputs(Result* result, const Options* options, int64_t sample,
 }
 
 static void warm_up(Session* session, const Options* options, Result* result) {
+  result->warm_ns = allocate((size_t)options->warmup + 1, sizeof(int64_t));
   for (int64_t i = 0; i < options->warmup; ++i) {
-    int64_t duration_ns = 0;
-    let_go(session, run_timed(session, &duration_ns));
-    if (i == 0) result->first_ns = duration_ns;
+    let_go(session, run_timed(session, &result->warm_ns[i]));
   }
+  result->first_ns = result->warm_ns[0];
 }
 
 static void measure(Session* session, const Options* options, Result* result) {
   result->samples_ns = allocate((size_t)options->iterations, sizeof(int64_t));
+  Switches before = read_switches();
   int64_t raw = read_clock(CLOCK_MONOTONIC_RAW);
   int64_t real = read_clock(CLOCK_REALTIME);
   for (int64_t i = 0; i < options->iterations; ++i) {
@@ -149,6 +154,9 @@ static void measure(Session* session, const Options* options, Result* result) {
   if (options->warmup == 0) result->first_ns = result->samples_ns[0];
   raw = read_clock(CLOCK_MONOTONIC_RAW) - raw;
   result->realtime_drift_ns = read_clock(CLOCK_REALTIME) - real - raw;
+  result->switches = read_switches();
+  result->switches.voluntary -= before.voluntary;
+  result->switches.involuntary -= before.involuntary;
 }
 
 static void print_memory(const Memory* start, const Memory* loaded, const Memory* end) {
@@ -174,16 +182,24 @@ static void print_head(void) {
          EDGEOPT_VERSION);
 }
 
+static void print_durations(const int64_t* durations, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) printf("%s%" PRId64, i != 0 ? ", " : "", durations[i]);
+}
+
 static void print_result(const Options* options, const Result* result) {
   print_head();
-  printf("\"clock\": \"%s\", \"threads\": %" PRId64 ", \"load_ns\": %" PRId64
-         ", \"first_ns\": %" PRId64 ", \"samples_ns\": [",
+  printf("\"clock\": \"%s\", \"threads\": %" PRId64 ", \"start_ns\": %" PRId64
+         ", \"load_ns\": %" PRId64 ", \"first_ns\": %" PRId64 ", \"warm_ns\": [",
          counts_instructions() ? "INSTRUCTIONS" : "CLOCK_MONOTONIC_RAW", options->threads,
-         result->load_ns, result->first_ns);
-  for (int64_t i = 0; i < options->iterations; ++i) {
-    printf("%s%" PRId64, i != 0 ? ", " : "", result->samples_ns[i]);
-  }
-  printf("], \"realtime_drift_ns\": %" PRId64 ", ", result->realtime_drift_ns);
+         result->start_ns, result->load_ns, result->first_ns);
+  print_durations(result->warm_ns, options->warmup);
+  printf("], \"samples_ns\": [");
+  print_durations(result->samples_ns, options->iterations);
+  printf("], \"realtime_drift_ns\": %" PRId64 ", \"process\": {\"cpus\": ",
+         result->realtime_drift_ns);
+  print_cpus();
+  printf(", \"voluntary\": %" PRId64 ", \"involuntary\": %" PRId64 "}, ",
+         result->switches.voluntary, result->switches.involuntary);
   print_memory(&result->start, &result->loaded, &result->end);
   printf(", \"before\": ");
   print_conditions(&result->before);
@@ -211,6 +227,7 @@ static void answer_without_model(const Options* options) {
 static void run_model(const Options* options) {
   static Session session;
   static Result result;
+  result.start_ns = read_age();
   result.start = read_memory();
   int64_t start = read_meter();
   load_session(&session, options);

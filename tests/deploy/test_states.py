@@ -1,0 +1,359 @@
+"""Every state of a deploy meets every fault: a table without a blank cell.
+
+python -m tests.deploy.test_states
+"""
+
+import ast
+import itertools
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from edgeopt import program
+from edgeopt.artifact import Bundle
+from edgeopt.board import TIMED_OUT, Board, Completed, Kind
+from edgeopt.board.lease import hold, kick_owner, read_tenancy
+from edgeopt.board.local import LocalBoard
+from edgeopt.deploy import preflight, switch, upload
+from edgeopt.errors import BoardUnreachable, EdgeoptError, LeaseLost
+from tests.deploy.kit import (
+    assert_whole,
+    copy_tree,
+    deploy,
+    leftovers,
+    link_of,
+    make_bundle,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+ROOT = PurePosixPath("~/deploy")
+
+#: What a deploy does, in this order, and what the command has in it that does it.
+STATES = {
+    "surveying": preflight._SURVEY,
+    "preparing": switch._PREPARE,
+    "uploading": "",
+    "sealing": upload._SEAL,
+    "assembling": switch._ASSEMBLE,
+    "trying": program._RUN,
+    "switching": switch._SWITCH,
+    "checking": program._RUN,
+    "collecting": switch._COLLECT,
+}
+#: error: the command fails. hang: it never ends. lost: the board is gone before or after it.
+#: killed: edgeopt is, before or after it. taken: another host has the lease by then.
+FAULTS = ("error", "hang", "lost", "lost after", "killed", "killed after", "taken")
+
+#: Faults that another test causes at every state, each at every command or at random.
+SWEPT = {
+    "power cut": "tests/deploy/test_crash.py::test_a_power_cut_at_any_change_within_a_script_has_"
+    "the_old_release_or_the_new",
+    "reset": "tests/host/test_deploy.py::test_a_network_that_dies_at_any_byte_leaves_a_whole_"
+    "release_and_a_rerun_resumes",
+    "fails once": "tests/deploy/test_crash.py::test_a_board_lost_or_failing_at_any_call_has_the_"
+    "old_release_or_the_new",
+    "random kill": "tests/host/test_soak.py::test_half_a_minute_of_random_kills_leaves_whole_"
+    "releases_and_every_rerun_converges",
+}
+
+
+@dataclass
+class Faulty:
+    """This machine, where one fault happens at one state."""
+
+    inner: LocalBoard
+    state: str
+    fault: str
+    hit: int = 0
+    gone: bool = False
+    runs: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def kind(self) -> Kind:
+        return self.inner.kind
+
+    def close(self) -> None:
+        pass
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
+        if self._due(argv):
+            self._before()
+            if self.fault == "error":
+                return Completed(tuple(argv), 1, b"", b"")
+            if self.fault == "hang":
+                done = self.inner.run(["sleep", "60"], timeout=0.5)
+                assert done.status == TIMED_OUT
+                return done
+            self.inner.run(argv, stdin=stdin, timeout=timeout)
+            self._after()
+        self._answers()
+        return self.inner.run(argv, stdin=stdin, timeout=timeout)
+
+    def put(self, local: Path, remote: PurePosixPath, *, offset: int = 0, timeout: float) -> None:
+        if self.state == "uploading" and remote.suffix == ".part" and not self.hit:
+            self._before()
+            if self.fault in ("error", "hang"):
+                self.gone = True
+            else:
+                half = local.with_name("half")
+                half.write_bytes(local.read_bytes()[: local.stat().st_size // 2])
+                self.inner.put(half, remote, offset=offset, timeout=timeout)
+                half.unlink()
+            self._after()
+        self._answers()
+        self.inner.put(local, remote, offset=offset, timeout=timeout)
+
+    def get(self, remote: PurePosixPath, local: Path, *, limit: int, timeout: float) -> None:
+        self._answers()
+        self.inner.get(remote, local, limit=limit, timeout=timeout)
+
+    def _due(self, argv: Sequence[str]) -> bool:
+        script = STATES[self.state]
+        if self.hit or not script or not any(script in each for each in argv):
+            return False
+        # The program runs to try the release, and again to check it.
+        self.runs += 1
+        return self.runs == (2 if self.state == "checking" else 1)
+
+    def _before(self) -> None:
+        self.hit += 1
+        if self.fault == "lost":
+            self.gone = True
+        self._answers()
+        if self.fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self.fault == "taken":
+            kick_owner(self.inner, ROOT, read_tenancy(self.inner, ROOT).owner, by="another")
+
+    def _after(self) -> None:
+        if self.fault == "killed after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "lost after":
+            self.gone = True
+
+    def _answers(self) -> None:
+        if self.gone:
+            raise BoardUnreachable("the board is gone")
+
+
+@dataclass
+class Scene:
+    """A home folder with one release, and another bundle to deploy."""
+
+    folder: Path
+    old: Bundle
+    new: Bundle
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "home" / "deploy"
+
+    def fresh(self) -> None:
+        shutil.rmtree(self.folder / "home", ignore_errors=True)
+        copy_tree(self.folder / "template", self.folder / "home")
+
+    def deploy(self, board: Board, seconds: float = 60.0) -> str:
+        """Deploy under a lease; return which error ended it."""
+        try:
+            with hold(board, ROOT, owner="edgeopt deploy", seconds=seconds) as lease:
+                deploy(self.new, lease.board, self.root, self.folder / "work")
+        except EdgeoptError as error:
+            return type(error).__name__
+        return ""
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    folder = tmp_path_factory.mktemp("states")
+    old, new = (make_bundle(folder / str(seed), seed=seed) for seed in range(2))
+    board = LocalBoard(home=folder / "template")
+    (folder / "template").mkdir()
+    with hold(board, ROOT, owner="first", seconds=60) as lease:
+        deploy(old, lease.board, folder / "template" / "deploy", folder / "work")
+    return Scene(folder, old, new)
+
+
+def attempt(scene: Scene, state: str, fault: str) -> str:
+    """Deploy until the fault, in a process of its own, and return how that ended."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(read)
+            board = Faulty(LocalBoard(home=scene.folder / "home"), state, fault)
+            said = scene.deploy(board)
+            os.write(write, f"{said or 'well'} {board.hit}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return said or f"killed {status}"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("state", STATES)
+def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
+    scene: Scene, state: str, fault: str
+) -> None:
+    scene.fresh()
+    begun = time.monotonic()
+    ending, _, hit = attempt(scene, state, fault).partition(" ")
+    assert time.monotonic() - begun < 60
+    if fault.startswith("killed"):
+        assert (ending, hit) == ("killed", "-9")
+    else:
+        # One failure: what only mends what follows a switch may be left to the next command.
+        assert hit == "1", ending
+        wanted = {"taken": LeaseLost.__name__, "lost": BoardUnreachable.__name__}
+        assert ending == wanted.get(fault.removesuffix(" after"), ending)
+        assert ending.isidentifier()
+    after = link_of(scene.root)
+    switched = list(STATES).index(state) > list(STATES).index("switching")
+    assert after in {scene.old.digest, scene.new.digest}
+    if not switched and (state, fault) not in {
+        ("switching", "lost after"),
+        ("switching", "killed after"),
+    }:
+        assert after == scene.old.digest
+    assert_whole(scene.root, after)
+    here = LocalBoard(home=scene.folder / "home")
+    assert scene.deploy(here) == ""
+    assert link_of(scene.root) == scene.new.digest
+    assert_whole(scene.root, scene.new.digest)
+    assert leftovers(scene.root) == []
+    tenancy = read_tenancy(here, ROOT)
+    assert (tenancy.owner.held, tenancy.processes) == (False, ())
+    assert sorted(path.name for path in scene.root.iterdir()) == [
+        "apps", "fence", "objects", "runs"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["killed", "killed after", "stopped"])
+def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The other sees no process of ours and no connection: only the lease's end."""
+    scene.fresh()
+    third = make_bundle(scene.folder / f"third {moment}", seed=2)
+    here = LocalBoard(home=scene.folder / "home")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            said = scene.deploy(Faulty(here, "switching", moment), seconds=15)
+            os.write(write, said.encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, os.WUNTRACED)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another host")
+    begun = time.monotonic()
+    with hold(here, ROOT, owner="other", seconds=60, wait=60) as lease:
+        assert time.monotonic() - begun < 15 + 10 + 2
+        assert lease.fence == 3
+        deploy(third, lease.board, scene.root, scene.folder / "other")
+        if moment == "stopped":
+            os.kill(pid, signal.SIGCONT)
+            assert os.read(read, 1000) == b"LeaseLost"
+            os.waitpid(pid, 0)
+        lease.confirm()
+    os.close(read)
+    assert link_of(scene.root) == third.digest
+    assert_whole(scene.root, third.digest)
+    assert link_of(scene.root, "previous") in {scene.old.digest, scene.new.digest}
+    assert leftovers(scene.root) == []
+
+
+def test_every_state_is_one_that_a_deploy_passes_in_this_order(scene: Scene) -> None:
+    scene.fresh()
+    seen: list[str] = []
+
+    class Watched(Faulty):
+        def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
+            found = (state for state, script in STATES.items() if script and self._is(argv, script))
+            if state := next(found, ""):
+                seen.append("checking" if state == "trying" and state in seen else state)
+            return self.inner.run(argv, stdin=stdin, timeout=timeout)
+
+        def _is(self, argv: Sequence[str], script: str) -> bool:
+            return any(script in each for each in argv)
+
+        def put(
+            self, local: Path, remote: PurePosixPath, *, offset: int = 0, timeout: float
+        ) -> None:
+            if remote.suffix == ".part":
+                seen.append("uploading")
+            self.inner.put(local, remote, offset=offset, timeout=timeout)
+
+    assert scene.deploy(Watched(LocalBoard(home=scene.folder / "home"), "surveying", "")) == ""
+    assert list(dict.fromkeys(seen)) == list(STATES)
+
+
+def cells() -> dict[tuple[str, str], str]:
+    """Return the test of each cell of the table, by state and fault."""
+    here = Path(__file__).relative_to(REPOSITORY)
+    name = test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges.__name__
+    own = {
+        (state, fault): f"{here}::{name}[{state}-{fault}]"
+        for state, fault in itertools.product(STATES, FAULTS)
+    }
+    return own | {
+        (state, fault): test for state, (fault, test) in itertools.product(STATES, SWEPT.items())
+    }
+
+
+def blanks(found: dict[tuple[str, str], str]) -> list[tuple[str, str]]:
+    """Return the cells that no test fills which exists."""
+    empty = []
+    for cell in itertools.product(STATES, (*FAULTS, *SWEPT)):
+        path, _, name = found.get(cell, "").partition("::")
+        name = name.partition("[")[0]
+        file = REPOSITORY / path
+        defined = file.is_file() and name in {
+            each.name
+            for each in ast.walk(ast.parse(file.read_text()))
+            if isinstance(each, ast.FunctionDef)
+        }
+        if not path or not defined:
+            empty.append(cell)
+    return empty
+
+
+def test_no_cell_of_the_table_is_blank() -> None:
+    assert blanks(cells()) == []
+
+
+def test_a_blank_cell_would_be_seen() -> None:
+    found = cells()
+    del found["trying", "hang"]
+    found["switching", "power cut"] = "tests/deploy/test_crash.py::test_gone"
+    assert blanks(found) == [("trying", "hang"), ("switching", "power cut")]
+
+
+def table() -> str:
+    """Return the table state x fault as Markdown; each cell is a test's name."""
+    faults, found = (*FAULTS, *SWEPT), cells()
+    lines = [f"| state | {' | '.join(faults)} |", f"|---|{'---|' * len(faults)}"]
+    for state in STATES:
+        tests = [found[state, fault].rpartition("/")[2] for fault in faults]
+        lines.append(f"| {state} | {' | '.join(f'`{each}`' for each in tests)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
