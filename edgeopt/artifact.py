@@ -96,6 +96,25 @@ class Entry(Fact):
     less_harm: float | None = None
 
 
+class Line(Fact):
+    """One weight in the ledger of a plan: what was done to it, what that costs, and why."""
+
+    weight: str
+    #: In words: "int4-blocks of 32, rank 64".
+    form: str
+    #: Bytes in the weights file.
+    before: int
+    after: int
+    #: Predicted ns of the nodes that read it, by the last measured pace where there is one.
+    predicted_before: float
+    predicted_after: float
+    #: Measured ns; None: boards measure whole inferences, not layers.
+    measured: float | None = None
+    #: How far the outputs move when this is the only change; None where it was not measured.
+    harm: float | None = None
+    reason: str
+
+
 class Footprint(Fact):
     """The bytes that a bundle needs on the board.
 
@@ -309,6 +328,12 @@ class Report(Fact):
     #: When the vocabulary was trimmed: what the application's tokenizer must be.
     vocabulary: Vocabulary | None = None
     pruning: Pruning | None = None
+    #: What was done to each weight of the chosen plan, and why.
+    ledger: tuple[Line, ...] = ()
+    #: What is judged where labels are absent, in a sentence; empty where accuracy is.
+    judged_by: str = ""
+    #: Figures and the commands that compute them again.
+    commands: tuple[tuple[str, str], ...] = ()
     stages: tuple[StageRecord, ...]
     warnings: tuple[str, ...] = ()
     #: Exit code of the first gate that failed; 0 when all held.

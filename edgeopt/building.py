@@ -33,6 +33,8 @@ class Built:
     bundle: Bundle
     #: What it will be tried with.
     samples: Samples
+    #: The model that the plan is for, after its cuts.
+    source: Model
     #: When it was trimmed.
     vocabulary: Vocabulary | None = None
     #: When units were cut.
@@ -128,7 +130,7 @@ def build(
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle, samples, run.job.vocabulary, run.job.pruning)
+            return Built(fit, bundle, samples, model, run.job.vocabulary, run.job.pruning)
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",

@@ -47,6 +47,8 @@ _RECONSTRUCTED = (
     "ternary-blocks",
     "binary-blocks",
 )
+#: Those whose codes are numbers in even steps.
+_EVEN = ("int8-weights", "int4-blocks", "int2-blocks")
 #: Methods that the factors of a weight of low rank can be stored by.
 _FACTORED = (
     "float32",
@@ -72,11 +74,24 @@ class Choice(Fact):
     #: low rank, whether the factors are those that are best on these samples too; of codebook-rows,
     #: whether a row counts by how often samples read it.
     reconstruct: bool = False
+    #: By what codes that are reconstructed are rounded: column updates, or AdaRound (with torch).
+    rounding: Literal["gptq", "adaround"] = "gptq"
     #: Rank of two factors that take the weight's place, each stored by the method; None: itself.
     rank: int | None = Field(default=None, ge=16, multiple_of=16)
 
+    #: Another weight, whose stored tensor and form take its place; None: it has its own.
+    like: str | None = None
     #: Rows of a table that are kept, for all ids to share; None: each has its own.
     rows: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _meant(self) -> Self:
+        if self.like is not None and (self.like == self.weight or self.method != "float32"):
+            raise ValueError(f"{self.weight} has the form of another weight, and none of its own")
+        even = self.method in _EVEN and self.reconstruct
+        if self.rounding == "adaround" and not even:
+            raise ValueError(f"adaround rounds {' and '.join(_EVEN)} that are reconstructed")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -95,6 +110,16 @@ class Choice(Fact):
         if self.reconstruct and self.rank is None and self.method not in _RECONSTRUCTED:
             raise ValueError(f"{self.method} has no codes that can be reconstructed")
         return self
+
+    @property
+    def title(self) -> str:
+        """Its form with its sizes: "int4-blocks of 32, rank 64"."""
+        if self.like is not None:
+            return f"that of {self.like}"
+        size = self.block or self.group
+        form = self.method if size is None else f"{self.method} of {size}"
+        form = form if self.rows is None else f"{form}, {self.rows} rows shared"
+        return form if self.rank is None else f"{form}, rank {self.rank}"
 
 
 #: How the range of an activation is found from the values that samples show.

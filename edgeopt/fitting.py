@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import edgeopt
-from edgeopt.artifact import Bundle, Choice, Footprint, Measurement, Model, Plan
+from edgeopt.artifact import Bundle, Choice, Footprint, Line, Measurement, Model, Plan
 from edgeopt.cut import Cut
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
 from edgeopt.measure import summarize_samples
@@ -34,6 +34,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "target": target.model_dump(mode="json"),
         "methods": profile.methods,
         "mixed": profile.mixed,
+        "recipe": profile.recipe.model_dump(mode="json"),
         "budget": profile.budget.model_dump(mode="json"),
         "task": digest_task(job),
         "samples": samples.sha256,
@@ -60,6 +61,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
                 (lambda: measure_harm(run, model)) if mixes else None,
                 job.effort,
                 lambda share: run.advance("repair", share),
+                profile.recipe,
             ),
             baseline=job.baseline,
         )
@@ -118,6 +120,40 @@ def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
     target = job.target.model_dump(mode="json")
     found = run.stage("replay", [*key, target, job.baseline], Fit, apply, detail=plan.name)
     return _with_cuts(found, job)
+
+
+def draw_ledger(job: Job, fit: "Fit", source: Model) -> tuple[Line, ...]:
+    """Say of each weight of a plan what was done to it and why; times by the job's pace, if any."""
+    from edgeopt.compress import pace_of
+    from edgeopt.compress.ledger import write_ledger
+
+    lines = write_ledger(fit, source, pace_of(job.target, threads=job.threads))
+    pace = job.pace or 1.0
+    return tuple(
+        each.model_copy(
+            update={
+                "predicted_before": each.predicted_before * pace,
+                "predicted_after": each.predicted_after * pace,
+            }
+        )
+        for each in lines
+    )
+
+
+def describe_judging(fit: "Fit", job: Job) -> str:
+    """Say in a sentence what is judged where there are no labels; nothing where there are."""
+    if fit.baseline is not None:
+        return ""
+    chosen = fit.chosen
+    if job.task is None:
+        return "there is no task: what the plan keeps is not known"
+    if chosen.drop is None:
+        return "the task has no labels and the model no classes: harm is all that is known"
+    divergence = "" if chosen.divergence is None else f", KL {chosen.divergence:.1e} nats"
+    return (
+        "the task has no labels: plans are judged by the original's answers; this one agrees in "
+        f"{1 - chosen.drop:.2%} of the samples{divergence}"
+    )
 
 
 def predict_time(job: Job, model: Model) -> float:

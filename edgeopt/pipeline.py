@@ -29,7 +29,15 @@ from edgeopt.building import (
     fit_within,
 )
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
-from edgeopt.fitting import choose_plan, draw_front, learn, learn_pace, replay
+from edgeopt.fitting import (
+    choose_plan,
+    describe_judging,
+    draw_front,
+    draw_ledger,
+    learn,
+    learn_pace,
+    replay,
+)
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial
 from edgeopt.prepare import (
     keep_vocabulary,
@@ -237,7 +245,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
     rows = (chosen,) if before is None else (before, chosen)
     if not parity.max_rel <= parity.limit:
         remark = _locate(seat, built.fit.model, parity.worst_sample, parity.limit)
-    return make_report(
+    report = make_report(
         run,
         rows=rows,
         tried=tried,
@@ -245,6 +253,12 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
         bundle=built.bundle,
         board=seat.board.name,
         remark=remark,
+    )
+    return report.model_copy(
+        update={
+            "ledger": draw_ledger(run.job, built.fit, built.source),
+            "judged_by": describe_judging(built.fit, run.job),
+        }
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from edgeopt import catalog
-from edgeopt.artifact import Method
+from edgeopt.artifact import Method, Recipe
 from edgeopt.budget import Budget
 from edgeopt.units import Fraction
 
@@ -41,6 +41,8 @@ class Profile(_Table):
     methods: tuple[Method, ...] = Field(min_length=1)
     #: Whether each weight may have a form of its own, where a method for all does not fit.
     mixed: bool = True
+    #: What is done around methods of 8 bits.
+    recipe: Recipe = Recipe()
     #: Share of the model's operations that is cut before anything else, in neurons, heads and
     #: channels; None: nothing.
     prune: Fraction | None = Field(default=None, gt=0, lt=1)

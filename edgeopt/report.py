@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from statistics import median
 
-from edgeopt.artifact import Check, Choice, Entry, Measurement, Report, Row, Tried
+from edgeopt.artifact import Check, Line, Measurement, Report, Row, Tried
 from edgeopt.board import Kind
 from edgeopt.chart import draw_latencies, draw_memory, draw_plans
 from edgeopt.cut import Pruning
@@ -115,18 +115,6 @@ def format_tried(tried: Sequence[Tried]) -> str:
     return format_columns(rows, indent="")
 
 
-def format_entries(entries: Sequence[Entry]) -> str:
-    """Print what was done to each weight, and what the next larger form would cost and save."""
-    rows = [("weight", "form", "before", "now", "harm", "next form costs", "and saves")]
-    for each in entries:
-        choice = each.choice
-        more = "-" if each.more_bytes is None else format_bytes(each.more_bytes)
-        less = "-" if each.less_harm is None else f"{each.less_harm:.1e}"
-        sizes = (format_bytes(each.before), format_bytes(each.after))
-        rows.append((choice.weight, form_of(choice), *sizes, f"{each.harm:.1e}", more, less))
-    return format_columns(rows, indent="")
-
-
 def describe_pruning(pruning: Pruning) -> str:
     """Say in a sentence what pruning left of a model."""
     share = pruning.flops_after / pruning.flops_before
@@ -153,11 +141,23 @@ def format_cuts(pruning: Pruning) -> str:
     return format_columns(_cut_rows(pruning), indent="")
 
 
-def form_of(choice: Choice) -> str:
-    """Name a form with its sizes: "int4-blocks of 32, rank 64"."""
-    size = choice.block or choice.group
-    form = choice.method if size is None else f"{choice.method} of {size}"
-    return form if choice.rank is None else f"{form}, rank {choice.rank}"
+def _ledger_rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """List each weight with what was done to it; times are predicted ones of its nodes."""
+    rows: list[tuple[str, ...]] = [
+        ("weight", "form", "before", "now", "time before", "time now", "measured", "harm", "why")
+    ]
+    for each in lines:
+        times = (each.predicted_before, each.predicted_after, each.measured)
+        shown = ("-" if time is None else f"{time / 1e3:.1f} us" for time in times)
+        harm = "-" if each.harm is None else f"{each.harm:.1e}"
+        sizes = (format_bytes(each.before), format_bytes(each.after))
+        rows.append((each.weight, each.form, *sizes, *shown, harm, each.reason))
+    return rows
+
+
+def format_ledger(lines: Sequence[Line]) -> str:
+    """Print what was done to each weight, what that costs, and why."""
+    return format_columns(_ledger_rows(lines), indent="")
 
 
 def format_table(report: Report) -> str:
@@ -173,6 +173,8 @@ def format_table(report: Report) -> str:
         parts.append(describe_pruning(report.pruning))
     if report.vocabulary:
         parts.append(f"{report.vocabulary}: feed it with the release's tokenizer.json")
+    if report.judged_by:
+        parts.append(f"note: {report.judged_by}")
     parts += [f"warning: {each}" for each in report.warnings]
     if report.caveat:
         parts.append(f"emulation: {report.caveat}")
@@ -203,6 +205,7 @@ def format_html(report: Report) -> str:
         stages=list(format_stages(report)),
         latencies=draw_latencies(report),
         memory=draw_memory(report),
+        ledger=_ledger_rows(report.ledger) if report.ledger else [],
         pruning=describe_pruning(report.pruning) if report.pruning else "",
         cuts=_cut_rows(report.pruning) if report.pruning else [],
         plans=draw_plans(report.tried),

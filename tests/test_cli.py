@@ -10,6 +10,9 @@ from typing import IO
 
 import pytest
 
+from edgeopt.cli.again import list_commands
+from edgeopt.cli.request import Request
+
 HEAVY = ("torch", "onnx", "tvm", "onnxruntime", "numpy", "paramiko")
 
 
@@ -218,3 +221,27 @@ def test_every_target_and_profile_is_shown_and_listed() -> None:
     assert {"rpi4", "rpi5", "generic-armv7", "x86-64"} <= names
     assert 'name = "rpi4"' in edgeopt("targets", "show", "rpi4").stdout
     assert "int8-rows" in edgeopt("profiles", "list").stdout
+
+
+def test_the_commands_of_a_report_have_every_option_that_decided_the_plan() -> None:
+    request = Request(
+        target="rpi4",
+        project=Path("my project"),
+        flash="10MB",
+        latency="30ms",
+        shapes=["x=1x8"],
+        trim_vocabulary=False,
+        effort="quick",
+        board="pi@host",
+    )
+    found = dict(list_commands(request))
+    options = (
+        "--target rpi4 --project 'my project' --flash 10MB --latency 30ms --effort quick"
+        " --shape x=1x8 --no-trim-vocabulary"
+    )
+    assert f"edgeopt plan {options} --layers" in found.values()
+    assert f"edgeopt deploy {options} --board pi@host --json" in found.values()
+    # The limit on latency is none of fit's options.
+    (fit,) = (each for each in found.values() if each.startswith("edgeopt fit"))
+    assert "--latency" not in fit
+    assert "--effort quick" in fit

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli import options
+from edgeopt.cli.again import list_commands
 from edgeopt.cli.fleets import deploy_fleet
 from edgeopt.cli.places import check_output, report_folder, write_output
 from edgeopt.cli.planning import candidates_shown
@@ -92,7 +93,8 @@ def _deploy(request: Request, *, reference: bool, wait: float) -> "Report":
 
     order = make_order(request)
     with started(order) as run, candidates_shown():
-        return run_deploy(run, order.connect, reference=reference, wait=wait).report
+        report = run_deploy(run, order.connect, reference=reference, wait=wait).report
+    return report.model_copy(update={"commands": list_commands(request)})
 
 
 def _save_report(report: "Report", project: Path, html: Path | None) -> None:

@@ -16,7 +16,9 @@ from edgeopt.errors import ConfigError
 from edgeopt.units import format_figure
 
 if TYPE_CHECKING:
+    from edgeopt.artifact import Line
     from edgeopt.building import Built
+    from edgeopt.compress.sparsity import Dead
 
 
 def plan(
@@ -73,12 +75,22 @@ def plan(
     if every or front is not None:
         _show_survey(order, front, svg=svg, as_json=as_json)
         return
-    built = _build(order)
+    _show_plan(order, layers=layers, as_json=as_json)
+
+
+def _show_plan(order: Order, *, layers: bool, as_json: bool) -> None:
+    """Build the plan and show it."""
+    from edgeopt.fitting import describe_judging, draw_ledger
+
+    built, dead = _build(order)
+    lines = draw_ledger(order.job, built.fit, built.source)
     if as_json:
-        _print_built(built)
+        _print_built(built, lines)
         return
-    typer.echo(_format_built(built, layers=layers))
-    typer.echo(f"next: edgeopt deploy --target {names[0]}", err=True)
+    typer.echo(_format_built(built, dead, lines if layers else ()))
+    if judged := describe_judging(built.fit, order.job):
+        typer.echo(f"note: {judged}", err=True)
+    typer.echo(f"next: edgeopt deploy --target {order.job.target.name}", err=True)
 
 
 def _note_unknown_times(order: Order) -> None:
@@ -87,16 +99,16 @@ def _note_unknown_times(order: Order) -> None:
         typer.echo("note: no deploy from here measured such a board, so no time is known", err=True)
 
 
-def _print_built(built: "Built") -> None:
+def _print_built(built: "Built", ledger: "tuple[Line, ...]") -> None:
     facts = {
         "fit": built.fit,
         "bundle": built.bundle,
         "vocabulary": built.vocabulary,
         "pruning": built.pruning,
     }
-    options.print_document(
-        {name: each.model_dump(mode="json") for name, each in facts.items() if each}
-    )
+    document = {name: each.model_dump(mode="json") for name, each in facts.items() if each}
+    lines = [each.model_dump(mode="json") for each in ledger]
+    options.print_document({**document, "ledger": lines})
 
 
 def _named(target: str | None, targets: str | None) -> list[str]:
@@ -198,9 +210,9 @@ def compile_bundle(
         effort=effort,
         on_board=False,
     )
-    built = _build(make_order(request))
+    built, dead = _build(make_order(request))
     _copy_bundle(built, output)
-    typer.echo(_format_built(built))
+    typer.echo(_format_built(built, dead))
     typer.echo(f"wrote {output} (model.onnx is the compressed model, for any runtime)", err=True)
 
 
@@ -213,11 +225,29 @@ def _copy_bundle(built: "Built", output: Path) -> None:
         shutil.copy2(built.fit.model.path, output / "model.onnx")
 
 
-def _build(order: Order) -> "Built":
+def _build(order: Order) -> "tuple[Built, tuple[Dead, ...]]":
+    """Plan, and look for zeros in the model as it came that save nothing."""
+    from edgeopt.compress.sparsity import find_dead
     from edgeopt.pipeline import plan as run_plan
+    from edgeopt.prepare import prepare_model
 
     with started(order) as run, candidates_shown():
-        return run_plan(run)
+        built = run_plan(run)
+        return built, find_dead(prepare_model(run), built.fit.plan)
+
+
+def _format_dead(dead: "tuple[Dead, ...]") -> str:
+    from edgeopt.units import format_bytes
+
+    stored, least = (sum(each.sizes.dense for each in dead), sum(each.sizes.least for each in dead))
+    sparse = sum(each.sizes.csr for each in dead)
+    count = f"{len(dead)} weights" if len(dead) > 1 else repr(dead[0].weight)
+    zeros = sum(each.zeros * each.sizes.dense for each in dead) / stored
+    return (
+        f"warning: dead compression: {zeros:.0%} of the values of {count} are zero, and"
+        f" they take {format_bytes(stored)} all the same (as CSR {format_bytes(sparse)}, at best"
+        f" {format_bytes(least)}): no kernel skips single zeros; --prune 50% cuts whole units"
+    )
 
 
 @contextmanager
@@ -237,18 +267,18 @@ def candidates_shown() -> Iterator[None]:
         raise
 
 
-def _format_built(built: "Built", *, layers: bool = False) -> str:
+def _format_built(built: "Built", dead: "tuple[Dead, ...]", ledger: "tuple[Line, ...]" = ()) -> str:
     from edgeopt.job import plan_title
-    from edgeopt.report import describe_pruning, format_cuts, format_entries, format_tried
+    from edgeopt.report import describe_pruning, format_cuts, format_ledger, format_tried
     from edgeopt.units import format_bytes
     from edgeopt.verdict import tried_of
 
     need = built.bundle.footprint
     lines = [format_tried(tried_of(built.fit.candidates)), ""]
-    if layers and built.pruning:
+    if ledger and built.pruning:
         lines += [format_cuts(built.pruning), ""]
-    if layers and built.fit.entries:
-        lines += [format_entries(built.fit.entries), ""]
+    if ledger:
+        lines += [format_ledger(ledger), ""]
     lines += [
         f"chosen: {plan_title(built.fit.chosen.plan)}, bundle {built.bundle.digest[:12]}: "
         f"flash {format_bytes(need.flash)}, peak memory {format_bytes(need.peak)} "
@@ -267,6 +297,7 @@ def _format_built(built: "Built", *, layers: bool = False) -> str:
         "arithmetic"
         for each in built.bundle.unscheduled
     ]
+    lines += [_format_dead(dead)] if dead else []
     return "\n".join(lines)
 
 

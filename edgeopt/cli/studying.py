@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from edgeopt.compress.record import CutDifference, Difference, FitRecord
     from edgeopt.pipeline import Fitted
 
+#: What a record says of every weight.
+_LONG = {"plan", "sizes", "entries", "ledger"}
+
 
 def fit(
     target: options.TargetName,
@@ -77,12 +80,15 @@ def fit(
 
 def _fit(order: Order, replay: Path | None) -> "tuple[Fitted, FitRecord]":
     from edgeopt.compress.record import read_record, record_fit
+    from edgeopt.fitting import draw_ledger
     from edgeopt.pipeline import fit_model
 
     earlier = read_record(replay) if replay is not None else None
     with started(order) as run, candidates_shown():
         found = fit_model(run, earlier.plan if earlier else None)
-    record = record_fit(found.fit, found.source, order.job.target.name)
+    # What is left after cuts has weights of other shapes: the report of a deploy has them.
+    lines = () if found.fit.plan.cuts else draw_ledger(order.job, found.fit, found.source)
+    record = record_fit(found.fit, found.source, order.job.target.name, lines)
     if earlier is not None and earlier.result != record.result:
         typer.echo(
             "warning: the model is not the one that this plan was made for before: "
@@ -105,8 +111,8 @@ def diff(
     if as_json:
         options.print_document(
             {
-                "first": one.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
-                "second": other.model_dump(mode="json", exclude={"plan", "sizes", "entries"}),
+                "first": one.model_dump(mode="json", exclude=_LONG),
+                "second": other.model_dump(mode="json", exclude=_LONG),
                 "weights": [each.model_dump(mode="json") for each in found],
                 "cuts": [each.model_dump(mode="json") for each in cuts],
             }
@@ -181,11 +187,9 @@ def _shared(each: "CutDifference") -> str:
 
 
 def _form(choice: "Choice | None") -> str:
-    from edgeopt.report import form_of
-
     if choice is None:
         return "as it is"
-    return form_of(choice)
+    return choice.title
 
 
 def register(app: typer.Typer) -> None:

@@ -16,6 +16,8 @@ from edgeopt.model.oracle import Array, open_session
 #: calibrations: all of them 0.843, this 0.845, 0.9999 0.843, 0.999 0.783 (float32: 0.849).
 KEPT = 0.99999
 _BINS = 4096
+#: Samples that are looked at, at most.
+MOST_SAMPLES = 128
 #: Steps in which a range is shortened from either side, and the largest code.
 _TRIES, _CODES = 20, 255
 
@@ -31,7 +33,7 @@ def calibrate(
 
     percentile: the range is cut on both sides so that it holds a share of KEPT of the values.
     """
-    count = len(next(iter(samples.values()), ()))
+    count = min(len(next(iter(samples.values()), ())), MOST_SAMPLES)
     if not count:
         raise ConfigError(
             "there are no calibration samples",

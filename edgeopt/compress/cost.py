@@ -72,6 +72,11 @@ def stored_bytes(tensor: TensorProto) -> int:
     return count * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
+def filed_bytes(tensor: TensorProto) -> int:
+    """Return what the weights file grows by for a tensor: its record, and its values aligned."""
+    return _RECORD + _align(stored_bytes(tensor), _ALIGNMENT)
+
+
 def _tables(graph: GraphProto) -> dict[str, list[NodeProto]]:
     """Map each stored tensor of which only rows are read to the nodes that look them up.
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan
+from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan, Recipe
 from edgeopt.budget import Budget
 from edgeopt.compress.candidate import Candidate, Cost, Fit, Stopped
 from edgeopt.compress.judge import Bench, set_up
@@ -34,6 +34,8 @@ class Search:
     effort: Effort = STANDARD
     #: Told how much of what repairs a mixture is done.
     advance: Advance = lambda _share: None
+    #: What is done around methods of 8 bits, where whole plans have them.
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 def fit_plan(
@@ -77,7 +79,7 @@ def _search(bench: Bench, methods: Sequence[Method], search: Search, best: list[
     left_out = [each for each in methods if bench.task is None and each in _CALIBRATED]
     allowed = [each for each in methods if each in (bench.effort.methods or methods)]
     tried = [each for each in allowed if each not in left_out] or allowed or list(methods)
-    candidates = _climb(bench, methods, tried, best)
+    candidates = _climb(bench, methods, tried, best, search.recipe)
     slow = all(each.slow for each in candidates)
     found = best[-1] if best else None
     mixer = None
@@ -115,7 +117,7 @@ def _mixtures(bench: Bench, mixer: Mixer, advance: Advance) -> Iterator[Mixture]
         chosen,
         bench.calibration(),
         tries=bench.effort.swaps,
-        directory=folder,
+        directory=bench.directory / "repair",
         advance=advance,
     )
     if places != chosen.places:
@@ -139,6 +141,7 @@ def replay_plan(
         model, task, Budget(), cost=cost, effort=STANDARD, directory=directory, baseline=baseline
     )
     needed = any(each.reconstruct for each in plan.choices) or bool(plan.cuts)
+    needed = needed or plan.in_turn or plan.recipe.needs_samples
     fitted = draw_calibration(model, task).fitted if needed else None
     made = apply_plan(model, plan, directory=directory, samples=fitted)
     return _fit(bench, bench.judge(plan, made, 0), made, ())
@@ -198,27 +201,37 @@ def _mixer(bench: Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
 
 
 def _climb(
-    bench: Bench, methods: Sequence[Method], tried: Sequence[Method], best: list[Fit]
+    bench: Bench,
+    methods: Sequence[Method],
+    tried: Sequence[Method],
+    best: list[Fit],
+    recipe: Recipe,
 ) -> list[Candidate]:
     """Try methods on the whole model until one meets the budget, which is then the best.
 
     What a method needs is predicted on zeros: one that is refused for that is never made.
     """
     candidates: list[Candidate] = []
+    fitted = bench.calibration().fitted if recipe.needs_samples else None
+    if fitted is None:
+        recipe = recipe.model_copy(update={"smooth": None, "correct_bias": False})
     plain = make_plan(bench.model, "float32", directory=bench.directory)
     every = [each.weight for each in plain.choices]
     hollow = hollow_model(bench.model, every, bench.directory / "hollow")
     for method in tried:
         folder = bench.directory / method
-        needed = _calibration(bench.model, method, bench.task)
-        plan = make_plan(bench.model, method, samples=needed, directory=folder)
-        shape = apply_plan(hollow, plan, directory=bench.directory / "hollow")
+        needed = fitted or _calibration(bench.model, method, bench.task)
+        plan = make_plan(bench.model, method, samples=needed, directory=folder, recipe=recipe)
+        bare = plan.model_copy(update={"recipe": Recipe()})
+        shape = apply_plan(hollow, bare, directory=bench.directory / "hollow")
         needs = bench.predict(shape)
         if bench.refuses(needs):
             candidates.append(bench.judge(plan, shape, methods.index(method), needs))
             continue
-        made = apply_plan(bench.model, plan, directory=folder)
-        candidates.append(bench.judge(plan, made, methods.index(method), needs))
+        made = apply_plan(bench.model, plan, directory=folder, samples=fitted)
+        # A recipe adds a few numbers for each channel.
+        known = needs if plan.recipe == bare.recipe else None
+        candidates.append(bench.judge(plan, made, methods.index(method), known))
         if not candidates[-1].broken:
             best.append(_fit(bench, candidates[-1], made, candidates))
             break

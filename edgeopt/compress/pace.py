@@ -7,7 +7,7 @@ measurement corrects it: what counts is the ratio of two plans.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from onnx import NodeProto, TensorProto
@@ -98,22 +98,36 @@ def _usual(machine: str, features: frozenset[str]) -> tuple[float, float, float]
 
 def predict_latency(model: Model, pace: Pace) -> float:
     """Predict the ns of one inference of a model with fixed shapes."""
+    return sum(each.time for each in predict_nodes(model, pace))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """What one node is predicted to take, in ns, and the stored tensors that it reads."""
+
+    time: float
+    tensors: tuple[str, ...]
+
+
+def predict_nodes(model: Model, pace: Pace) -> Iterator[NodeTime]:
+    """Predict what each node takes that takes anything."""
     graph = inferred(model).graph
     types = types_of(graph)
     shapes = shapes_of(types)
     work = _Work(types, constants_of(graph), producers(graph), initializers(graph))
     streamed = sum(stored_bytes(each) for each in graph.initializer) > pace.cached
-    seconds = 0.0
     for node in graph.node:
         if node.output[0] in work.constant or node.output[0] not in work.types:
             continue
         sums = count_sums(node, shapes)
         if sums:
             read = work.stored(node) / pace.memory if streamed else 0.0
-            seconds += max(sums / work.rate(node, pace), read)
+            seconds = max(sums / work.rate(node, pace), read)
         elif node.op_type not in _FREE:
-            seconds += work.values(node) * _PASSES.get(node.op_type, 1.0) / pace.values
-    return seconds * 1e9
+            seconds = work.values(node) * _PASSES.get(node.op_type, 1.0) / pace.values
+        else:
+            continue
+        yield NodeTime(seconds * 1e9, tuple(work.tensors(node)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +154,17 @@ class _Work:
 
     def stored(self, node: NodeProto) -> int:
         """Return the bytes of the stored weights that a node reads, as they are stored."""
-        waiting, found = [name for name in node.input if name in self.constant], 0
+        return sum(stored_bytes(self.weights[name]) for name in self.tensors(node))
+
+    def tensors(self, node: NodeProto) -> Iterator[str]:
+        """List the stored tensors that a node reads, through what decodes them."""
+        waiting = [name for name in node.input if name in self.constant]
         while waiting:
             name = waiting.pop()
             if name in self.weights:
-                found += stored_bytes(self.weights[name])
+                yield name
             elif name in self.made_by:
                 waiting.extend(self.made_by[name].input)
-        return found
 
     def values(self, node: NodeProto) -> int:
         """Count the values that one pass goes over."""

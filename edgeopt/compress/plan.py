@@ -36,6 +36,7 @@ from edgeopt.compress.reconstruct import Rounded, reconstruct, require_samples
 from edgeopt.compress.rows import store_rows
 from edgeopt.compress.share import share_rows
 from edgeopt.compress.static import quantize_static
+from edgeopt.compress.tied import misfit_tie, tie_weights
 from edgeopt.compress.weights import store_weights
 from edgeopt.errors import ConfigError
 from edgeopt.model.extra import require_packages
@@ -112,13 +113,21 @@ def apply_plan(
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "compressed.onnx"
-    changed = any(each.method != "float32" or each.rank or each.rows for each in plan.choices)
+    changed = any(
+        each.method != "float32" or each.rank or each.rows or each.like for each in plan.choices
+    )
     if not (plan.cuts or changed):
         shutil.copyfile(model.path, path)
         return _made(model, path, plan)
     loaded = _cut(onnx.load(model.path), plan, samples)
     raise_opset(loaded, max((OPSETS.get(each.method, 0) for each in plan.choices), default=0))
     found = _named(loaded, plan)
+    why = misfit_tie(found, plan.choices)
+    if why is not None:
+        raise _foreign(plan, why)
+    loaded = tie_weights(loaded, plan.choices)
+    own = tuple(each for each in plan.choices if each.like is None)
+    plan = plan.model_copy(update={"choices": own})
     wanted = [(found[each.weight], each) for each in plan.choices]
     loaded = _condition(loaded, plan.recipe, wanted, samples)
     _found(loaded, plan)

@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, helper
 
 from edgeopt.artifact import Choice, Model, Plan
-from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.cost import filed_bytes
 from edgeopt.compress.distance import measure_harm
 from edgeopt.compress.learned import Learned
 from edgeopt.compress.lowrank import factor_names, join_factors
@@ -97,14 +97,14 @@ def applied(
 
 
 def weigh_parts(graph: GraphProto, names: Sequence[str]) -> dict[str, int]:
-    """Add up what is stored for each weight: under its name, and its name with a suffix."""
+    """Add up what the file holds for each weight: under its name, and its name with a suffix."""
     known, sizes = set(names), dict.fromkeys(names, 0)
     for tensor in graph.initializer:
         owner = tensor.name
         while owner not in known and "." in owner:
             owner = owner.rpartition(".")[0]
         if owner in known:
-            sizes[owner] += stored_bytes(tensor)
+            sizes[owner] += filed_bytes(tensor)
     return sizes
 
 

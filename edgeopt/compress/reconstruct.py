@@ -33,6 +33,7 @@ from edgeopt.compress.blocks import (
 from edgeopt.compress.codes import Codes, Floats, encode_weight
 from edgeopt.compress.levels import Levels, find_levels
 from edgeopt.errors import ConfigError, ModelError
+from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
 
@@ -72,6 +73,9 @@ def reconstruct(
     for weight, choice in wanted:
         values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
         hessian = hessians[weight.name]
+        if choice.rounding == "adaround":
+            result[weight.name] = _round_adaptively(weight, values, choice, hessian)
+            continue
         if id(hessian) not in factors:
             # Query, key and value read the same tensor.
             factors[id(hessian)] = inverse_factor(hessian)
@@ -119,6 +123,14 @@ def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> R
         )
     _, scales = encode_weight(rows, axis=0)
     return round_channels(rows, factor, scales)
+
+
+def _round_adaptively(weight: Weight, values: Floats, choice: Choice, hessian: Doubles) -> Rounded:
+    require_packages("weights cannot be rounded by AdaRound here", "torch")
+    from edgeopt.compress.adaround import round_adaptively
+
+    rows, bits = blocks_last(weight, values), BITS.get(choice.method, 8)
+    return round_adaptively(rows, hessian, bits=bits, block=choice.block)
 
 
 def sources_of(nodes: Sequence[NodeProto]) -> list[Source]:

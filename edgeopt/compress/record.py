@@ -6,7 +6,7 @@ from typing import Literal
 
 import onnx
 
-from edgeopt.artifact import Choice, Entry, Fact, Model, Plan
+from edgeopt.artifact import Choice, Entry, Fact, Line, Model, Plan
 from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import stored_bytes
 from edgeopt.errors import ConfigError
@@ -34,6 +34,7 @@ class FitRecord(Fact):
     #: Bytes stored for each weight that has a form, by its name.
     sizes: Mapping[str, int]
     entries: tuple[Entry, ...] = ()
+    ledger: tuple[Line, ...] = ()
     #: False: the search was stopped, and this is the best plan that it had verified.
     finished: bool = True
 
@@ -59,8 +60,8 @@ class Difference(Fact):
     second_bytes: int | None
 
 
-def record_fit(fit: Fit, source: Model, target: str) -> FitRecord:
-    """Describe a fit of a model for a target."""
+def record_fit(fit: Fit, source: Model, target: str, ledger: tuple[Line, ...] = ()) -> FitRecord:
+    """Describe a fit of a model for a target, with the ledger of its plan."""
     chosen = fit.chosen
     return FitRecord(
         target=target,
@@ -73,6 +74,7 @@ def record_fit(fit: Fit, source: Model, target: str) -> FitRecord:
         drop=chosen.drop,
         sizes=_sizes(fit.model, fit.plan),
         entries=fit.entries,
+        ledger=ledger,
         finished=fit.finished,
     )
 

@@ -90,9 +90,11 @@ def _exchanges(
 
 
 def _larger(layer: Sequence[Option], place: int) -> list[int]:
-    """List the options that take more bytes than one and harm less, the nearest two by size."""
-    now = layer[place]
-    found = [at for at, each in enumerate(layer) if each.size > now.size and each.harm < now.harm]
+    """List the options that take more bytes than one, the nearest two; by itself one may harm more.
+
+    On few samples, that is often chance.
+    """
+    found = [at for at, each in enumerate(layer) if each.size > layer[place].size]
     return sorted(found, key=lambda at: layer[at].size)[:_NEAREST]
 
 

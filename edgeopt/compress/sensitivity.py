@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from edgeopt.artifact import Choice, Fact, Model
-from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.cost import filed_bytes
 from edgeopt.compress.learned import Learned, learn
 from edgeopt.compress.probe import (
     Judged,
@@ -41,7 +41,7 @@ _HELD = 64
 #: How many samples codes are fitted to at most: how often rows of tables are read is counted on all
 #: of them, and GPTQ sums Hessians over the first ones.
 _FITTED = 4096
-#: Inputs that are drawn where there are no samples.
+#: Inputs that are drawn where there are no samples, at least.
 _DRAWN = 8
 
 
@@ -49,7 +49,7 @@ class Option(Fact):
     """One form of one weight."""
 
     choice: Choice
-    #: Bytes of its codes and scales as they are stored.
+    #: Bytes that its codes and scales take in the weights file, their records there included.
     size: int
     #: How far the outputs move when only this weight has this form; see measure_harm.
     harm: float
@@ -106,9 +106,10 @@ def draw_calibration(model: Model, task: Task | None, *, effort: Effort = STANDA
     """Draw samples from the task's training set; random inputs without, or where none may count."""
     if task is None or effort.data_free:
         graph = onnx.load(model.path, load_external_data=False).graph
-        drawn = [draw_inputs(graph, model.inputs, seed) for seed in range(2 * _DRAWN)]
+        count = max(effort.judged, _DRAWN)
+        drawn = [draw_inputs(graph, model.inputs, seed) for seed in range(2 * count)]
         stacked = {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}
-        first, rest = _split(stacked, _DRAWN)
+        first, rest = _split(stacked, count)
         judged = Judged(first, effort.judged, classes=False)
         return Calibration(judged=judged, fitted=None, held=rest)
     found = samples(task, _FITTED, inputs=model.inputs)
@@ -147,7 +148,7 @@ def measure_sensitivity(
     directory.mkdir(parents=True, exist_ok=True)
     meter = _Meter(model, choices, calibration, directory)
     layers = {
-        name: [Option(choice=_kept(name), size=stored_bytes(meter.stored[name]), harm=0.0)]
+        name: [Option(choice=_kept(name), size=filed_bytes(meter.stored[name]), harm=0.0)]
         for name in choices
     }
     every = [each for given in choices.values() for each in given]

@@ -12,6 +12,7 @@ A busy machine measures what else it does: the error of times is then no error o
 import argparse
 import os
 import random
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -176,7 +177,10 @@ def main() -> None:
                 target=options.target,
                 effort=options.effort,
             )
-            cases = list(try_budgets(request, count=options.count, seed=options.seed))
+            cases = []
+            for each in try_budgets(request, count=options.count, seed=options.seed):
+                print(each, file=sys.stderr, flush=True)
+                cases.append(each)
         print(f"{Path(subject).name}: {sum(each.met for each in cases if each.flash)} of "
               f"{sum(each.flash is not None for each in cases)} met, "
               f"{sum(each.flash is None for each in cases)} infeasible")  # fmt: skip

@@ -4,14 +4,17 @@
 
 Names a project's folder or a model of tests.bench.suite, which has no task: harm is then that of
 drawn inputs. Each uniform plan sets the limit on bytes that the others have to meet. Harm is how
-far the outputs of the whole move on samples that were held back (edgeopt.compress.distance), as a
-share of that of the uniform plan in brackets; the uniform plans are those that profiles name.
+far the outputs of the whole move (edgeopt.compress.distance) on 64 inputs that chose nothing, in
+brackets as a share of that of the uniform plan; the uniform plans are those that profiles name.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
 
 from edgeopt.artifact import Footprint, Method, Model
 from edgeopt.budget import Budget
@@ -23,12 +26,14 @@ from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import Option
 from edgeopt.fitting import measure_harm
 from edgeopt.job import Run
-from edgeopt.model.oracle import run_samples
+from edgeopt.model.oracle import Array, draw_inputs, run_samples
 from edgeopt.prepare import prepare_model
+from edgeopt.task import labelled
 from edgeopt.units import format_bytes
 from tests.bench.prepare import print_table
 from tests.bench.suite import SUITE, suite_folder, write_suite
 
+_FRESH = 64
 _UNIFORM: tuple[Method, ...] = ("int8-weights", "int4-blocks")
 
 
@@ -71,13 +76,14 @@ def compare_subject(run: Run, name: str, folder: Path) -> Iterator[tuple[str, ..
     """Yield a row for each uniform plan: the bytes, and harms of all that fit into them."""
     job, model = run.job, prepare_model(run)
     calibration = draw_calibration(model, job.task, effort=job.effort)
-    expected = run_samples(model, calibration.held)
+    fresh = _fresh_inputs(run, model)
+    expected = run_samples(model, fresh)
 
     def cost(made: Model) -> Footprint:
         return predict_footprint(made, job.target, runtime=0, program=0)
 
     def harm(made: Model) -> float:
-        found = run_samples(made, calibration.held)
+        found = run_samples(made, fresh)
         return distance(found, expected, classes=calibration.classes)
 
     mixer = Mixer(model, measure_harm(run, model), cost, samples=calibration.fitted, plain=True)
@@ -99,6 +105,17 @@ def compare_subject(run: Run, name: str, folder: Path) -> Iterator[tuple[str, ..
             harms.append(harm(made.model))
         cells = [f"{each:.2e} ({each / harms[0]:.2f})" for each in harms]
         yield (name, method, format_bytes(limit.flash or 0), *cells)
+
+
+def _fresh_inputs(run: Run, model: Model) -> dict[str, Array]:
+    """Return inputs [S, *shape] of the task's validation, or drawn by other seeds than any."""
+    if run.job.task is not None:
+        found = labelled(run.job.task, _FRESH, inputs=model.inputs, part="validation")
+        assert found is not None
+        return dict(found[0])
+    graph = onnx.load(model.path).graph
+    drawn = [draw_inputs(graph, model.inputs, 1000 + seed) for seed in range(_FRESH)]
+    return {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}
 
 
 def main() -> None:

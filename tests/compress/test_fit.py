@@ -4,9 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.artifact import Footprint, Method, Model
+from edgeopt.artifact import Footprint, Method, Model, Recipe
 from edgeopt.budget import Budget
-from edgeopt.compress import Cost, Fit, Infeasible, Search, Sensitivity, Stopped, fit_plan
+from edgeopt.compress import (
+    Cost,
+    Fit,
+    Infeasible,
+    Search,
+    Sensitivity,
+    Stopped,
+    fit_plan,
+    replay_plan,
+)
 from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_samples, seeded_inputs
 from edgeopt.task import Arrays
@@ -207,3 +216,36 @@ def test_what_is_refused_for_its_bytes_is_never_made(tmp_path: Path) -> None:
     found = fit(tmp_path, Budget(ram=27), costs(100, 60, 27))
     assert found.plan.name == "int8-weights"
     assert not (tmp_path / "fit" / "float16" / "compressed.onnx").exists()
+
+
+def test_a_recipe_is_part_of_what_is_chosen_and_made_again(tmp_path: Path, task: Arrays) -> None:
+    model, recipe = image_model(tmp_path), Recipe(ranges="mse", equalize=True, correct_bias=True)
+    plain, cooked = (
+        fit_plan(
+            model,
+            ("int8-static",),
+            Budget(),
+            task,
+            cost=Cost(costs(100, 100)),
+            directory=tmp_path / name,
+            search=Search(recipe=each),
+        )
+        for name, each in (("plain", Recipe()), ("cooked", recipe))
+    )
+    assert cooked.plan.recipe == recipe
+    assert cooked.model.sha256 != plain.model.sha256
+    again = replay_plan(
+        model, cooked.plan, task, cost=Cost(costs(100, 100)), directory=tmp_path / "again"
+    )
+    assert again.model.sha256 == cooked.model.sha256
+    # Without samples only what needs none is done.
+    bare = fit_plan(
+        model,
+        ("int8-weights",),
+        Budget(),
+        None,
+        cost=Cost(costs(100, 100)),
+        directory=tmp_path / "bare",
+        search=Search(recipe=recipe),
+    )
+    assert bare.plan.recipe == Recipe(ranges="mse", equalize=True)
