@@ -40,7 +40,7 @@ def encode_sum(site: Site, expr: relax.Expr, wanted: Encoding) -> relax.Expr | N
         bias = None if whole is not None else _float_bias(site, bias_term, len(found.factor))
         if whole is None and bias is None:
             return None
-    define = elementwise.define_requantize(wanted.dtype, (*limits, wanted.zero))
+    define = elementwise.define_requantize(site.cpu, wanted.dtype, (*limits, wanted.zero))
     extra = () if bias is None else ((bias / wanted.scale).astype(np.float32),)
     factor = (found.factor / wanted.scale).astype(np.float32)
     codes = site.call(define, found.emit(start), factor, *extra, name="requantize")

@@ -11,8 +11,6 @@ What --keep names holds the results of each project; those that are there are no
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
 import logging
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import onnxruntime
@@ -42,6 +40,7 @@ from edgeopt.report import format_columns
 from edgeopt.task import Task, TextClassification, labelled, read_texts, samples, score
 from edgeopt.units import parse_fraction
 from tests.bench.quantizers import QUANTIZERS, Quantizer
+from tests.bench.words import score_words
 
 #: As many as edgeopt takes for its own static plan.
 _CALIBRATION = 128
@@ -208,24 +207,13 @@ def _measure_floor(bench: Bench, journal: _Journal) -> None:
     task = bench.task
     if not isinstance(task, TextClassification):
         return
-    if importlib.util.find_spec("sklearn") is None:
-        print("no scikit-learn here: TF-IDF + logistic regression is left out", file=sys.stderr)
-        return
     journal.take(_FLOOR, partial(_fit_words, task))
 
 
 def _fit_words(task: TextClassification) -> tuple[None, float]:
     train = read_texts(task.train, task.labels)
     test = read_texts(task.test, task.labels)
-    text: Any = importlib.import_module("sklearn.feature_extraction.text")
-    linear: Any = importlib.import_module("sklearn.linear_model")
-    words = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    model = linear.LogisticRegression(C=10.0, max_iter=1000)
-    model.fit(words.fit_transform([each for each, _ in train]), [label for _, label in train])
-    accuracy = model.score(
-        words.transform([each for each, _ in test]), [label for _, label in test]
-    )
-    return None, float(accuracy)
+    return None, score_words(train, test)
 
 
 def format_results(projects: Sequence[Sequence[Result]]) -> str:

@@ -40,10 +40,6 @@ DEPTHWISE = ((96, 28, 1), (144, 56, 1), (144, 56, 2), (384, 14, 1), (576, 14, 2)
 KNOWN = {
     # LLVM unrolls loops twice for cores in program order; nine weights stay beside the sums.
     ("depthwise convolutions", "rpi3"): 10,
-    # Fourteen vectors of sums, of two for each of seven columns, and what they are multiplied by.
-    ("int8 depthwise convolutions", "rpi3"): 12,
-    ("int8 depthwise convolutions", "rpi4"): 6,
-    ("int8 depthwise convolutions", "rpi5"): 6,
 }
 
 

@@ -4,6 +4,7 @@ Rows of codes are packed as the tile reads them, and become int8 on the way.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -22,9 +23,8 @@ from edgeopt.compile.kernels.scheduling import (
     mark,
     marked,
     marked_int,
-    vectorize_inner,
 )
-from edgeopt.compile.kernels.tile_intrinsics import register_code_tile
+from edgeopt.compile.kernels.tile_intrinsics import register_code_tile, register_start
 from edgeopt.tiles import Tile, TileKey
 
 KIND = "packed_integer"
@@ -107,8 +107,11 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     method: Method = "single" if key.kind == SINGLE else "dot" if cpu.dot_product else "pair"
     tried = [CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS]
 
+    steps = -(-key.depth // STEP)
+
     def work(each: CodeTile) -> float:
-        return -(-key.rows // each.height) * -(-key.columns // each.width) * each.work
+        tiles = -(-key.rows // each.height) * -(-key.columns // each.width)
+        return tiles * (steps * each.work + each.fixed)
 
     fitting = [each for each in tried if each.fits and each.height <= key.rows]
     return [(each.height, each.width) for each in sorted(fitting, key=work)]
@@ -172,23 +175,29 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
     """Pack A by tiles of rows, [*outer, group if any, MO, K / 16, row in it, code of 16].
 
-    Codes beyond K repeat the last one, which the matrix multiplies by zero.
+    Codes beyond K repeat those of the last piece, which the matrix multiplies by zero: a piece is
+    what divides K and a step, and is moved as one vector.
     """
     gemm = plan.gemm
+    piece = math.gcd(gemm.depth, STEP)
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, ko, mi, ki = at
         part = [outer.pop()] if plan.groups > 1 else []
         row, k = mo * gemm.height + mi, ko * STEP + ki
         row = row if gemm.rows % gemm.height == 0 else tirx.min(row, gemm.rows - 1)
-        k = k if plan.depth == gemm.depth else tirx.min(k, gemm.depth - 1)
+        if plan.depth != gemm.depth:
+            last = gemm.depth // piece - 1
+            k = tirx.min(tirx.floordiv(k, piece), last) * piece + tirx.floormod(k, piece)
         code = codes(*gemm.index(outer, row), *part, k)
         return code if codes.dtype == "int8" else plan.convert(code)
 
     groups = [plan.groups] if plan.groups > 1 else []
     steps = plan.depth // STEP
     shape = [*gemm.outer_shape, *groups, gemm.tiled_shape[-4], steps, gemm.height, STEP]
-    buffer = te.compute(shape, element, name="packed", attrs=mark(role="packed", item=1))
+    buffer = te.compute(
+        shape, element, name="packed", attrs=mark(role="packed", item=1, piece=piece)
+    )
 
     def read(*at: tirx.Expr) -> tirx.Expr:
         *tiles, mi, k = at
@@ -205,8 +214,8 @@ def schedule_product(sch: Schedule, cpu: Cpu, product: Block) -> None:
     chosen = CodeTile(method, extent(sch, row), extent(sch, column))
     depth = marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, row)
-    vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
-    sch.unroll(sch.get_loops(start)[-2])
+    begin = register_start(chosen.height, chosen.width, "int32")
+    sch.tensorize(sch.get_loops(start)[-1 if chosen.height == 1 else -2], begin)
     intrinsic = register_code_tile(
         chosen.name, (chosen.height, chosen.width, depth), STEP, chosen.group
     )

@@ -31,6 +31,8 @@ MAXIMUM, SUM = "max", "sum"
 _MOST_VECTORS = 3
 #: Columns of a channelwise tile where no vector divides the channels.
 _SCALAR_COLUMNS = 4
+#: float32 lanes of a vector of NEON.
+_NEON_LANES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +249,9 @@ def channel_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
     if lanes == 1:
         return min(_SCALAR_COLUMNS, columns), 1
     candidates = (4, 7) if cpu.vector_a else (4, 7, 8)
+    if cpu.vector_a and lanes > _NEON_LANES:
+        # Codes have two vectors of sums for each column.
+        candidates = (4, 5)
     height = max(candidates, key=lambda n: (columns / tile.round_up(columns, n), -n))
     return min(height, columns), width
 

@@ -126,19 +126,19 @@ def define_flip(dtype: str) -> Callable[[te.Tensor], te.Tensor]:
     return define_unary(code, "flip")
 
 
-def define_requantize(dtype: str, limits: tuple[int, int, int]) -> Callable[..., te.Tensor]:
+def define_requantize(
+    cpu: Cpu, dtype: str, limits: tuple[int, int, int]
+) -> Callable[..., te.Tensor]:
     """Make the TE definition of int32 sums times factors of columns, plus a bias if any, to codes.
 
     limits: the lowest and the highest code, and the zero point.
     """
-    low, high, zero = limits
+    encode = functions.encode_saturated if cpu.machine == "aarch64" else functions.encode
 
     def define(sums: te.Tensor, factor: te.Tensor, *bias: te.Tensor) -> te.Tensor:
         def code(*at: tirx.Expr) -> tirx.Expr:
             value = tirx.Cast("float32", sums(*at)) * factor(at[-1])
-            value = value + bias[0](at[-1]) if bias else value
-            value = functions.clamp(value, float(low - zero), float(high - zero))
-            return tirx.Cast(dtype, functions.round_to_int(value) + tirx.const(zero, "int32"))
+            return encode(value + bias[0](at[-1]) if bias else value, dtype, limits)
 
         return te.compute(sums.shape, code, name="requantize")
 

@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+import numpy as np
 from tvm import tirx
 
 Value: TypeAlias = tirx.Expr
@@ -137,6 +138,39 @@ def round_to_int(x: Value) -> Value:
     """
     bits = tirx.reinterpret("int32", x + number(1.5 * 2.0**23))
     return bits - tirx.const(0x4B400000, "int32")
+
+
+def encode(value: Value, dtype: str, limits: tuple[int, int, int]) -> Value:
+    """Round to a code of 8 bits: limits are the lowest and the highest code, and the zero point."""
+    low, high, zero = limits
+    value = clamp(value, float(low - zero), float(high - zero))
+    return tirx.Cast(dtype, round_to_int(value) + tirx.const(zero, "int32"))
+
+
+def encode_saturated(value: Value, dtype: str, limits: tuple[int, int, int]) -> Value:
+    """Round to a code as encode does, by what 64-bit ARM's vectors saturate on the way.
+
+    FCVTNS rounds ties to even, and SQXTN, which LLVM makes of limits and a narrower type, limits
+    what it narrows; so do SQADD and SQXTUN. NaN becomes the zero point's code.
+    """
+    low, high, zero = limits
+    even = tirx.call_llvm_pure_intrin("float32", "llvm.roundeven", value)
+    whole = tirx.call_llvm_pure_intrin("int32", "llvm.fptosi.sat", even)
+    code = _narrow(whole, "int16")
+    if zero:
+        added = tirx.const(zero, "int16")
+        code = tirx.call_llvm_pure_intrin("int16", "llvm.sadd.sat", code, added)
+    code = code if low == np.iinfo(dtype).min else tirx.max(code, tirx.const(low, "int16"))
+    code = code if high == np.iinfo(dtype).max else tirx.min(code, tirx.const(high, "int16"))
+    return _narrow(code, dtype)
+
+
+def _narrow(value: Value, dtype: str) -> Value:
+    """Limit an integer to a narrower type and convert it."""
+    info = np.iinfo(dtype)
+    limits = (tirx.const(int(limit), value.ty.dtype) for limit in (info.min, info.max))
+    low, high = limits
+    return tirx.Cast(dtype, tirx.min(tirx.max(value, low), high))
 
 
 def round_half_even(x: Value) -> Value:

@@ -15,6 +15,7 @@ from edgeopt.compile.kernels.scheduling import (
     inline_all,
     marked,
     marked_int,
+    stored_share,
     vectorize_inner,
 )
 from edgeopt.compile.kernels.tile_intrinsics import (
@@ -60,7 +61,7 @@ def place_tiles(sch: Schedule, cpu: Cpu, product: Block) -> tuple[Loop, list[Blo
     else:
         place, rows = _share_columns(sch, packed, [columns, *others, rows, row_in, column_in])
     # Rows stay a loop: the sums are in memory, and LLVM would interleave all of them and spill.
-    vectorize_inner(sch, column_in, cpu.lanes)
+    vectorize_inner(sch, column_in, cpu.lanes * stored_share(sch, last))
     sch.compute_at(product, rows, preserve_unit_loops=True)
     for block in kept:
         if marked(sch, block, "role") == "padded":
@@ -118,7 +119,10 @@ def transpose_packed(
     side = extent(sch, lane)
     if not gathered or extent(sch, depth) % side:
         inline_all(sch, gathered)
-        sch.vectorize(lane)
+        if marked(sch, packed, "piece") is None:
+            sch.vectorize(lane)
+        else:
+            vectorize_inner(sch, lane, marked_int(sch, packed, "piece"))
         return
     _, step = sch.split(depth, [None, side])
     sch.reorder(vector, step, lane)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 from tvm import s_tir, tirx
 
 #: Block annotations of ours start with this, so that they survive fusion and are recognised.
@@ -57,6 +58,14 @@ def extent(sch: Schedule, loop: Loop) -> int:
 def is_reduction(sch: Schedule, block: Block) -> bool:
     """Tell whether any axis of a block is a sum, a maximum or the like."""
     return any(int(axis.iter_type) == tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars)
+
+
+def stored_share(sch: Schedule, block: Block) -> int:
+    """Count the values that a block stores in the room of one float32: four codes, one float.
+
+    Codes that are stored together are narrowed together, in half the instructions.
+    """
+    return max(1, 4 // int(np.dtype(sch.get(block).writes[0].source.dtype).itemsize))
 
 
 def fuse(sch: Schedule, loops: Sequence[Loop]) -> Loop:

@@ -60,8 +60,8 @@ def register_tile(name: str, height: int, width: int, depth: int) -> str:
 
 
 @cache
-def register_start(height: int, width: int) -> str:
-    """Make known the start of a tile, which takes no code: register_tile's overwrites C.
+def register_start(height: int, width: int, dtype: str = "float32") -> str:
+    """Make known the start of a tile, which takes no code: the tile's own function overwrites C.
 
     Returns the name of the intrinsic.
     """
@@ -69,25 +69,32 @@ def register_start(height: int, width: int) -> str:
     @script.prim_func(s_tir=True)
     def meaning(pc: T.handle) -> None:
         stride_c = T.int32()
-        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        c = T.match_buffer(pc, (height, width), dtype, strides=[stride_c, 1], offset_factor=1)
         with T.sblock("root"):
             T.reads()
             T.writes(c[0:height, 0:width])
-            for i, j in T.grid(height, width):
-                with T.sblock("start"):
-                    vi, vj = T.axis.remap("SS", [i, j])
-                    c[vi, vj] = T.float32(0.0)
+            if height == 1:
+                # Where a loop of one turn stands, schedules see none.
+                for j in range(width):
+                    with T.sblock("start"):
+                        vj = T.axis.remap("S", [j])
+                        c[0, vj] = T.cast(0, dtype)
+            else:
+                for i, j in T.grid(height, width):
+                    with T.sblock("start"):
+                        vi, vj = T.axis.remap("SS", [i, j])
+                        c[vi, vj] = T.cast(0, dtype)
 
     @script.prim_func(s_tir=True)
     def code(pc: T.handle) -> None:
         stride_c = T.int32()
-        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        c = T.match_buffer(pc, (height, width), dtype, strides=[stride_c, 1], offset_factor=1)
         with T.sblock("root"):
             T.reads()
             T.writes(c[0:height, 0:width])
             T.evaluate(0)
 
-    intrinsic = f"edgeopt_start_{height}x{width}"
+    intrinsic = f"edgeopt_start_{dtype}_{height}x{width}"
     TensorIntrin.register(intrinsic, meaning, code, override=True)
     return intrinsic
 
@@ -223,7 +230,7 @@ def register_code_tile(name: str, shape: tuple[int, int, int], step: int, group:
     """Make a function name(A, B, C, K / step) known to schedules: C[height, width] = A B, int32.
 
     A is int8 [K / step, height, step] and B is [K / group, width, group]; the shape is height,
-    width and K. C must hold zeros before. Returns the name of the intrinsic.
+    width and K. C, whose start is register_start's, is overwritten. Returns the intrinsic's name.
     """
     height, width, depth = shape
     steps, groups = depth // step, -(-depth // group)
