@@ -36,9 +36,9 @@ class Grouped:
 
 def possible_groups(weight: Weight) -> tuple[int, ...]:
     """List the sizes of groups at which a table takes less than 4 bits a value with its vectors."""
-    rows, width = weight.shape
     if weight.role != "table":
         return ()
+    rows, width = weight.shape
     return tuple(
         each
         for each in GROUPS

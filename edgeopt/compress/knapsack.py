@@ -36,14 +36,20 @@ class Limit:
 
 
 def choose_options(
-    harm: Figures, limits: Sequence[Limit], *, seconds: float = STANDARD.seconds
+    harm: Figures,
+    limits: Sequence[Limit],
+    *,
+    seconds: float = STANDARD.seconds,
+    excluded: Sequence[Sequence[int]] = (),
 ) -> list[int] | None:
     """Return the place of each layer's option of least total harm; None where no choice is allowed.
 
     Harm is never negative. The same figures give the same choice, unless the solver needs more
     than these seconds: the best choice that it has then counts. Raises BudgetExceeded, exit code
-    3, where it has none by then: that says nothing of whether there is one.
+    3, where it has none by then: that says nothing of whether there is one. excluded: choices
+    that are not allowed, although they are within the limits.
     """
+    limits = (*limits, *(_exclude(harm, each) for each in excluded))
     until = time.monotonic() + seconds
     first = _solve(harm, limits, np.ones(sum(map(len, harm)), bool), until)
     if first is None:
@@ -57,6 +63,15 @@ def choose_options(
     except BudgetExceeded:
         # The time is over: what is known already is allowed.
         return first
+
+
+def _exclude(harm: Figures, places: Sequence[int]) -> Limit:
+    """Return a limit that one choice breaks and no other: not all of its options at once."""
+    costs = [
+        [float(at == place) for at in range(len(layer))]
+        for layer, place in zip(harm, places, strict=True)
+    ]
+    return Limit(costs, len(places) - 1)
 
 
 def _solve(

@@ -30,6 +30,13 @@ from edgeopt.store import digest_file
 
 #: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
 _ROUNDS = 8
+#: Choices that are ruled out one by one, before that and where it leaves none.
+_FIRST, _LAST = 4, 16
+#: Bytes that each weight's place in the file may differ by.
+_ALIGNMENT = 64
+#: Bytes that memory is rounded up to, and the place of a table in the file.
+_PAGE, _TABLE_PAGE = 4096, 16384
+_Size = Literal["flash", "ram"]
 #: Forms that change how activations are computed are whole plans of their own.
 _STORED: tuple[Method, ...] = (
     "float16",
@@ -129,26 +136,50 @@ class Mixer:
 
         Its files are written below directory. None where there is no such choice.
         """
-        limits = self._limits(budget)
         hollow = hollow_model(self.model, self.weights, directory)
-        harms = [[option.harm for option in layer] for layer in self.layers]
-        for _ in range(_ROUNDS):
-            places = choose_options(figures or harms, limits, seconds=self.seconds)
+        limits = self._limits(budget, hollow, directory)
+        harms = figures or [[option.harm for option in layer] for layer in self.layers]
+        wanted = budget.flash, budget.ram
+        # What no choice changes may be rounded up for one and not for the other.
+        tables = sum(map(_is_table, self.layers))
+        slack = [
+            each
+            for each, most in zip((tables * _TABLE_PAGE, _PAGE), wanted, strict=True)
+            if most is not None
+        ]
+        loose = [
+            replace(limit, most=limit.most + more)
+            for limit, more in zip(limits, slack, strict=True)
+        ]
+        aligned = _ALIGNMENT * len(self.layers)
+        near = [replace(limit, most=limit.most + aligned) for limit in limits]
+        tight = limits
+        ruled_out: list[tuple[int, ...]] = []
+        for number in range(_FIRST + _ROUNDS + _LAST):
+            # Choices that exceed a limit all the same are ruled out, at first one by one; then by
+            # what they exceed it; where that leaves nothing, one by one within looser limits.
+            shrinking = _FIRST <= number < _FIRST + _ROUNDS
+            within = tight if shrinking else near if number < _FIRST else loose
+            excluded = () if shrinking else tuple(ruled_out)
+            places = choose_options(harms, within, seconds=self.seconds, excluded=excluded)
             if places is None:
-                return None
+                continue
             need = self._predict(places, hollow, directory)
             over = [
                 max(figure - most, 0.0)
-                for figure, most in ((need.flash, budget.flash), (need.peak, budget.ram))
+                for figure, most in zip((need.flash, need.peak), wanted, strict=True)
                 if most is not None
             ]
             if not any(over):
-                return Selection(tuple(places), tuple(limits))
-            limits = [
+                return Selection(tuple(places), tuple(within))
+            ruled_out.append(tuple(places))
+            if number < _FIRST - 1:
+                continue
+            tight = [
                 replace(
                     limit, most=min(limit.most, limit.spent(places)) - more if more else limit.most
                 )
-                for limit, more in zip(limits, over, strict=True)
+                for limit, more in zip(tight, over, strict=True)
             ]
         return None
 
@@ -159,19 +190,21 @@ class Mixer:
         assert places is not None
         return self.make(places, directory)
 
-    def least(self, name: Literal["flash", "ram"], beside: Budget, directory: Path) -> int | None:
+    def least(self, name: _Size, beside: Budget, directory: Path) -> int | None:
         """Predict the fewest bytes of flash or ram that any choice needs within other limits.
 
         None where no choice is within these.
         """
-        read = 1.0 if name == "flash" else self._resident_share(self.cost(self.model))
-        costs = [[_cost(option, layer, read) for option in layer] for layer in self.layers]
+        hollow = hollow_model(self.model, self.weights, directory)
+        # Figures are never negative.
+        costs = [
+            [each - min(layer) for each in layer] for layer in self._costs(name, hollow, directory)
+        ]
         found = self.choose(beside, directory, costs)
         if found is None:
             return None
-        hollow = hollow_model(self.model, self.weights, directory)
         need = self._predict(found.places, hollow, directory)
-        return need.flash if name == "flash" else need.peak
+        return self._size(name, need)
 
     @property
     def layers(self) -> list[tuple[Option, ...]]:
@@ -184,32 +217,47 @@ class Mixer:
         """The names of the weights that have options."""
         return [layer[0].choice.weight for layer in self.sensitivity.layers]
 
-    def _limits(self, budget: Budget) -> list[Limit]:
+    def _limits(self, budget: Budget, hollow: Model, directory: Path) -> list[Limit]:
         """Subtract from the budget what no choice changes."""
         now = self.cost(self.model)
-        share = self._resident_share(now)
-        given = ((budget.flash, now.flash, 1.0), (budget.ram, now.peak, share))
-        limits = []
-        for most, figure, read in given:
-            if most is None:
-                continue
-            costs = [[_cost(option, layer, read) for option in layer] for layer in self.layers]
-            before = sum(_cost(layer[0], layer, read) for layer in self.sensitivity.layers)
-            limits.append(Limit(costs, most - figure + before))
-        return limits
+        given: tuple[tuple[_Size, int | None, int], ...] = (
+            ("flash", budget.flash, now.flash),
+            ("ram", budget.ram, now.peak),
+        )
+        return [
+            Limit(self._costs(name, hollow, directory), most - figure)
+            for name, most, figure in given
+            if most is not None
+        ]
 
-    def _resident_share(self, now: Footprint) -> float:
-        """Return the share of tables that is resident, as in the model as it came."""
-        layers = self.sensitivity.layers
-        tables = sum(layer[0].size for layer in layers if _is_table(layer))
-        rest = now.weights - tables
-        return min(max(now.weights_resident - rest, 0) / tables, 1.0) if tables else 1.0
+    def _costs(self, name: _Size, hollow: Model, directory: Path) -> list[list[float]]:
+        """Return for each option the bytes that it takes more than the weight as it came.
+
+        Tables lie on pages of their own, and only rows that are read are resident: each form of
+        one is predicted by itself.
+        """
+        before = {each[0].choice.weight: each[0].size for each in self.sensitivity.layers}
+        now = self._size(name, self.cost(self.model))
+        costs = []
+        for layer in self.layers:
+            if not _is_table(layer):
+                first = before[layer[0].choice.weight]
+                costs.append([float(option.size - first) for option in layer])
+                continue
+            plans = (Plan(name=MIXED, choices=(nearest(each.choice),)) for each in layer)
+            made = (apply_plan(hollow, each, directory=directory) for each in plans)
+            costs.append([float(self._size(name, self.cost(each)) - now) for each in made])
+        return costs
+
+    @staticmethod
+    def _size(name: _Size, need: Footprint) -> int:
+        return need.flash if name == "flash" else need.peak
 
     def _predict(self, places: Sequence[int], hollow: Model, directory: Path) -> Footprint:
         """Predict what a choice needs; fitting and rounding take long and change no size."""
         chosen = [layer[place].choice for layer, place in zip(self.layers, places, strict=True)]
-        nearest = tuple(each.model_copy(update={"reconstruct": False}) for each in chosen)
-        made = apply_plan(hollow, Plan(name=MIXED, choices=nearest), directory=directory)
+        choices = tuple(map(nearest, chosen))
+        made = apply_plan(hollow, Plan(name=MIXED, choices=choices), directory=directory)
         return self.cost(made)
 
     def make(self, places: Sequence[int], directory: Path) -> Mixture:
@@ -239,14 +287,14 @@ def hollow_model(model: Model, names: Sequence[str], directory: Path) -> Model:
     return model.model_copy(update={"path": path, "sha256": digest_file(path)})
 
 
+def nearest(choice: Choice) -> Choice:
+    """Return a form whose codes are those nearest to each value: fitting changes no size."""
+    return choice.model_copy(update={"reconstruct": False})
+
+
 def _is_table(layer: Sequence[Option]) -> bool:
     """Tell whether a weight is read by rows: only such a one has a form with a scale per row."""
     return any(option.choice.method == "int8-rows" for option in layer)
-
-
-def _cost(option: Option, layer: Sequence[Option], read: float) -> float:
-    """Return the bytes of an option, of tables only the share that is read."""
-    return option.size * (read if _is_table(layer) else 1.0)
 
 
 def _entry(before: Option, layer: Sequence[Option], chosen: Option) -> Entry:

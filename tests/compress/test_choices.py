@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from edgeopt.artifact import Choice, Method, Plan
-from edgeopt.compress import apply_plan, possible_choices
+from edgeopt.compress import apply_plan, make_plan, possible_choices
 from edgeopt.model.oracle import run_samples
 from tests.compress.test_plan import draw
 from tests.graphs import describe, image_model, normal, save_graph, text_model
@@ -98,3 +98,8 @@ def test_a_model_whose_operators_mean_something_else_later_has_no_blocks(tmp_pat
 def test_a_choice_that_means_nothing_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Choice.model_validate({"weight": "w", **fields})
+
+
+def test_a_plan_for_tables_leaves_convolutions_the_form_that_they_have(tmp_path: Path) -> None:
+    plan = make_plan(image_model(tmp_path), "codebook-rows", directory=tmp_path / "plan")
+    assert {each.weight: each.method for each in plan.choices}["kernel"] == "int8-weights"
