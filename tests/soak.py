@@ -368,8 +368,8 @@ class Soak:
         found = {str(path.relative_to(self.home)) for path in self.home.rglob("*")}
         if found != wanted:
             raise self.failed(f"left: {sorted(found - wanted)}; lost: {sorted(wanted - found)}")
-        if left := processes_of(self.home):
-            raise self.failed(f"these still run on the board: {left}")
+        # What watches a connection sees its end a moment after whoever has closed it.
+        self._await_quiet()
 
     def link(self, name: str) -> str:
         """Return the digest that a link on the board points to, or nothing."""

@@ -71,7 +71,7 @@ def test_what_fits_no_method_for_all_is_deployed_as_a_mixture(project: Path) -> 
     planned = types(project, "plan", "--flash", "2.6MB", "--max-drop", "0.5%", "--json")
     assert planned.returncode == 3, planned.stderr
     assert "mixed" in planned.stderr
-    done = types(project, "deploy", "--flash", "2.55MB", "--max-drop", "2%", "--json")
+    done = types(project, "deploy", "--flash", "2.57MB", "--max-drop", "2%", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     tried = {each["plan"]: each for each in report["tried"]}
@@ -79,12 +79,12 @@ def test_what_fits_no_method_for_all_is_deployed_as_a_mixture(project: Path) -> 
     assert report["rows"][-1]["plan"] == "mixed"
     assert report["kept"]
     checks = {each["name"]: each for each in report["checks"]}
-    assert checks["flash"]["measured"] <= 2_550_000
+    assert checks["flash"]["measured"] <= 2_570_000
     assert checks["parity"]["measured"] <= checks["parity"]["limit"]
 
 
 def test_every_weight_of_a_mixture_is_explained(project: Path) -> None:
-    done = types(project, "plan", "--flash", "2.55MB", "--max-drop", "2%", "--layers")
+    done = types(project, "plan", "--flash", "2.57MB", "--max-drop", "2%", "--layers")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.split()}
     assert lines["table"][1] == "int8-rows"
