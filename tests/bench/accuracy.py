@@ -226,8 +226,8 @@ def format_results(projects: Sequence[Sequence[Result]]) -> str:
     >>> print(format_results([[result("float32", 4_000_000, 0.95),
     ...     result("onnxruntime x", 1_000_000, 0.93), result("edgeopt mixed", 1_100_000, 0.94)]]))
       tool            bytes   share  accuracy   drop  best of onnxruntime
-      float32        4.0 MB  100.0%    0.9500  0.00%
-      onnxruntime x  1.0 MB   25.0%    0.9300  2.00%
+      float32        4.0 MB  100.0%    0.9500  0.00%                    -
+      onnxruntime x  1.0 MB   25.0%    0.9300  2.00%                    -
       edgeopt mixed  1.1 MB   27.5%    0.9400  1.00%               0.9300
     """
     rows = [("tool", "bytes", "share", "accuracy", "drop", "best of onnxruntime")]
