@@ -33,8 +33,12 @@ BITS: Mapping[Method, int] = {
 CODEBOOKS: tuple[Method, ...] = ("codebook16-blocks", "codebook4-blocks")
 #: Those whose codes are these levels, and their scales magnitudes.
 SIGNS: Mapping[Method, Levels] = {"ternary-blocks": TERNARY, "binary-blocks": BINARY}
-#: The operator set in which DequantizeLinear reads codes of so many bits in blocks.
+#: The operator set in which DequantizeLinear reads such codes: by channels, then in blocks.
 OPSETS: Mapping[Method, int] = {
+    "int8-rows": 13,
+    "int8-weights": 13,
+    "int8-dynamic": 13,
+    "int8-static": 13,
     "int4-blocks": 21,
     "int2-blocks": 25,
     "codebook16-blocks": 21,

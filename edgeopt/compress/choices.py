@@ -80,9 +80,10 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
     """List the forms that one weight can have, other than float32."""
     found: list[Choice] = []
     for method in _FORMS[weight.role]:
+        if obstacle(model, OPSETS.get(method, 0)) is not None:
+            continue
         if method in BITS:
-            fits = obstacle(model, OPSETS[method]) is None
-            sizes = [each for each in BLOCKS if fits and _divides(each, weight)]
+            sizes = [each for each in BLOCKS if _divides(each, weight)]
             found.extend(Choice(weight=weight.name, method=method, block=each) for each in sizes)
         elif method == "codebook-rows":
             groups = possible_groups(weight)
@@ -113,10 +114,11 @@ def _low_rank_forms(model: onnx.ModelProto, weight: Weight) -> Iterator[Choice]:
 def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
     """Return what a method means for one weight: another one where it has no form for it."""
     for each in (method, *_INSTEAD[method]):
+        if obstacle(model, OPSETS.get(each, 0)) is not None:
+            continue
         if each in BITS:
-            fits = each in _FORMS[weight.role] and obstacle(model, OPSETS[each]) is None
             block = next((size for size in _DEFAULT_BLOCKS if _divides(size, weight)), None)
-            if fits and block is not None:
+            if each in _FORMS[weight.role] and block is not None:
                 return Choice(weight=weight.name, method=each, block=block)
         elif each == "codebook-rows":
             group = next(iter(possible_groups(weight)), None)

@@ -49,9 +49,9 @@ def raise_opset(model: ModelProto, opset: int) -> None:
     found = obstacle(model, opset)
     if found is not None:
         raise ModelError(
-            f"the model cannot hold weights in blocks: they need operator set {opset}",
+            f"the model cannot hold this plan's weights: they need operator set {opset}",
             why=f"its {found} of operator set {old} means something else there",
-            fix=f"export the model with opset {opset}, or choose a plan without blocks",
+            fix=f"export the model with opset {opset}, or choose a plan of larger weights",
         )
     for _, node in list(_nodes(model.graph)):
         if node.op_type in _REDUCTIONS and node.domain in _STANDARD:

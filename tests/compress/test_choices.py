@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from pydantic import ValidationError
 
@@ -53,6 +54,24 @@ def test_only_blocks_that_divide_are_listed(tmp_path: Path) -> None:
     text = "agraph (float[4,40] x) => (float[4,40] y) { y = MatMul(x, w) }"
     model = describe(save_graph(tmp_path / "m.onnx", text, {"w": normal(0, 40, 40)}))
     assert all(each.block is None for each in possible_choices(model)["w"])
+
+
+@pytest.mark.parametrize(("after", "kept"), [("Relu(z)", True), ("Softmax(z)", False)])
+def test_an_operator_set_without_scales_of_channels_is_raised_or_such_forms_are_not_listed(
+    tmp_path: Path, after: str, kept: bool
+) -> None:
+    text = f"agraph (float[4,40] x) => (float[4,40] y) {{ z = MatMul(x, w) y = {after} }}"
+    path = save_graph(tmp_path / "m.onnx", text, {"w": normal(0, 40, 40)})
+    loaded = onnx.load(path)
+    loaded.opset_import[0].version = 12
+    onnx.save(loaded, path)
+    model = describe(path)
+    listed = {each.method for each in possible_choices(model)["w"]}
+    assert ("int8-weights" in listed) == kept
+    plan = make_plan(model, "int8-weights", directory=tmp_path / "plan")
+    made = apply_plan(model, plan, directory=tmp_path / "out")
+    feeds = draw(model, 3, 0)
+    assert np.allclose(run_samples(made, feeds)[0], run_samples(model, feeds)[0], atol=0.2)
 
 
 def test_every_listed_form_can_be_applied_and_keeps_something_of_the_outputs(
