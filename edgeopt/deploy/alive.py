@@ -1,6 +1,7 @@
 """Run a release that lies on a board by what its own manifest says; the host needs no copy."""
 
 import hashlib
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeopt.artifact import Bundle, BundleFile, Footprint, Release, TensorSpec
 from edgeopt.board import Board
+from edgeopt.board.facts import read_facts
 from edgeopt.board.script import QUICK
 from edgeopt.deploy.place import Place
 from edgeopt.errors import BoardIncompatible, DeployFailed
@@ -18,6 +20,8 @@ from edgeopt.program import run_program
 
 #: Bytes; the manifest of a model with thousands of inputs has as many.
 MANIFEST_LIMIT = 4_000_000
+#: Bytes that a small file takes beside what is in it, its folder's share included.
+_FILE = 16_384
 
 
 class _Manifest(BaseModel):
@@ -40,6 +44,9 @@ class _Manifest(BaseModel):
 def run_installed(board: Board, place: Place, digest: str) -> None:
     """Run a release once on zeros: it must load, compute, and give outputs of its shapes.
 
+    Where the board's disk has no room for them nothing is run: a full disk must not keep a board
+    from going back to what it had.
+
     Raises what run_program raises, and DeployFailed where its manifest says nothing.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
@@ -51,6 +58,8 @@ def run_installed(board: Board, place: Place, digest: str) -> None:
             digest=digest,
             path=str(place.release(digest)),
         )
+        if not _has_room(board, place, bundle):
+            return
         feeds: dict[str, NDArray[Any]] = {
             each.name: np.zeros((1, *each.shape), each.dtype) for each in bundle.inputs
         }
@@ -64,6 +73,15 @@ def run_installed(board: Board, place: Place, digest: str) -> None:
             threads=bundle.threads,
             directory=Path(name),
         )
+
+
+def _has_room(board: Board, place: Place, bundle: Bundle) -> bool:
+    """Say whether inputs and outputs of one inference fit on the board's disk, with headers."""
+    needed = sum(
+        math.prod(each.shape) * np.dtype(each.dtype).itemsize + _FILE
+        for each in (*bundle.inputs, *bundle.outputs)
+    )
+    return read_facts(board, folder=place.root).free >= needed
 
 
 def _read_bundle(board: Board, place: Place, digest: str, folder: Path) -> Bundle:
