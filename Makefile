@@ -34,7 +34,7 @@ deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
 
 test: check test-packages ## all tests, those on the emulated boards beside the others
-	$(MAKE) --jobs=2 --output-sync=line test-host test-boards
+	$(MAKE) --jobs=2 test-host test-boards
 
 test-host:
 	$(BIN)/pytest -m "not hil"
