@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from edgeopt.board import Board, Completed, Kind
+from edgeopt.board import Completed
 from edgeopt.board.connect import Patience
 from edgeopt.board.destination import read_route
 from edgeopt.board.ssh import SshBoard
@@ -45,6 +45,7 @@ from edgeopt.pipeline import deploy
 from edgeopt.profile import Bench
 from edgeopt.store import Store
 from edgeopt.testing import FaultProxy
+from tests.board.wrapped import Wrapped
 from tests.conftest import Sshd, start_server
 from tests.tiny import write_tiny
 
@@ -73,22 +74,10 @@ class SoakFailed(AssertionError):
 
 
 @dataclass
-class Told:
+class Told(Wrapped):
     """A board that writes a byte to a pipe before each call, so that moments can be chosen."""
 
-    inner: Board
     pipe: int
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def kind(self) -> Kind:
-        return self.inner.kind
-
-    def close(self) -> None:
-        self.inner.close()
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
         os.write(self.pipe, b".")

@@ -18,11 +18,12 @@ import pytest
 
 from edgeopt import program
 from edgeopt.artifact import Bundle
-from edgeopt.board import TIMED_OUT, Board, Completed, Kind
+from edgeopt.board import TIMED_OUT, Board, Completed
 from edgeopt.board.lease import hold, kick_owner, read_tenancy
 from edgeopt.board.local import LocalBoard
 from edgeopt.deploy import preflight, switch, upload
 from edgeopt.errors import BoardUnreachable, EdgeoptError, LeaseLost
+from tests.board.wrapped import Wrapped
 from tests.deploy.kit import (
     assert_whole,
     copy_tree,
@@ -65,23 +66,14 @@ SWEPT = {
 
 
 @dataclass
-class Faulty:
+class Faulty(Wrapped):
     """This machine, where one fault happens at one state."""
 
-    inner: LocalBoard
     state: str
     fault: str
     hit: int = 0
     gone: bool = False
     runs: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def kind(self) -> Kind:
-        return self.inner.kind
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from edgeopt.artifact import Bundle
-from edgeopt.board import Board, Completed, Kind
+from edgeopt.board import Board, Completed
 from edgeopt.board.canary import try_memory_limit
 from edgeopt.board.emulator import (
     cut_power,
@@ -32,6 +32,7 @@ from edgeopt.deploy import deploy_bundle, read_history, read_status, stage_bundl
 from edgeopt.errors import BoardUnreachable, BudgetExceeded, ConfigError, LeaseLost
 from edgeopt.measure import measure_release
 from edgeopt.surroundings import Confinement
+from tests.board.wrapped import Wrapped
 from tests.deploy.kit import APP, deploy, layers, make_bundle, samples_of, smoke_of
 from tests.hil.conftest import make_target
 from tests.hil.test_deploy import bundle_for_board, files_below
@@ -92,21 +93,12 @@ def install(bundle: Bundle, board: Board, root: PurePosixPath, work: Path) -> No
 
 
 @dataclasses.dataclass
-class Failing:
+class Failing(Wrapped):
     """A board at which something happens right after its Nth call, before that is answered."""
 
-    inner: Board
     at: int
     happen: Callable[[], None]
     calls: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def kind(self) -> Kind:
-        return self.inner.kind
 
     def close(self) -> None:
         pass
@@ -266,23 +258,11 @@ def test_a_restart_voids_what_is_measured_and_ends_the_lease(
 
 
 @dataclasses.dataclass
-class Wedged:
+class Wedged(Wrapped):
     """A board that lets us in and runs nothing but a restart, until it has restarted."""
 
-    inner: SshBoard
     boot: str
     obeys: bool
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def kind(self) -> Kind:
-        return self.inner.kind
-
-    def close(self) -> None:
-        self.inner.close()
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
         wedged = read_facts(self.inner).boot_id == self.boot
