@@ -48,7 +48,7 @@ class CodeProduct:
     @property
     def depth(self) -> int:
         """Length of the sum, rounded up to whole steps."""
-        return tile.round_up(self.gemm.depth, STEP)
+        return tile.round_up(self.gemm.depth, self.tile.step)
 
     @property
     def moved(self) -> int:
@@ -74,14 +74,22 @@ def plan_product(
     if cpu.machine != "aarch64" or (groups > 1 and each % _WIDTHS[0]):
         return None
     plan = Gemm(shape, columns, 1, 1)
-    method: Method = "dot" if cpu.dot_product else "single" if is_extreme(weight) else "pair"
-    kind = SINGLE if method == "single" else KIND
+    kind = SINGLE if not cpu.dot_product and is_extreme(weight) else KIND
     key = TileKey(kind, plan.rows, columns, plan.depth, codes)
     ranked = [found for found in rank_tiles(cpu, key) if groups == 1 or each % found[1] == 0]
     chosen = tile.choose_tuned(cpu, key, ranked)
-    product = CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
+    made = _make_tile(cpu, kind, chosen)
+    product = CodeProduct(Gemm(shape, columns, *chosen), made, codes, groups)
     fours = dataclasses.replace(product, tile=CodeTile("quad", *chosen))
-    return fours if method == "pair" and _gains(weight, fours) else product
+    return fours if made.method == "pair" and _gains(weight, fours) else product
+
+
+def _make_tile(cpu: Cpu, kind: str, shape: Tile) -> CodeTile:
+    """Choose how a tile is computed: as matrices, which take two rows, where the core can."""
+    method: Method = "single" if kind == SINGLE else "dot" if cpu.dot_product else "pair"
+    if cpu.matrix_product and CodeTile("matrix", *shape).fits:
+        method = "matrix"
+    return CodeTile(method, *shape)
 
 
 def is_extreme(weight: np.ndarray) -> bool:
@@ -104,9 +112,7 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     """List the tiles of a product of codes, that of least work first; none on other CPUs."""
     if cpu.machine != "aarch64":
         return []
-    method: Method = "single" if key.kind == SINGLE else "dot" if cpu.dot_product else "pair"
-    tried = [CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS]
-
+    tried = [_make_tile(cpu, key.kind, (height, width)) for height in _HEIGHTS for width in _WIDTHS]
     steps = -(-key.depth // STEP)
 
     def work(each: CodeTile) -> float:
@@ -173,18 +179,18 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 
 
 def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
-    """Pack A by tiles of rows, [*outer, group if any, MO, K / 16, row in it, code of 16].
+    """Pack A by tiles of rows, [*outer, group if any, MO, K / step, row in it, code of a step].
 
     Codes beyond K repeat those of the last piece, which the matrix multiplies by zero: a piece is
     what divides K and a step, and is moved as one vector.
     """
-    gemm = plan.gemm
-    piece = math.gcd(gemm.depth, STEP)
+    gemm, step = plan.gemm, plan.tile.step
+    piece = math.gcd(gemm.depth, step)
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, ko, mi, ki = at
         part = [outer.pop()] if plan.groups > 1 else []
-        row, k = mo * gemm.height + mi, ko * STEP + ki
+        row, k = mo * gemm.height + mi, ko * step + ki
         row = row if gemm.rows % gemm.height == 0 else tirx.min(row, gemm.rows - 1)
         if plan.depth != gemm.depth:
             last = gemm.depth // piece - 1
@@ -193,15 +199,15 @@ def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
         return code if codes.dtype == "int8" else plan.convert(code)
 
     groups = [plan.groups] if plan.groups > 1 else []
-    steps = plan.depth // STEP
-    shape = [*gemm.outer_shape, *groups, gemm.tiled_shape[-4], steps, gemm.height, STEP]
+    steps = plan.depth // step
+    shape = [*gemm.outer_shape, *groups, gemm.tiled_shape[-4], steps, gemm.height, step]
     buffer = te.compute(
         shape, element, name="packed", attrs=mark(role="packed", item=1, piece=piece)
     )
 
     def read(*at: tirx.Expr) -> tirx.Expr:
         *tiles, mi, k = at
-        return buffer(*tiles, tirx.floordiv(k, STEP), mi, tirx.floormod(k, STEP))
+        return buffer(*tiles, tirx.floordiv(k, step), mi, tirx.floormod(k, step))
 
     return read
 
@@ -217,7 +223,7 @@ def schedule_product(sch: Schedule, cpu: Cpu, product: Block) -> None:
     begin = register_start(chosen.height, chosen.width, "int32")
     sch.tensorize(sch.get_loops(start)[-1 if chosen.height == 1 else -2], begin)
     intrinsic = register_code_tile(
-        chosen.name, (chosen.height, chosen.width, depth), STEP, chosen.group
+        chosen.name, (chosen.height, chosen.width, depth), chosen.step, chosen.group
     )
     sch.tensorize(sch.get_loops(product)[-2 if chosen.height == 1 else -3], intrinsic)
     sch.annotate(columns, "pragma_import_llvm", write_code_tile(chosen))
