@@ -1,6 +1,5 @@
 """Let two models, or two plans of one, take turns on a board, and say which one is faster."""
 
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from edgeopt.errors import BoardUnreachable, ConfigError, LeaseLost, Measurement
 from edgeopt.interleave import Schedule, Side, take_turns
 from edgeopt.job import Job, Run
 from edgeopt.pipeline import LEASE_SECONDS, plan
+from edgeopt.scratch import scratch
 from edgeopt.trial import ROOT, Arrays, read_samples
 
 
@@ -114,9 +114,9 @@ def compare_rivals(
             wait=terms.wait,
             waiting=base.run.wait,
         )
-        with holding as lease, tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        with holding as lease, scratch() as folder:
             app = f"bench-{job.app}"[:64]
-            ring = _Ring(lease, read_facts(lease.board), app, job, terms, Path(folder))
+            ring = _Ring(lease, read_facts(lease.board), app, job, terms, folder)
             try:
                 sides = [ring.enter(*each) for each in made]
                 alone = ring.turns(sides[0], sides[0]) if terms.self_test else None

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeopt import cli
-from edgeopt.cli.checkup import judge_board
+from edgeopt.cli.checkup import judge_board, judge_cache
 from edgeopt.errors import ConfigError
 from edgeopt.target import load_target
 from tests.deploy.kit import board_facts
@@ -67,6 +67,14 @@ def test_doctor_says_why_a_board_cannot_be_reached_and_goes_on(tmp_path: Path) -
     assert done.exit_code == 2
     assert "MISS  board: pi@desk: " in done.stdout
     assert "ok    compiler: " in done.stdout
+
+
+def test_a_cache_that_has_grown_large_is_said_with_the_way_to_empty_it() -> None:
+    found = judge_cache({"fit": 9_000_000_000, "compile": 2_000_000_000}, free=1 << 30)
+    assert (found.ok, found.required) == (False, False)
+    assert "11 GB of results" in found.found
+    assert "edgeopt cache --clear" in found.fix
+    assert judge_cache({"fit": 9_000_000_000}, free=0).ok
 
 
 def test_a_board_without_its_kind_is_a_mistake() -> None:

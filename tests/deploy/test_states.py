@@ -21,10 +21,12 @@ from edgeopt.artifact import Bundle
 from edgeopt.board import TIMED_OUT, Board, Completed
 from edgeopt.board.lease import hold, kick_owner, read_tenancy
 from edgeopt.board.local import LocalBoard
-from edgeopt.deploy import preflight, switch, upload
+from edgeopt.deploy import preflight, read_status, switch, upload
+from edgeopt.deploy.states import State
 from edgeopt.errors import BoardUnreachable, EdgeoptError, LeaseLost
 from tests.board.wrapped import Wrapped
 from tests.deploy.kit import (
+    APP,
     assert_whole,
     copy_tree,
     deploy,
@@ -51,6 +53,20 @@ STATES = {
 #: error: the command fails. hang: it never ends. lost: the board is gone before or after it.
 #: killed: edgeopt is, before or after it. taken: another host has the lease by then.
 FAULTS = ("error", "hang", "lost", "lost after", "killed", "killed after", "taken")
+
+#: What the board itself says that it is in the middle of, when edgeopt was killed before the
+#: command of a state, or after it.
+SEEN: "dict[str, tuple[State, State]]" = {
+    "surveying": ("ready", "ready"),
+    "preparing": ("ready", "staging"),
+    "uploading": ("staging", "staging"),
+    "sealing": ("staging", "staging"),
+    "assembling": ("staging", "trying"),
+    "trying": ("trying", "trying"),
+    "switching": ("trying", "checking"),
+    "checking": ("checking", "checking"),
+    "collecting": ("checking", "ready"),
+}
 
 #: Faults that another test causes at every state, each at every command or at random.
 SWEPT = {
@@ -233,6 +249,30 @@ def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
     assert sorted(path.name for path in scene.root.iterdir()) == [
         "apps", "fence", "objects", "runs"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["killed", "killed after"])
+@pytest.mark.parametrize("state", STATES)
+def test_another_host_reads_on_the_board_what_was_under_way_and_deploys_something_else(
+    scene: Scene, state: str, moment: str
+) -> None:
+    """Nothing but the board tells it: neither what was meant, nor by whom."""
+    scene.fresh()
+    attempt(scene, state, moment)
+    here = LocalBoard(home=scene.folder / "home")
+    found = read_status(here, APP, root=ROOT, check=True)
+    assert found.state == SEEN[state][moment == "killed after"]
+    done = found.current == scene.new.digest
+    expected = "" if found.state == "ready" else scene.new.digest
+    assert (found.subject, found.proven) == (expected, found.state != "checking")
+    assert (found.files_good, scene.new.digest[:12] in found.meaning) == (True, bool(expected))
+    third = make_bundle(scene.folder / f"third {state} {moment}", seed=2)
+    with hold(here, ROOT, owner="another", seconds=60) as lease:
+        deploy(third, lease.board, scene.root, scene.folder / "work")
+    good = scene.new if done and found.proven else scene.old
+    assert (link_of(scene.root), link_of(scene.root, "previous")) == (third.digest, good.digest)
+    assert_whole(scene.root, good.digest)
+    assert leftovers(scene.root) == []
 
 
 @pytest.mark.parametrize("moment", ["killed", "killed after", "stopped"])
