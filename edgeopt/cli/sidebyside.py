@@ -64,7 +64,7 @@ def run_tests(
     as_json: options.Json = False,
 ) -> None:
     """Run a project's tests on several boards at once, each on all of them."""
-    members = _members(boards, project.resolve())
+    members = list_members(boards, project.resolve())
     extra = [] if ssh_config is None else ["--board-ssh-config", str(ssh_config.absolute())]
     with scratch() as folder:
         runs = [
@@ -84,7 +84,8 @@ def run_tests(
     raise typer.Exit(1 if codes - {BoardUnreachable.exit_code} else max(codes, default=0))
 
 
-def _members(boards: str, project: Path) -> list[Member]:
+def list_members(boards: str, project: Path) -> list[Member]:
+    """Return the boards of edgeopt.toml ("all"), or of a fleet's file."""
     from edgeopt.fleet import load_fleet
     from edgeopt.project import FILE, load_project
 
