@@ -193,13 +193,13 @@ def test_a_server_with_too_many_connections_is_asked_again(
 
 
 def test_a_server_whose_greeting_comes_late_is_waited_for(sshd: Sshd, tmp_path: Path) -> None:
-    with FaultProxy(sshd.port, delay=0.8) as proxy:
+    with FaultProxy(sshd.port, delay=0.5) as proxy:
         config = sshd.write_config(tmp_path / "config", port=proxy.port)
         board = connect(config, patience=Patience(connect=20.0, silence=20.0))
         assert board.run(["true"], timeout=60).status == 0
         board.close()
         with pytest.raises(BoardUnreachable, match="no answer"):
-            connect(config, patience=Patience(connect=0.5, silence=20.0)).connect()
+            connect(config, patience=Patience(connect=0.3, silence=20.0)).connect()
 
 
 def test_a_server_of_weak_ciphers_only_is_refused(
