@@ -23,38 +23,44 @@ if TYPE_CHECKING:
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 
+Pair = Annotated[
+    tuple[str, str],
+    typer.Option(
+        "--ab",
+        metavar="A B",
+        help="Profiles, models (.onnx, module:factory) or digests of what was compiled here.",
+    ),
+]
+Blocks = Annotated[int, typer.Option("--blocks", min=4, max=1000, help="Of launches A B B A.")]
+Tolerance = Annotated[
+    str, typer.Option("--tolerance", help="A difference that does not matter, like 1%.")
+]
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="First compare A with itself; twice the time.")
+]
+Pool = Annotated[
+    str | None,
+    typer.Option("--boards", help="On all of this kind, 'all' of edgeopt.toml or fleet.toml."),
+]
+Parallel = Annotated[
+    int, typer.Option("--parallel", min=1, max=256, help="How many boards at once.")
+]
+
+
 def bench(
     target: options.TargetName,
-    ab: Annotated[
-        tuple[str, str],
-        typer.Option(
-            "--ab",
-            metavar="A B",
-            help="Profiles, models (.onnx, module:factory) or digests of what was compiled here.",
-        ),
-    ],
+    ab: Pair,
     model: options.ModelSpec = None,
     board: options.BoardAddress = None,
     shape: options.Shapes = None,
     value: options.Values = None,
     project: options.Folder = Path(),
     ssh_config: options.SshConfig = None,
-    blocks: Annotated[
-        int, typer.Option("--blocks", min=4, max=1000, help="Of launches A B B A.")
-    ] = 8,
-    tolerance: Annotated[
-        str, typer.Option("--tolerance", help="A difference that does not matter, like 1%.")
-    ] = "0%",
-    self_test: Annotated[
-        bool, typer.Option("--self-test", help="First compare A with itself; twice the time.")
-    ] = False,
-    boards: Annotated[
-        str | None,
-        typer.Option("--boards", help="On all of this kind, 'all' of edgeopt.toml or fleet.toml."),
-    ] = None,
-    parallel: Annotated[
-        int, typer.Option("--parallel", min=1, max=256, help="How many boards at once.")
-    ] = 8,
+    blocks: Blocks = 8,
+    tolerance: Tolerance = "0%",
+    self_test: SelfTest = False,
+    boards: Pool = None,
+    parallel: Parallel = 8,
     wait: options.Wait = None,
     as_json: options.Json = False,
 ) -> None:

@@ -48,6 +48,7 @@ for each in "$root/objects" "$root/apps" "$home" "$home/releases" "$root/runs"; 
 done
 echo "space $(df -Pk "$here" 2>/dev/null | tail -n 1)"
 echo "inodes $(df -Pi "$here" 2>/dev/null | tail -n 1)"
+command -v sha256sum > /dev/null 2>&1 || echo "lacks sha256sum"
 sed 's/^/mount /' /proc/mounts 2>/dev/null || true
 has() {
     if [ -f "$root/objects/$1" ] && [ ! -L "$root/objects/$1" ]; then
@@ -91,6 +92,8 @@ class Survey:
     obstacles: tuple[str, ...]
     #: Size in bytes by name in objects/: "<sha256>" or "<sha256>.part".
     objects: dict[str, int]
+    #: Programs that every deploy needs and the board has not.
+    lacks: tuple[str, ...]
     #: Whether this bundle's release is assembled already, and its files are known to be good since
     #: the board's last start.
     installed: bool
@@ -149,6 +152,7 @@ def parse_survey(lines: Sequence[str], app: str) -> Survey:
         mount_options=parse_mount_options(values.get("mount", ()), real),
         obstacles=tuple(values.get("obstacle", ())),
         objects=objects,
+        lacks=tuple(values.get("lacks", ())),
         installed=single.get("release") == "yes",
         checked=single.get("checked") == "yes",
         current=known_digest(PurePosixPath(single.get("current", "")).name),
@@ -240,6 +244,10 @@ def _storage_problems(bundle: Bundle, survey: Survey) -> list[tuple[str, str]]:
     problems = [
         (f"{each} is in the way (a file or a symbolic link)", f"remove {each}")
         for each in survey.obstacles
+    ]
+    problems += [
+        (f"it has no {each}", f"install coreutils or busybox there, which have {each}")
+        for each in survey.lacks
     ]
     if "ro" in survey.mount_options:
         problems.append((f"{root} is on a read-only file system", elsewhere))

@@ -23,7 +23,7 @@ from edgeopt.board.lease import hold, kick_owner, read_tenancy
 from edgeopt.board.local import LocalBoard
 from edgeopt.deploy import preflight, read_status, switch, upload
 from edgeopt.deploy.states import State
-from edgeopt.errors import BoardUnreachable, EdgeoptError, LeaseLost
+from edgeopt.errors import BoardUnreachable, EdgeoptError, Interrupted, LeaseLost
 from tests.board.wrapped import Wrapped
 from tests.deploy.kit import (
     APP,
@@ -51,8 +51,9 @@ STATES = {
     "collecting": switch._COLLECT,
 }
 #: error: the command fails. hang: it never ends. lost: the board is gone before or after it.
-#: killed: edgeopt is, before or after it. taken: another host has the lease by then.
-FAULTS = ("error", "hang", "lost", "lost after", "killed", "killed after", "taken")
+#: killed: edgeopt is, before or after it. taken: another host has the lease by then. stopped: the
+#: user presses Ctrl-C.
+FAULTS = ("error", "hang", "lost", "lost after", "killed", "killed after", "taken", "stopped")
 
 #: What the board itself says that it is in the middle of, when edgeopt was killed before the
 #: command of a state, or after it.
@@ -142,6 +143,8 @@ class Faulty(Wrapped):
         if self.fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "stopped":
+            raise Interrupted("Ctrl-C")
+        if self.fault == "asleep":
             os.kill(os.getpid(), signal.SIGSTOP)
         if self.fault == "taken":
             kick_owner(self.inner, ROOT, read_tenancy(self.inner, ROOT).owner, by="another")
@@ -221,13 +224,17 @@ def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
     scene.fresh()
     begun = time.monotonic()
     ending, _, hit = attempt(scene, state, fault).partition(" ")
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < (15 if fault == "stopped" else 60)
     if fault.startswith("killed"):
         assert (ending, hit) == ("killed", "-9")
     else:
         # One failure: what only mends what follows a switch may be left to the next command.
         assert hit == "1", ending
-        wanted = {"taken": LeaseLost.__name__, "lost": BoardUnreachable.__name__}
+        wanted = {
+            "taken": LeaseLost.__name__,
+            "lost": BoardUnreachable.__name__,
+            "stopped": Interrupted.__name__,
+        }
         assert ending == wanted.get(fault.removesuffix(" after"), ending)
         assert ending.isidentifier()
     after = link_of(scene.root)
@@ -275,7 +282,7 @@ def test_another_host_reads_on_the_board_what_was_under_way_and_deploys_somethin
     assert leftovers(scene.root) == []
 
 
-@pytest.mark.parametrize("moment", ["killed", "killed after", "stopped"])
+@pytest.mark.parametrize("moment", ["killed", "killed after", "asleep"])
 def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -299,7 +306,7 @@ def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
         assert time.monotonic() - begun < 15 + 10 + 2
         assert lease.fence == 3
         deploy(third, lease.board, scene.root, scene.folder / "other")
-        if moment == "stopped":
+        if moment == "asleep":
             os.kill(pid, signal.SIGCONT)
             assert os.read(read, 1000) == b"LeaseLost"
             os.waitpid(pid, 0)
