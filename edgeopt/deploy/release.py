@@ -204,7 +204,13 @@ def activate_release(
         if signed is not None or before.current != release.digest or not settled:
             older = signed is not None and signed.downgrade
             verified = switch_release(
-                board, place, release.digest, "deploy", downgrade=older, check=health is not None
+                board,
+                place,
+                release.digest,
+                "deploy",
+                downgrade=older,
+                check=health is not None,
+                damaged=before.files_good is False,
             )
             if health is not None:
                 health()

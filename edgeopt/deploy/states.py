@@ -2,7 +2,7 @@
 
 `state` names the step that changes something now. A step that ends replaces it or removes it, so
 that what lies there after a crash is the step that was cut off. A release that became current and
-was not seen to run since has an `unproven` beside its files.
+was not seen to run since, or was found damaged, has an `unproven` beside its files.
 """
 
 from typing import Literal
@@ -100,11 +100,11 @@ log() {
     flush "$home"
 }
 
-# What follows a switch from $2 to $1. Who was never seen to run is no way back, unless it was left
+# What follows a switch from $2 to $1. What is unproven, or gone, is no way back, unless it was left
 # by somebody's wish.
 finish() {
     case $3 in *'"action":"rollback"'*) kept=yes ;; *) kept=no ;; esac
-    if [ "$2" != - ] && [ "$2" != "$1" ]; then
+    if [ -d "$home/releases/$2" ] && [ "$2" != "$1" ]; then
         if [ "$kept" = yes ] || [ ! -e "$home/releases/$2/unproven" ]; then
             point previous "$2" || return 1
         elif [ "$(current previous)" = "$1" ]; then

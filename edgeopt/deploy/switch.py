@@ -139,14 +139,14 @@ counts() {
 }
 """
 
-# Parameters: digest, event, whether a release may be older than those before, and whether it is to
-# be checked once it is current.
+# Parameters: digest, event, whether a release may be older than those before, whether it is to be
+# checked once it is current, and whether what is current was found to be damaged.
 _SWITCH = (
     COMMON
     + _SIGNED
     + r"""
 recover
-new=$1 event=$2 downgrade=$3 check=$4
+new=$1 event=$2 downgrade=$3 check=$4 damaged=$5
 old=$(current current)
 program=$home/releases/$new/edgeopt-run
 [ -f "$home/releases/$new/sha256sums" ] || fail "release $new is not there"
@@ -156,6 +156,7 @@ if [ "$old" != "$new" ]; then
     # On a full disk the way back must still work: links need no space, only notes do.
     note "switch $new ${old:--}" "$event" 2>/dev/null || true
     if [ "$check" = yes ]; then doubt "$new"; fi
+    if [ "$damaged" = yes ] && [ -n "$old" ]; then doubt "$old"; fi
     point current "$new"
     flush "$home"
     # The release is active now; what is left the next command finishes.
@@ -311,10 +312,12 @@ def switch_release(
     *,
     downgrade: bool = False,
     check: bool = False,
+    damaged: bool = False,
 ) -> bool:
     """Make the release current in one rename; what was current becomes the previous one.
 
-    With `check` it counts as unproven from then on, until it is trusted.
+    With `check` it counts as unproven from then on, until it is trusted. What was current and is
+    `damaged`, or unproven itself, becomes no previous one.
 
     Returns whether the board itself verified a signature. Where it has signers, a release without
     a signature, or one older than those before, is a DeployFailed.
@@ -326,6 +329,7 @@ def switch_release(
         _event(digest, action, downgrade=downgrade and action == "deploy"),
         "yes" if downgrade else "no",
         "yes" if check else "no",
+        "yes" if damaged else "no",
     )
     lines = run_script(
         board, _SWITCH, arguments, doing="switch to the release", timeout=CHECK_TIMEOUT

@@ -208,6 +208,21 @@ def test_a_file_of_zeros_after_a_restart_is_seen_and_replaced(
     assert link_of(root) == old.digest
 
 
+def test_a_release_that_was_found_damaged_is_no_way_back(tmp_path: Path) -> None:
+    root, place = tmp_path / "board", PurePosixPath(tmp_path / "board")
+    good, damaged, new = (make_bundle(tmp_path / str(seed), seed=seed) for seed in range(3))
+    for each in (good, damaged):
+        deploy(each, LocalBoard(), root, tmp_path / "w")
+    release = root / "apps" / APP / "releases" / damaged.digest
+    (release / "weights.bin").chmod(0o600)
+    (release / "weights.bin").write_bytes(bytes(40_005))
+    (release / "boot").write_text("another start of the board\n")
+    deploy(new, LocalBoard(), root, tmp_path / "w")
+    assert (link_of(root), link_of(root, "previous")) == (new.digest, good.digest)
+    assert rollback_release(LocalBoard(), APP, root=place).current == good.digest
+    assert leftovers(root) == []
+
+
 def test_a_quota_that_ends_an_upload_keeps_the_old_release(tmp_path: Path) -> None:
     """The file system has room, so that nothing is refused before; the account may not use it."""
     root = tmp_path / "disk"
