@@ -1,6 +1,6 @@
-"""A plan of its own for every weight: the least harm within limits on flash and memory."""
+"""A plan of its own for every weight: the least harm within limits on bytes and time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,7 @@ _FIRST, _LAST = 4, 16
 _ALIGNMENT = 64
 #: Bytes that memory is rounded up to, and the place of a table in the file.
 _PAGE, _TABLE_PAGE = 4096, 16384
-_Size = Literal["flash", "ram"]
+_Figure = Literal["flash", "ram", "latency"]
 #: Forms that change how activations are computed are whole plans of their own.
 _STORED: tuple[Method, ...] = (
     "float16",
@@ -109,6 +109,15 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class Timer:
+    """What predicts times, in ms."""
+
+    whole: Callable[[Model], float]
+    #: Of the nodes that read each of some weights.
+    parts: Callable[[Model, Sequence[str]], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Mixer:
     """What all mixtures of one model are made from."""
 
@@ -123,9 +132,11 @@ class Mixer:
     seconds: float = STANDARD.seconds
     #: Whether layers are fitted one after the other, see Plan.
     in_turn: bool = False
+    #: Predicts times; where nothing does, no limit on latency counts.
+    timer: Timer | None = None
 
     def mix(self, budget: Budget, directory: Path) -> Mixture | None:
-        """Return the mixture of least harm that meets limits on flash and ram; None without one."""
+        """Return the mixture of least harm that meets the limits on figures; None without one."""
         chosen = self.choose(budget, directory)
         return None if chosen is None else self.make(chosen.places, directory)
 
@@ -137,22 +148,19 @@ class Mixer:
         Its files are written below directory. None where there is no such choice.
         """
         hollow = hollow_model(self.model, self.weights, directory)
-        limits = self._limits(budget, hollow, directory)
+        wanted = self._wanted(budget)
+        limits = self._limits(wanted, hollow, directory)
         harms = figures or [[option.harm for option in layer] for layer in self.layers]
-        wanted = budget.flash, budget.ram
         # What no choice changes may be rounded up for one and not for the other.
-        tables = sum(map(_is_table, self.layers))
-        slack = [
-            each
-            for each, most in zip((tables * _TABLE_PAGE, _PAGE), wanted, strict=True)
-            if most is not None
-        ]
-        loose = [
-            replace(limit, most=limit.most + more)
-            for limit, more in zip(limits, slack, strict=True)
-        ]
-        aligned = _ALIGNMENT * len(self.layers)
-        near = [replace(limit, most=limit.most + aligned) for limit in limits]
+        tables, aligned = sum(map(_is_table, self.layers)), _ALIGNMENT * len(self.layers)
+        slack = {"flash": (tables * _TABLE_PAGE, aligned), "ram": (_PAGE, aligned)}
+        loose, near = (
+            [
+                replace(limit, most=limit.most + slack.get(name, (0, 0))[at])
+                for limit, name in zip(limits, wanted, strict=True)
+            ]
+            for at in (0, 1)
+        )
         tight = limits
         ruled_out: list[tuple[int, ...]] = []
         for number in range(_FIRST + _ROUNDS + _LAST):
@@ -165,11 +173,7 @@ class Mixer:
             if places is None:
                 continue
             need = self._predict(places, hollow, directory)
-            over = [
-                max(figure - most, 0.0)
-                for figure, most in zip((need.flash, need.peak), wanted, strict=True)
-                if most is not None
-            ]
+            over = [max(need[name] - most, 0.0) for name, most in wanted.items()]
             if not any(over):
                 return Selection(tuple(places), tuple(within))
             ruled_out.append(tuple(places))
@@ -190,8 +194,8 @@ class Mixer:
         assert places is not None
         return self.make(places, directory)
 
-    def least(self, name: _Size, beside: Budget, directory: Path) -> int | None:
-        """Predict the fewest bytes of flash or ram that any choice needs within other limits.
+    def least(self, name: _Figure, beside: Budget, directory: Path) -> float | None:
+        """Predict the least of flash, ram or latency that any choice needs within other limits.
 
         None where no choice is within these.
         """
@@ -203,8 +207,7 @@ class Mixer:
         found = self.choose(beside, directory, costs)
         if found is None:
             return None
-        need = self._predict(found.places, hollow, directory)
-        return self._size(name, need)
+        return self._predict(found.places, hollow, directory)[name]
 
     @property
     def layers(self) -> list[tuple[Option, ...]]:
@@ -217,27 +220,35 @@ class Mixer:
         """The names of the weights that have options."""
         return [layer[0].choice.weight for layer in self.sensitivity.layers]
 
-    def _limits(self, budget: Budget, hollow: Model, directory: Path) -> list[Limit]:
-        """Subtract from the budget what no choice changes."""
-        now = self.cost(self.model)
-        given: tuple[tuple[_Size, int | None, int], ...] = (
-            ("flash", budget.flash, now.flash),
-            ("ram", budget.ram, now.peak),
+    def _wanted(self, budget: Budget) -> dict[_Figure, float]:
+        """Return the limits that count here."""
+        given: tuple[tuple[_Figure, float | None], ...] = (
+            ("flash", budget.flash),
+            ("ram", budget.ram),
+            ("latency", budget.latency if self.timer else None),
         )
+        return {name: most for name, most in given if most is not None}
+
+    def _limits(
+        self, wanted: Mapping[_Figure, float], hollow: Model, directory: Path
+    ) -> list[Limit]:
+        """Subtract from limits what no choice changes."""
+        now = self._figures(self.model)
         return [
-            Limit(self._costs(name, hollow, directory), most - figure)
-            for name, most, figure in given
-            if most is not None
+            Limit(self._costs(name, hollow, directory), most - now[name])
+            for name, most in wanted.items()
         ]
 
-    def _costs(self, name: _Size, hollow: Model, directory: Path) -> list[list[float]]:
-        """Return for each option the bytes that it takes more than the weight as it came.
+    def _costs(self, name: _Figure, hollow: Model, directory: Path) -> list[list[float]]:
+        """Return for each option what it takes more than the weight as it came.
 
         Tables lie on pages of their own, and only rows that are read are resident: each form of
         one is predicted by itself.
         """
+        if name == "latency":
+            return self._times(hollow, directory)
         before = {each[0].choice.weight: each[0].size for each in self.sensitivity.layers}
-        now = self._size(name, self.cost(self.model))
+        now = self._figures(self.model)[name]
         costs = []
         for layer in self.layers:
             if not _is_table(layer):
@@ -246,19 +257,44 @@ class Mixer:
                 continue
             plans = (Plan(name=MIXED, choices=(nearest(each.choice),)) for each in layer)
             made = (apply_plan(hollow, each, directory=directory) for each in plans)
-            costs.append([float(self._size(name, self.cost(each)) - now) for each in made])
+            costs.append([self._figures(each)[name] - now for each in made])
         return costs
 
-    @staticmethod
-    def _size(name: _Size, need: Footprint) -> int:
-        return need.flash if name == "flash" else need.peak
+    def _times(self, hollow: Model, directory: Path) -> list[list[float]]:
+        """Return for each option the ms that it takes more than the weight as it came.
 
-    def _predict(self, places: Sequence[int], hollow: Model, directory: Path) -> Footprint:
+        A form is given to all weights that can have it at once: what reads one takes no other time
+        for what the others are.
+        """
+        assert self.timer is not None
+        before = self.timer.parts(hollow, self.weights)
+        alike: dict[Choice, list[Choice]] = {}
+        for layer in self.layers:
+            for each in layer:
+                form = nearest(each.choice).model_copy(update={"weight": ""})
+                alike.setdefault(form, []).append(nearest(each.choice))
+        taken: dict[Choice, float] = {}
+        for choices in alike.values():
+            plan = Plan(name=MIXED, choices=tuple(choices))
+            made = apply_plan(hollow, plan, directory=directory)
+            found = self.timer.parts(made, [each.weight for each in choices])
+            taken |= {each: found[each.weight] - before[each.weight] for each in choices}
+        return [[taken[nearest(each.choice)] for each in layer] for layer in self.layers]
+
+    def _figures(self, made: Model) -> dict[_Figure, float]:
+        """Predict every figure of a model."""
+        need = self.cost(made)
+        latency = self.timer.whole(made) if self.timer else 0.0
+        return {"flash": need.flash, "ram": need.peak, "latency": latency}
+
+    def _predict(
+        self, places: Sequence[int], hollow: Model, directory: Path
+    ) -> dict[_Figure, float]:
         """Predict what a choice needs; fitting and rounding take long and change no size."""
         chosen = [layer[place].choice for layer, place in zip(self.layers, places, strict=True)]
         choices = tuple(map(nearest, chosen))
         made = apply_plan(hollow, Plan(name=MIXED, choices=choices), directory=directory)
-        return self.cost(made)
+        return self._figures(made)
 
     def make(self, places: Sequence[int], directory: Path) -> Mixture:
         """Apply a choice, and say of each weight why it is as it is."""
