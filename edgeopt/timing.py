@@ -126,7 +126,7 @@ def _missing(run: Run, model: Model, known: Times, folder: Path) -> Iterator[_Ke
     seen = set(known.kernels)
     for number, made in enumerate(_forms(run, model, folder)):
         nodes = {each.key: each for each in predict_nodes(made, clock) if each.key}
-        for product in distinct(list_products(inferred(made))):
+        for product in distinct(list_products(inferred(made, values=False))):
             if product.key in seen or product.key not in nodes:
                 continue
             seen.add(product.key)

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from edgeopt.model.graph import Weight, consumers, initializers
+from edgeopt.model.graph import Weight, consumers, infer_types, initializers
 
 Array = npt.NDArray[Any]
 
@@ -116,4 +115,4 @@ class Edit:
             changed.graph.ClearField(field)
         changed.graph.node.extend(nodes)
         changed.graph.initializer.extend(self._stored.values())
-        return onnx.shape_inference.infer_shapes(changed, data_prop=True)
+        return infer_types(changed)

@@ -157,7 +157,7 @@ def sum_by_weight(figures: Iterable[tuple[str, float]], names: Iterable[str]) ->
 
 def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
     """Predict what each node takes that takes anything."""
-    whole, pace, times = inferred(model), clock.pace, clock.times
+    whole, pace, times = inferred(model, values=False), clock.pace, clock.times
     graph = whole.graph
     types = types_of(graph)
     shapes = shapes_of(types)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
-from onnx import GraphProto, NodeProto, helper, shape_inference
+from onnx import GraphProto, NodeProto, helper
 
 from edgeopt.artifact import Model
 from edgeopt.model.describe import facts
+from edgeopt.model.graph import infer_types
 from edgeopt.model.load import read_model
 from edgeopt.model.sums import CONVOLUTIONS, RECURRENT, Shapes, count_sums, weight_of
 
@@ -97,9 +98,12 @@ def extract_product(model: Model, product: Product, *, directory: Path) -> Model
     return read_model(path, facts(cut), provenance=(*model.provenance, product.output))
 
 
-def inferred(model: Model) -> onnx.ModelProto:
-    """Load a model with the types of its tensors; without the values of external weights."""
-    return shape_inference.infer_shapes(onnx.load(model.path, load_external_data=False))
+def inferred(model: Model, *, values: bool = True) -> onnx.ModelProto:
+    """Load a model with the types of its tensors; without the values of external weights.
+
+    Nor with those of any large ones where they are not asked for.
+    """
+    return infer_types(onnx.load(model.path, load_external_data=False), values=values)
 
 
 def types_of(graph: GraphProto) -> Types:
