@@ -126,13 +126,14 @@ def _missing(run: Run, model: Model, known: Times, folder: Path) -> Iterator[_Ke
     seen = set(known.kernels)
     for number, made in enumerate(_forms(run, model, folder)):
         nodes = {each.key: each for each in predict_nodes(made, clock) if each.key}
-        for product in distinct(list_products(inferred(made, values=False))):
+        whole = inferred(made)
+        for product in distinct(list_products(whole)):
             if product.key in seen or product.key not in nodes:
                 continue
             seen.add(product.key)
             own = folder / f"{number}-{len(seen)}"
             node = nodes[product.key]
-            extracted = extract_product(made, product, directory=own)
+            extracted = extract_product(made, product, directory=own, whole=whole)
             yield _Kernel(product.key, node.kind, node.bound, extracted)
 
 

@@ -74,9 +74,14 @@ def list_products(model: onnx.ModelProto, operators: tuple[str, ...] = _EVERY) -
             yield Product(output, nodes, 2 * count_sums(node, shapes), key)
 
 
-def extract_product(model: Model, product: Product, *, directory: Path) -> Model:
-    """Write directory/product.onnx: the node with its weights, and its activations as inputs."""
-    whole = inferred(model)
+def extract_product(
+    model: Model, product: Product, *, directory: Path, whole: onnx.ModelProto | None = None
+) -> Model:
+    """Write directory/product.onnx: the node with its weights, and its activations as inputs.
+
+    whole: the model with its types, where it was loaded already.
+    """
+    whole = inferred(model) if whole is None else whole
     graph = whole.graph
     types = types_of(graph)
     nodes = [graph.node[at] for at in product.nodes]

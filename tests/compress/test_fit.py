@@ -1,8 +1,7 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from edgeopt.artifact import Footprint, Method, Model, Recipe
@@ -15,7 +14,6 @@ from edgeopt.compress import (
     Sensitivity,
     Stopped,
     fit_plan,
-    make_plan,
     replay_plan,
 )
 from edgeopt.errors import ConfigError
@@ -182,53 +180,6 @@ def test_where_every_plan_is_too_slow_the_fastest_says_what_would_be_enough(
         fit_in_time(tmp_path, 10.0, (30.0, 20.01, 25.0))
     assert "float16, needs 20 ms of latency" in caught.value.why
     assert "--latency 20.1ms" in caught.value.fix
-
-
-def fit_by_form(folder: Path, budget: Budget, slow: dict[str, float]) -> Fit:
-    """Fit int8-weights; each weight takes 1 ms as it came, or what slow says, and 4 or 1 kB."""
-    model = image_model(folder)
-    names = [each.weight for each in make_plan(model, "float32", directory=folder).choices]
-
-    def stored(made: Model) -> set[str]:
-        return {each.name for each in onnx.load(made.path).graph.initializer}
-
-    def parts(made: Model, wanted: Sequence[str]) -> dict[str, float]:
-        return {name: 1.0 if name in stored(made) else slow.get(name, 1.0) for name in wanted}
-
-    def cost(made: Model) -> Footprint:
-        size = sum(4000 if name in stored(made) else 1000 for name in names)
-        return Footprint(flash=size, weights=0, weights_resident=size, arena=0, runtime=0)
-
-    return fit_plan(
-        model,
-        ("int8-weights",),
-        budget,
-        None,
-        cost=Cost(cost, lambda made: sum(parts(made, names).values()), parts),
-        directory=folder / "fit",
-    )
-
-
-def test_a_form_that_is_slower_is_refused_unless_bytes_demand_it(tmp_path: Path) -> None:
-    first, second, *_ = found = [
-        each.weight for each in make_plan(image_model(tmp_path), "int8-weights",
-                                          directory=tmp_path).choices
-        if each.method != "float32"
-    ]  # fmt: skip
-    slow = {first: 1.5, second: 3.0}
-    free = fit_by_form(tmp_path, Budget(), slow)
-    kept = {each.weight for each in free.plan.choices if each.method == "float32"}
-    assert {first, second} <= kept
-    assert set(found) - kept == set(found) - {first, second}
-    assert free.slower == {first: 0.5, second: 2.0}
-    # Room for one alone: that one which loses most.
-    least = fit_by_form(tmp_path, Budget(), {}).chosen.footprint.flash
-    tight = fit_by_form(tmp_path, Budget(flash=least + 3000), slow)
-    assert tight.slower == {second: 2.0}
-    assert tight.chosen.footprint.flash == least + 3000
-    assert fit_by_form(tmp_path, Budget(flash=least), slow).slower == {}
-    # What takes the same time stays as the method says.
-    assert fit_by_form(tmp_path, Budget(), {first: 1.01}).slower == {}
 
 
 def test_a_search_that_is_stopped_gives_the_best_plan_that_was_verified(

@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
 from edgeopt.model.graph import Weight, infer_types, lookup_limit, read_arithmetic, weights
 from tests.graphs import image_model, normal, save_graph, text_model
@@ -105,7 +107,10 @@ def test_types_are_inferred_without_handing_over_what_decides_on_no_shape(tmp_pa
         h = MatMul(x, w)
         y = Reshape(h, shape)
     }"""
-    stored = {"w": normal(0, 64, 64), "shape": np.array([4, 32], np.int64)}
+    stored: dict[str, NDArray[Any]] = {
+        "w": normal(0, 64, 64),
+        "shape": np.array([4, 32], np.int64),
+    }
     model = onnx.load(save_graph(tmp_path / "m.onnx", text, stored))
     before = model.SerializeToString(deterministic=True)
     found = infer_types(model)
