@@ -146,7 +146,9 @@ def _forms(run: Run, model: Model, folder: Path) -> Iterator[Model]:
     methods = run.job.profile.methods
     drawn = {name: each[None] for name, each in seeded_inputs(model, 0).items()}
     plain = make_plan(model, "float32", directory=folder)
-    hollow = hollow_model(model, [each.weight for each in plain.choices], folder / "hollow")
+    hollow = hollow_model(
+        model, [each.weight for each in plain.choices], folder / "hollow", values=True
+    )
     yield hollow
     plans = [make_plan(model, each, samples=drawn, directory=folder) for each in methods]
     mixed = mixable_choices(model, methods, reconstruct=False, effort=run.job.effort)

@@ -202,7 +202,8 @@ class Mixer:
         hollow = hollow_model(self.model, self.weights, directory)
         # Figures are never negative.
         costs = [
-            [each - min(layer) for each in layer] for layer in self._costs(name, hollow, directory)
+            [each - min(layer) for each in layer]
+            for layer in self._costs(name, hollow, directory, self._tables(hollow, directory))
         ]
         found = self.choose(beside, directory, costs)
         if found is None:
@@ -233,13 +234,29 @@ class Mixer:
         self, wanted: Mapping[_Figure, float], hollow: Model, directory: Path
     ) -> list[Limit]:
         """Subtract from limits what no choice changes."""
-        now = self._figures(self.model)
+        now = self._figures(hollow)
+        tables = self._tables(hollow, directory) if set(wanted) - {"latency"} else {}
         return [
-            Limit(self._costs(name, hollow, directory), most - now[name])
+            Limit(self._costs(name, hollow, directory, tables), most - now[name])
             for name, most in wanted.items()
         ]
 
-    def _costs(self, name: _Figure, hollow: Model, directory: Path) -> list[list[float]]:
+    def _tables(self, hollow: Model, directory: Path) -> dict[Choice, dict[_Figure, float]]:
+        """Predict what the model needs with each form of each table, and nothing else changed."""
+        found = {}
+        for option in (each for layer in self.layers if _is_table(layer) for each in layer):
+            choice = nearest(option.choice)
+            plan = Plan(name=MIXED, choices=(choice,))
+            found[choice] = self._figures(apply_plan(hollow, plan, directory=directory))
+        return found
+
+    def _costs(
+        self,
+        name: _Figure,
+        hollow: Model,
+        directory: Path,
+        tables: Mapping[Choice, Mapping[_Figure, float]],
+    ) -> list[list[float]]:
         """Return for each option what it takes more than the weight as it came.
 
         Tables lie on pages of their own, and only rows that are read are resident: each form of
@@ -248,16 +265,14 @@ class Mixer:
         if name == "latency":
             return self._times(hollow, directory)
         before = {each[0].choice.weight: each[0].size for each in self.sensitivity.layers}
-        now = self._figures(self.model)[name]
+        now = self._figures(hollow)[name]
         costs = []
         for layer in self.layers:
             if not _is_table(layer):
                 first = before[layer[0].choice.weight]
                 costs.append([float(option.size - first) for option in layer])
                 continue
-            plans = (Plan(name=MIXED, choices=(nearest(each.choice),)) for each in layer)
-            made = (apply_plan(hollow, each, directory=directory) for each in plans)
-            costs.append([self._figures(each)[name] - now for each in made])
+            costs.append([tables[nearest(each.choice)][name] - now for each in layer])
         return costs
 
     def _times(self, hollow: Model, directory: Path) -> list[list[float]]:
@@ -310,13 +325,20 @@ class Mixer:
         return Mixture(plan, model, self.cost(model), entries)
 
 
-def hollow_model(model: Model, names: Sequence[str], directory: Path) -> Model:
-    """Write a model with zeros for some weights: no size depends on their values."""
+def hollow_model(
+    model: Model, names: Sequence[str], directory: Path, *, values: bool = False
+) -> Model:
+    """Write a model without the values of some weights, for no size depends on them.
+
+    With values these are zeros, and the model can be compiled.
+    """
     loaded = onnx.load(model.path)
     for tensor in loaded.graph.initializer:
         if tensor.name in names:
-            zeros = np.zeros_like(numpy_helper.to_array(tensor))
+            zeros = np.zeros(tuple(tensor.dims), np.float32)
             tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
+            if not values:
+                tensor.ClearField("raw_data")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "hollow.onnx"
     onnx.save_model(loaded, path)

@@ -70,6 +70,11 @@ def infer_types(model: onnx.ModelProto, *, values: bool = True) -> onnx.ModelPro
     return found
 
 
+def is_hollow(tensor: TensorProto) -> bool:
+    """Tell whether a tensor of floats has a shape and no values."""
+    return not (tensor.raw_data or tensor.float_data) and math.prod(tensor.dims) > 0
+
+
 def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     """Map each tensor to the nodes that read it, in the graph's order."""
     readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
