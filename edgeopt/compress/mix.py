@@ -153,7 +153,9 @@ class Mixer:
         harms = figures or [[option.harm for option in layer] for layer in self.layers]
         # What no choice changes may be rounded up for one and not for the other.
         tables, aligned = sum(map(_is_table, self.layers)), _ALIGNMENT * len(self.layers)
-        slack = {"flash": (tables * _TABLE_PAGE, aligned), "ram": (_PAGE, aligned)}
+        # The last tensor of the file is not filled up.
+        loosest = tables * _TABLE_PAGE + _ALIGNMENT
+        slack = {"flash": (loosest, aligned), "ram": (_PAGE + _ALIGNMENT, aligned)}
         loose, near = (
             [
                 replace(limit, most=limit.most + slack.get(name, (0, 0))[at])

@@ -16,7 +16,7 @@ from edgeopt.compress.sensitivity import Option, Sensitivity, draw_calibration, 
 from edgeopt.model.oracle import run_samples
 from edgeopt.target import Target, load_target
 from edgeopt.task import Arrays
-from tests.graphs import text_model
+from tests.graphs import describe, normal, save_graph, text_model
 
 METHODS: tuple[Method, ...] = (
     "float32",
@@ -265,3 +265,22 @@ def test_bytes_and_time_are_met_together_or_not_at_all(tmp_path: Path, target: T
     assert both is not None
     assert both.plan.choices == small.plan.choices
     assert mixer.mix(Budget(flash=limit, latency=count + 0.5), tmp_path / "none") is None
+
+
+def test_the_least_that_is_reachable_is_reached_to_the_byte(tmp_path: Path, target: Target) -> None:
+    # More choices that exceed the limit by little than are ruled out one by one, and a last tensor
+    # that does not fill its place in the file.
+    count, width = 24, 33
+    nodes = " ".join(f"h{at + 1} = Conv(h{at}, w{at})" for at in range(count))
+    text = f"g (float[1,{width},2,2] h0) => (float[1,{width},2,2] h{count}) {{ {nodes} }}"
+    stored = {f"w{at}": normal(at, width, width, 1, 1) / 6 for at in range(count)}
+    model = describe(save_graph(tmp_path / "m.onnx", text, stored))
+    calibration = draw_calibration(model, None)
+    choices = mixable_choices(model, ("float32", "float16", "int8-weights"), reconstruct=False)
+    sensitivity = measure_sensitivity(model, choices, calibration, directory=tmp_path / "harm")
+    mixer = Mixer(model, sensitivity, partial(cost, target), samples=None, plain=True)
+    plan = make_plan(model, "int8-weights", directory=tmp_path)
+    uniform = cost(target, apply_plan(model, plan, directory=tmp_path / "uniform"))
+    found = mixer.mix(Budget(flash=uniform.flash), tmp_path / "mixed")
+    assert found is not None
+    assert found.footprint.flash <= uniform.flash
