@@ -270,10 +270,11 @@ def test_bytes_and_time_are_met_together_or_not_at_all(tmp_path: Path, target: T
 def test_the_least_that_is_reachable_is_reached_to_the_byte(tmp_path: Path, target: Target) -> None:
     # More choices that exceed the limit by little than are ruled out one by one, and a last tensor
     # that does not fill its place in the file.
-    count, width = 24, 33
+    count, width, last = 24, 33, 48
     nodes = " ".join(f"h{at + 1} = Conv(h{at}, w{at})" for at in range(count))
-    text = f"g (float[1,{width},2,2] h0) => (float[1,{width},2,2] h{count}) {{ {nodes} }}"
-    stored = {f"w{at}": normal(at, width, width, 1, 1) / 6 for at in range(count)}
+    text = f"g (float[1,{width},2,2] h0) => (float[1,{last},2,2] h{count}) {{ {nodes} }}"
+    stored = {f"w{at}": normal(at, width, width, 1, 1) / 6 for at in range(count - 1)}
+    stored[f"w{count - 1}"] = normal(count, last, width, 1, 1) / 6
     model = describe(save_graph(tmp_path / "m.onnx", text, stored))
     calibration = draw_calibration(model, None)
     choices = mixable_choices(model, ("float32", "float16", "int8-weights"), reconstruct=False)
