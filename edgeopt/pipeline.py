@@ -180,10 +180,7 @@ def _deploy_on(
             source=original.model.sha256,
         )
     for _ in range(ROUNDS - 1):
-        source = built.source.sha256
-        learned = learn(
-            seat.run.job, built.bundle, built.fit.model, trial, correction, source=source
-        )
+        learned = _learn(seat, built, trial, correction)
         if learned is None:
             break
         correction = learned
@@ -200,12 +197,8 @@ def _deploy_on(
         seat, built = replace(seat, run=again.run), again.built
         release, trial = _try(seat, built)
     report = _conclude(seat, built, trial, before, remark)
-    # Later plans without the times of kernels start from the ratio to what the graph says.
-    untimed = replace(seat.run.job, times=None)
-    known = Correction() if known_times(seat.run.job) else correction
-    pace = learn_pace(untimed, built.fit.model, trial.measurement, known).pace
-    correct_times(seat.run.job, built.source, built.fit.model, trial.measurement)
-    report = report.model_copy(update={"pace": pace})
+    _learn(seat, built, trial, correction)
+    report = report.model_copy(update={"pace": _pace_of(seat.run.job, built, trial, correction)})
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
@@ -219,6 +212,21 @@ def _deploy_on(
         model=built.fit.model,
         samples=samples,
     )
+
+
+def _learn(seat: "Seat", built: Built, trial: Trial, known: Correction) -> Correction | None:
+    """Correct the times of kernels, and return what a trial teaches that broke the budget."""
+    job, source, made = seat.run.job, built.source, built.fit.model
+    correct_times(job, source, made, trial.measurement)
+    return learn(job, built.bundle, made, trial, known, source=source.sha256)
+
+
+def _pace_of(job: Job, built: Built, trial: Trial, known: Correction) -> float | None:
+    """Return what plans without the times of kernels start from: the ratio to the graph's."""
+    if known_times(job):
+        known = Correction()
+    untimed = replace(job, times=None)
+    return learn_pace(untimed, built.fit.model, trial.measurement, known).pace
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:
