@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgeopt.cli.places import cache_folder, tile_file
+from edgeopt.cli.places import cache_folder, tile_file, times_file
 from edgeopt.cli.progress import Progress
 from edgeopt.errors import ConfigError
 
@@ -113,6 +113,7 @@ def make_order(request: Request) -> Order:
         allow_unscheduled=request.allow_unscheduled,
         tiles=_tiles_for(target, choice.kind) if request.tuned else {},
         pace=_last_pace(folder, target.name, choice.kind),
+        times=times_file(target.name, choice.kind),
         signer=_signer_of(request, project, folder),
         downgrade=request.downgrade,
         confine=request.confine,
