@@ -13,9 +13,10 @@ from tvm import relax
 
 from edgeopt.cli.places import cache_folder
 from edgeopt.compile import compile_model
-from edgeopt.compile.build import build_executable, plan_module
+from edgeopt.compile.build import plan_module
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.import_onnx import import_model
+from edgeopt.compile.in_process import open_machine
 from edgeopt.compile.lower import lower_module
 from edgeopt.compile.views import constant_of
 from edgeopt.model.oracle import run_model
@@ -123,9 +124,7 @@ def run_lowered(path: Path, feeds: dict[str, Array], cpu: Cpu) -> tuple[Array, l
     """Run what is compiled for a CPU; return its output and the functions' names."""
     lowered = lower_module(import_model(path), cpu)
     assert lowered.refusals == ()
-    machine = relax.VirtualMachine(
-        build_executable(plan_module(lowered.module, cpu), cpu), tvm.cpu()
-    )
+    machine = open_machine(plan_module(lowered.module, cpu), cpu)
     found = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
     return found.numpy(), [variable.name_hint for variable in lowered.module.functions]
 
