@@ -29,15 +29,20 @@ pytestmark = pytest.mark.host
 
 SEEDS = (0, 1, 2)
 #: Instruction sets that this machine may have: AVX2 everywhere, VNNI where the kernel lists it.
-FEATURES = {"avx2": (), "vnni": ("avx512f", "avx512_vnni")}
+FEATURES = {
+    "avx2": (),
+    "vnni": ("avx512f", "avx512_vnni"),
+    "amx": ("avx512f", "avx512_vnni", "amx_int8"),
+}
 #: AVX2's products widen either type in the same way.
-EACH = [("int8", "vnni"), ("uint8", "vnni"), ("uint8", "avx2")]
+EACH = [("int8", "vnni"), ("uint8", "vnni"), ("uint8", "avx2"), ("int8", "amx"), ("uint8", "amx")]
 KINDS = {"int8": (np.int8(-3), TensorProto.INT8), "uint8": (np.uint8(120), TensorProto.UINT8)}
 
 
 def cpu_of(features: str) -> Cpu:
-    if features == "vnni" and "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this machine has no AVX-512 VNNI")
+    missing = set(FEATURES[features]) - set(Path("/proc/cpuinfo").read_text().split())
+    if missing:
+        pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
     return describe_cpu(make_target("x86_64", features=FEATURES[features]))
 
 

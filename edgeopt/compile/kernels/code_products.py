@@ -92,6 +92,11 @@ def plan_product(
     return fours if method == "pair" and _gains(weight, fours) else product
 
 
+def step_of(cpu: Cpu) -> int:
+    """Count the codes of a row that lie together in packed rows."""
+    return AmxTile.step if cpu.amx else STEP
+
+
 def is_extreme(weight: np.ndarray) -> bool:
     """Tell whether a weight is -128, whose products cannot be added in pairs as int16."""
     return bool((weight == -128).any())
