@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgeopt.artifact import Bundle, Model, Vocabulary
 from edgeopt.cut import Pruning
 from edgeopt.errors import BudgetExceeded, ConfigError, ModelError
-from edgeopt.fitting import choose_plan
+from edgeopt.fitting import choose_plan, last_pace
 from edgeopt.job import Correction, Run, Samples, digest_task, plan_name
 from edgeopt.prepare import prune_units
 from edgeopt.verdict import check_footprint, describe_check
@@ -69,7 +69,7 @@ def fit_within(
     def attempt(run: Run, model: Model) -> Within:
         return Within(run, build(run, model, samples, correction=correction))
 
-    stale = measured and correction is None and run.job.pace is not None
+    stale = measured and correction is None and last_pace(run.job) is not None
     if not stale:
         return cut_until(run, model, attempt)
     try:
@@ -124,7 +124,7 @@ def build(
     that the estimate met, the difference is added and the fitter runs again.
     """
     budget = run.job.profile.budget
-    correction = correction or Correction(pace=run.job.pace)
+    correction = correction or Correction(pace=last_pace(run.job))
     for _ in range(ROUNDS):
         fit = choose_plan(run, model, samples, correction)
         bundle = compile_plan(run, fit.model, samples)

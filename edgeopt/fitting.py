@@ -1,10 +1,9 @@
 """The fit stage: what the search is given, and where its parts are kept."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import edgeopt
@@ -12,10 +11,18 @@ from edgeopt.artifact import Bundle, Choice, Footprint, Line, Measurement, Model
 from edgeopt.cut import Cut
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
 from edgeopt.measure import summarize_samples
+from edgeopt.scratch import scratch
 from edgeopt.store import digest_tree
+from edgeopt.times import Times, read_times, write_times
+
+_Whole = Callable[[Model], float]
+_Parts = Callable[[Model, Sequence[str]], Mapping[str, float]]
+#: A deployment that is no further from its prediction, as a share, corrects nothing.
+_CLOSE = 0.05
 
 if TYPE_CHECKING:
     from edgeopt.compress import Candidate, Fit, Sensitivity
+    from edgeopt.compress.pace import Clock
     from edgeopt.compress.sensitivity import Calibration, Keep
 
 
@@ -26,9 +33,10 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
 
     job = run.job
     target, profile = job.target, job.profile
+    times = known_times(job)
     if profile.budget.latency is None:
         # What no limit asks for must not make a second deploy fit again.
-        correction = correction.model_copy(update={"pace": None})
+        correction, times = correction.model_copy(update={"pace": None}), None
     key = {
         "model": model.sha256,
         "target": target.model_dump(mode="json"),
@@ -41,6 +49,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "baseline": job.baseline,
         "effort": job.effort.model_dump(mode="json"),
         "correction": correction.model_dump(mode="json"),
+        "times": None if times is None else times.model_dump(mode="json"),
     }
 
     program = _device_program(run)
@@ -54,7 +63,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
             job.task,
             cost=Cost(
                 _predictor(job, samples, correction=correction, program=program),
-                _timer(job, correction),
+                *timers_of(job, correction, model.sha256),
             ),
             directory=folder,
             search=Search(
@@ -124,11 +133,10 @@ def replay(run: Run, model: Model, samples: Samples, plan: Plan) -> "Fit":
 
 def draw_ledger(job: Job, fit: "Fit", source: Model) -> tuple[Line, ...]:
     """Say of each weight of a plan what was done to it and why; times by the job's pace, if any."""
-    from edgeopt.compress import pace_of
     from edgeopt.compress.ledger import write_ledger
 
-    lines = write_ledger(fit, source, pace_of(job.target, threads=job.threads))
-    pace = job.pace or 1.0
+    lines = write_ledger(fit, source, clock_of(job, source.sha256))
+    pace = last_pace(job) or 1.0
     return tuple(
         each.model_copy(
             update={
@@ -156,15 +164,39 @@ def describe_judging(fit: "Fit", job: Job) -> str:
     )
 
 
-def predict_time(job: Job, model: Model) -> float:
-    """Predict the ns of an inference on the job's target, before any correction."""
-    from edgeopt.compress import pace_of, predict_latency
+def predict_time(job: Job, model: Model, source: str = "") -> float:
+    """Predict the ns of an inference on the job's target, before any correction.
 
-    return predict_latency(model, pace_of(job.target, threads=job.threads))
+    source: the sha256 of the model that its plan is for.
+    """
+    from edgeopt.compress import predict_latency
+
+    return predict_latency(model, clock_of(job, source))
+
+
+def clock_of(job: Job, source: str = "") -> "Clock":
+    """Return what times are predicted by, for plans of a model of this sha256."""
+    from edgeopt.compress import pace_of
+    from edgeopt.compress.pace import Clock
+
+    return Clock(pace_of(job.target, threads=job.threads), known_times(job), source)
+
+
+def last_pace(job: Job) -> float | None:
+    """Return the pace of the last deploy, which counts where no kernels were measured."""
+    return None if known_times(job) else job.pace
+
+
+def known_times(job: Job) -> Times | None:
+    """Read what was measured on such boards; None where nothing was."""
+    if job.times is None or job.kind == "emulated":
+        return None
+    found = read_times(job.times, edgeopt=edgeopt.__version__, threads=job.threads)
+    return found if found.kernels else None
 
 
 def learn(
-    job: Job, bundle: Bundle, model: Model, trial: Trial, known: Correction
+    job: Job, bundle: Bundle, model: Model, trial: Trial, known: Correction, *, source: str = ""
 ) -> Correction | None:
     """Return what a trial of a bundle teaches the fitter, if it broke the budget; else None.
 
@@ -178,15 +210,20 @@ def learn(
         excess = max(seen.memory.peak - bundle.footprint.peak, 1)
         known = known.model_copy(update={"memory": max(excess, known.memory)})
     if slow:
-        known = learn_pace(job, model, seen, known)
+        known = learn_pace(job, model, seen, known, source=source)
     return known if large or slow else None
 
 
-def learn_pace(job: Job, model: Model, seen: Measurement, known: Correction) -> Correction:
-    """Return what is known with the board's pace at a model that was measured, if it was slower."""
+def learn_pace(
+    job: Job, model: Model, seen: Measurement, known: Correction, *, source: str = ""
+) -> Correction:
+    """Return what is known with the board's pace at a model that was measured, if it was slower.
+
+    source: the sha256 of the model that its plan is for.
+    """
     if not _is_timed(seen):
         return known
-    pace = summarize_samples(seen.samples_ns).p95 / predict_time(job, model)
+    pace = summarize_samples(seen.samples_ns).p95 / predict_time(job, model, source)
     # In steps of a hundredth, so that a second deploy finds the same fit.
     pace = math.ceil(pace * 100) / 100
     return known.model_copy(update={"pace": max(pace, known.pace or 0.0)})
@@ -197,12 +234,48 @@ def _is_timed(seen: Measurement) -> bool:
     return seen.kind != "emulated"
 
 
-def _timer(job: Job, correction: Correction) -> Callable[[Model], float] | None:
-    """Return what predicts the ms of a model, once a measurement says how fast the board is."""
+def correct_times(job: Job, source: Model, model: Model, seen: Measurement) -> None:
+    """Correct what is known of the kernels of a plan for a model by what it took as a whole.
+
+    Only of what the model as it came has not: of the others more was measured.
+    """
+    from edgeopt.compress.pace import predict_nodes
+
+    times = known_times(job)
+    if times is None or job.times is None or not _is_timed(seen) or seen.invalid:
+        return
+    clock = clock_of(job, source.sha256)
+    usual = {each.kind for each in predict_nodes(source, clock)}
+    nodes = list(predict_nodes(model, clock))
+    missing = min(seen.samples_ns) - sum(each.time for each in nodes)
+    if abs(missing) <= _CLOSE * min(seen.samples_ns):
+        return
+    shares: dict[str, float] = {}
+    for each in nodes:
+        if each.key and each.kind not in usual:
+            shares[each.kind] = shares.get(each.kind, 0.0) + each.time
+    write_times(job.times, times.corrected(shares, missing))
+
+
+def timers_of(job: Job, correction: Correction, source: str) -> "tuple[_Whole, _Parts] | tuple[()]":
+    """Return what predicts the ms of a model and of its weights, once the board was measured.
+
+    Limits are about the 95th percentile: predictions are of the shortest inference.
+    """
+    from edgeopt.compress.pace import predict_latency, predict_weights
+
+    clock = clock_of(job, source)
     pace = correction.pace
+    if clock.times is not None:
+        pace = max(pace or 0.0, clock.times.tail(source))
     if pace is None or job.profile.budget.latency is None:
-        return None
-    return lambda model: predict_time(job, model) * pace / 1e6
+        return ()
+    scale = pace / 1e6
+
+    def parts(model: Model, names: Sequence[str]) -> Mapping[str, float]:
+        return {name: ns * scale for name, ns in predict_weights(model, clock, names).items()}
+
+    return lambda model: predict_latency(model, clock) * scale, parts
 
 
 def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[Candidate, ...]":
@@ -211,14 +284,14 @@ def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[
 
     job = run.job
     program = _device_program(run)
-    with TemporaryDirectory(prefix="edgeopt-front-") as folder:
+    with scratch() as folder:
         return trace_front(
             model,
             job.profile.methods,
             job.task,
             Search(lambda: measure_harm(run, model), job.effort),
             cost=Cost(_predictor(job, samples, correction=Correction(), program=program)),
-            directory=Path(folder),
+            directory=folder,
             points=points,
             baseline=job.baseline,
         )

@@ -65,6 +65,8 @@ class Job:
     pruning: Pruning | None = None
     #: Time that the last deploy measured for each predicted; None: times are not predicted.
     pace: float | None = None
+    #: File of the times that were measured on such boards; None: none are kept.
+    times: Path | None = None
     #: Accuracy that drops are measured from; None: that of the model that is fitted.
     baseline: float | None = None
     #: Who signs the release; None: nobody does.

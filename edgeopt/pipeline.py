@@ -1,8 +1,10 @@
 """The whole flow, in one direction: only this module knows the order of the stages."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -31,9 +33,11 @@ from edgeopt.building import (
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
 from edgeopt.fitting import (
     choose_plan,
+    correct_times,
     describe_judging,
     draw_front,
     draw_ledger,
+    known_times,
     learn,
     learn_pace,
     replay,
@@ -93,6 +97,7 @@ def deploy(
     whole = prepare_model(run)
     short, model = shrink_model(run, whole)
     samples = draw_samples(short, model)
+    _measure_kernels(short, connect, model, samples, wait=wait, held=held)
     first = fit_within(short, model, samples)
     original = None
     if reference and first.built.fit.model.sha256 != whole.sha256:
@@ -110,6 +115,40 @@ def deploy(
             return done.model_copy(
                 update={"report": done.report.model_copy(update={"fence": lease.fence})}
             )
+    finally:
+        board.close()
+
+
+def _measure_kernels(
+    run: Run,
+    connect: Callable[[], Board],
+    model: Model,
+    samples: Samples,
+    *,
+    wait: float,
+    held: "Lease | None",
+) -> None:
+    """Measure what a limit on latency is judged by, on a board that tells times."""
+    from edgeopt.board.lease import hold
+    from edgeopt.timing import is_known, measure_times
+    from edgeopt.trial import ROOT
+
+    job = run.job
+    if job.times is None or job.kind == "emulated" or job.profile.budget.latency is None:
+        return
+    if is_known(run, model):
+        return
+    whole = compile_plan(run, model, samples)
+    started, board = time.monotonic(), connect()
+    try:
+        owner = f"edgeopt deploy {job.app}"
+        holding = hold(board, ROOT, owner=owner, seconds=LEASE_SECONDS, wait=wait, waiting=run.wait)
+        with nullcontext(held) if held else holding as lease:
+            run.begin("times")
+            live = board if held else lease.board
+            renew = partial(lease.renew, LEASE_SECONDS)
+            count = measure_times(run, live, model, whole, renew=renew)
+        run.note("times", f"{count} kernels", cached=False, seconds=time.monotonic() - started)
     finally:
         board.close()
 
@@ -133,9 +172,15 @@ def _deploy_on(
     release, trial = _try(seat, built)
     correction, remark = Correction(), ""
     if before is not None and original is not None and before.measurement is not None:
-        correction = learn_pace(original.run.job, original.model, before.measurement, correction)
+        correction = learn_pace(
+            original.run.job,
+            original.model,
+            before.measurement,
+            correction,
+            source=original.model.sha256,
+        )
     for _ in range(ROUNDS - 1):
-        learned = learn(seat.run.job, built.bundle, built.fit.model, trial, correction)
+        learned = _learn(seat, built, trial, correction)
         if learned is None:
             break
         correction = learned
@@ -152,8 +197,8 @@ def _deploy_on(
         seat, built = replace(seat, run=again.run), again.built
         release, trial = _try(seat, built)
     report = _conclude(seat, built, trial, before, remark)
-    pace = learn_pace(seat.run.job, built.fit.model, trial.measurement, correction).pace
-    report = report.model_copy(update={"pace": pace})
+    _learn(seat, built, trial, correction)
+    report = report.model_copy(update={"pace": _pace_of(seat.run.job, built, trial, correction)})
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
         lease.confirm()
@@ -167,6 +212,21 @@ def _deploy_on(
         model=built.fit.model,
         samples=samples,
     )
+
+
+def _learn(seat: "Seat", built: Built, trial: Trial, known: Correction) -> Correction | None:
+    """Correct the times of kernels, and return what a trial teaches that broke the budget."""
+    job, source, made = seat.run.job, built.source, built.fit.model
+    correct_times(job, source, made, trial.measurement)
+    return learn(job, built.bundle, made, trial, known, source=source.sha256)
+
+
+def _pace_of(job: Job, built: Built, trial: Trial, known: Correction) -> float | None:
+    """Return what plans without the times of kernels start from: the ratio to the graph's."""
+    if known_times(job):
+        known = Correction()
+    untimed = replace(job, times=None)
+    return learn_pace(untimed, built.fit.model, trial.measurement, known).pace
 
 
 def _reference_row(seat: "Seat", original: Original | None, built: Built) -> Row | None:

@@ -1,15 +1,20 @@
 """What a trial that broke the budget teaches the fitter."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import edgeopt
 from edgeopt.artifact import Measurement, Model
 from edgeopt.budget import Budget
-from edgeopt.fitting import learn, predict_time
+from edgeopt.compress import apply_plan, make_plan, pace_of
+from edgeopt.compress.pace import Clock, predict_nodes
+from edgeopt.fitting import correct_times, learn, predict_time
 from edgeopt.job import Correction, Job, Trial
 from edgeopt.profile import load_profile
 from edgeopt.target import load_target
+from edgeopt.times import KernelTime, Times, write_times
 from tests.graphs import text_model
 from tests.samples import bundle, measurement, parity
 
@@ -74,3 +79,37 @@ def test_memory_beyond_the_limit_is_added_to_what_is_predicted(
         asked, bundle(), model, trial(measurement(peak=40_000_000)), Correction(memory=5)
     )
     assert learned == Correction(memory=40_000_000 - bundle().footprint.peak)
+
+
+def test_what_took_longer_than_its_kernels_corrects_those_of_its_form_alone(
+    model: Model, tmp_path: Path
+) -> None:
+    plan = make_plan(model, "int8-weights", directory=tmp_path / "int8")
+    int8 = apply_plan(model, plan, directory=tmp_path / "int8")
+    asked = replace(job(tmp_path, Budget(latency=30)), times=tmp_path / "times.json")
+    clock = Clock(pace_of(asked.target, threads=asked.threads))
+    kernels = {
+        node.key: KernelTime(kind=node.kind, ns=node.bound, bound=node.bound)
+        for each in (model, int8)
+        for node in predict_nodes(each, clock)
+        if node.key
+    }
+    table = Times(edgeopt=edgeopt.__version__, threads=asked.threads, kernels=kernels)
+    write_times(tmp_path / "times.json", table)
+    plain, before = (predict_time(asked, each, model.sha256) for each in (model, int8))
+    seen = measurement(round(1.2 * before), kind="board")
+    correct_times(asked, model, int8, seen)
+    assert predict_time(asked, int8, model.sha256) == pytest.approx(1.2 * before, rel=0.01)
+    assert predict_time(asked, model, model.sha256) == plain
+    # The limit is about that plan from now on: nothing is left to be corrected.
+    known = (tmp_path / "times.json").read_bytes()
+    correct_times(asked, model, int8, seen)
+    assert (tmp_path / "times.json").read_bytes() == known
+    # Neither does what is close enough, nor what was throttled, nor instructions.
+    for each in (
+        measurement(round(1.24 * before), kind="board"),
+        measurement(round(2 * before), kind="emulated"),
+        measurement(round(2 * before), kind="board").model_copy(update={"invalid": ("hot",)}),
+    ):
+        correct_times(asked, model, int8, each)
+    assert (tmp_path / "times.json").read_bytes() == known

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "edgeopt"
 #: Each layer may import itself and those before it.
 ORDER = (
     ("errors",),
+    ("scratch",),
     ("units",),
     ("catalog",),
     ("budget",),
@@ -23,7 +24,7 @@ ORDER = (
     ("task",),
     ("project",),
     ("store",),
-    ("tiles",),
+    ("tiles", "times"),
     ("program",),
     ("model",),
     ("runner",),
@@ -32,7 +33,7 @@ ORDER = (
     ("steady", "confine"),
     ("job",),
     ("trial", "prepare", "interleave"),
-    ("fitting",),
+    ("fitting", "timing"),
     ("verdict", "divergence"),
     ("building",),
     ("pipeline",),

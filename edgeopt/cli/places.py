@@ -31,14 +31,22 @@ def cache_folder() -> Path:
 
 def tile_file(cpu: str) -> Path:
     """Return what holds a CPU's measured tiles: below EDGEOPT_DATA_DIR, or the user's data."""
+    return _data_folder() / "tiles" / f"{cpu}.json"
+
+
+def times_file(target: str, kind: str) -> Path:
+    """Return what holds the times of kernels measured on such boards, in the same place."""
+    return _data_folder() / "times" / f"{target}.{kind}.json"
+
+
+def _data_folder() -> Path:
+    """Return EDGEOPT_DATA_DIR, or the folder of the user's data."""
     named = os.environ.get("EDGEOPT_DATA_DIR")
     if named:
-        folder = Path(named).expanduser().absolute()
-    else:
-        from platformdirs import user_data_path
+        return Path(named).expanduser().absolute()
+    from platformdirs import user_data_path
 
-        folder = user_data_path("edgeopt")
-    return folder / "tiles" / f"{cpu}.json"
+    return user_data_path("edgeopt")
 
 
 def report_folder(project: Path) -> Path:

@@ -94,8 +94,12 @@ def _show_plan(order: Order, *, layers: bool, as_json: bool) -> None:
 
 
 def _note_unknown_times(order: Order) -> None:
+    from edgeopt.fitting import known_times
+
     job = order.job
-    if job.profile.budget.latency is not None and job.pace is None:
+    if job.profile.budget.latency is None or job.pace is not None:
+        return
+    if known_times(job) is None:
         typer.echo("note: no deploy from here measured such a board, so no time is known", err=True)
 
 
@@ -146,7 +150,7 @@ def _compare_targets(requests: list[Request], *, as_json: bool) -> None:
             rows.append((name, f"none: {error.what}", "-", "-", "-", "-"))
             continue
         need, chosen = built.bundle.footprint, built.fit.chosen
-        time = predict_time(order.job, built.fit.model) / 1e6
+        time = predict_time(order.job, built.fit.model, built.source.sha256) / 1e6
         drop = format_figure(chosen.drop, "fraction")
         sizes = (format_bytes(need.flash), format_bytes(need.peak))
         rows.append((name, plan_title(chosen.plan), *sizes, drop, format_millis(time)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgeopt.cli.places import cache_folder, tile_file
+from edgeopt.cli.places import cache_folder, tile_file, times_file
 from edgeopt.cli.progress import Progress
 from edgeopt.errors import ConfigError
 
@@ -113,6 +113,7 @@ def make_order(request: Request) -> Order:
         allow_unscheduled=request.allow_unscheduled,
         tiles=_tiles_for(target, choice.kind) if request.tuned else {},
         pace=_last_pace(folder, target.name, choice.kind),
+        times=times_file(target.name, choice.kind),
         signer=_signer_of(request, project, folder),
         downgrade=request.downgrade,
         confine=request.confine,
@@ -329,7 +330,12 @@ def started(order: Order) -> "Iterator[Run]":
     typer.echo(order.title, err=True)
     person = sys.stderr.isatty()
     begin, advance = (_begin, Progress().show) if person else (_silent, _silent)
-    yield Run(order.job, Store(cache_folder()), _tell, begin, tell_wait, advance)
+    store = Store(cache_folder())
+    yield Run(order.job, store, _tell, begin, tell_wait, advance)
+    try:
+        store.expire()
+    except OSError as error:
+        typer.echo(f"warning: the cache keeps what nobody uses: {error}", err=True)
 
 
 def tell_wait(owner: "Owner") -> None:

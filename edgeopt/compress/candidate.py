@@ -1,8 +1,10 @@
 """What the fitter looks at and decides: plans with what they need, keep and break."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import Field
 
 from edgeopt.artifact import Check, Entry, Fact, Footprint, Model, Plan
 from edgeopt.budget import Budget
@@ -51,6 +53,8 @@ class Fit(Fact):
     baseline: float | None
     #: What was done to each weight, where each has a form of its own.
     entries: tuple[Entry, ...] = ()
+    #: Weights that the plan leaves as they came for that, and by what share its form is slower.
+    slower: dict[str, float] = Field(default_factory=dict)
     #: False: the search was stopped, and this is the best plan that it had verified.
     finished: bool = True
 
@@ -67,6 +71,8 @@ class Cost:
     footprint: Callable[[Model], Footprint]
     #: In ms; None where no measurement says how fast the device is: it then refuses nothing.
     latency: Callable[[Model], float] | None = None
+    #: In ms of that, what the nodes that read each of these weights take.
+    parts: Callable[[Model, Sequence[str]], Mapping[str, float]] | None = None
 
 
 class Infeasible(BudgetExceeded):

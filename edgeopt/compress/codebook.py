@@ -54,6 +54,10 @@ def encode_groups(values: Floats, *, group: int, importance: Floats | None = Non
     give the same bytes.
     """
     rows, width = values.shape
+    if not values.any():
+        # As where only sizes count: there is nothing to tell apart.
+        codes = np.zeros((rows, width // group), np.uint8)
+        return Grouped(codes, np.zeros((width // group, VECTORS, group), np.float32))
     weights = np.ones(rows, np.float32) if importance is None else importance
     chosen, weights = _thin(weights)
     half = float(np.abs(values).max(initial=0)) < float(np.finfo(np.float16).max)

@@ -9,7 +9,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeopt.artifact import Footprint, Model
 from edgeopt.compress.arena import peak_activations
-from edgeopt.model.graph import attribute, consumers, initializers, producers
+from edgeopt.model.graph import attribute, consumers, infer_types, initializers, producers
 from edgeopt.model.oracle import Array
 from edgeopt.target import Target
 
@@ -42,7 +42,7 @@ def predict_footprint(
     in bytes. samples are the inputs that will run, as [S, *shape]: with them, exactly the
     touched pages of embedding tables count as resident; without, every row read is another.
     """
-    graph = onnx.shape_inference.infer_shapes(onnx.load(model.path), data_prop=True).graph
+    graph = infer_types(onnx.load(model.path), values=False).graph
     tables = _tables(graph)
     page = target.memory.page
     file = resident = _HEADER + _RECORD * len(graph.initializer)

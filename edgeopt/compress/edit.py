@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from edgeopt.model.graph import Weight, consumers, initializers
+from edgeopt.model.graph import Weight, consumers, infer_types, initializers, is_hollow
 
 Array = npt.NDArray[Any]
 
@@ -30,8 +29,11 @@ class Edit:
         return self._readers[name]
 
     def value(self, weight: Weight) -> npt.NDArray[np.float32]:
-        """Return the trained values of a weight."""
-        return numpy_helper.to_array(self._stored[weight.name]).astype(np.float32)
+        """Return the trained values of a weight; zeros where a hollow model has none."""
+        tensor = self._stored[weight.name]
+        if is_hollow(tensor):
+            return np.zeros(weight.shape, np.float32)
+        return numpy_helper.to_array(tensor).astype(np.float32)
 
     def rank(self, name: str) -> int:
         """Return how many axes a tensor of the original graph has."""
@@ -116,4 +118,4 @@ class Edit:
             changed.graph.ClearField(field)
         changed.graph.node.extend(nodes)
         changed.graph.initializer.extend(self._stored.values())
-        return onnx.shape_inference.infer_shapes(changed, data_prop=True)
+        return infer_types(changed)

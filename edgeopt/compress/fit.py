@@ -11,11 +11,12 @@ from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan, Recipe
 from edgeopt.budget import Budget
 from edgeopt.compress.candidate import Candidate, Cost, Fit, Stopped
 from edgeopt.compress.judge import Bench, set_up
-from edgeopt.compress.mix import Mixer, Mixture, hollow_model
+from edgeopt.compress.mix import Mixer, Mixture, Timer, hollow_model
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import CALIBRATION, Advance, Sensitivity, draw_calibration
 from edgeopt.compress.shortfall import explain_shortfall
+from edgeopt.compress.spare import spare_slow
 from edgeopt.effort import STANDARD, Effort
 from edgeopt.model.extra import runs_in_torch
 from edgeopt.model.oracle import Array
@@ -23,6 +24,9 @@ from edgeopt.task import Task, samples
 
 #: Methods that need samples: without a task they are left out, unless there is no other.
 _CALIBRATED: tuple[Method, ...] = ("int8-static",)
+#: Of a whole plan, the squared error of outputs relative to their squares that nobody will notice:
+#: about what rounding all weights to 8 bits makes of them.
+_HARMLESS = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,8 @@ def fit_plan(
     """Return the plan of least harm that meets the budget.
 
     Methods are tried on the whole model first, from the least harm to the most. Where none meets
-    the budget, or the one that does loses accuracy, a form is chosen for every weight instead, if
-    the outputs then move less on samples held back.
+    the budget, or the outputs of the one that does move, a form is chosen for every weight instead,
+    if they then move less on samples held back.
 
     Footprints and latencies are predicted by cost; accuracy is measured with onnxruntime on the
     task's samples for validation, and drops count from baseline (None: from what the model keeps
@@ -83,7 +87,8 @@ def _search(bench: Bench, methods: Sequence[Method], search: Search, best: list[
     slow = all(each.slow for each in candidates)
     found = best[-1] if best else None
     mixer = None
-    if search.harm is not None and not slow and (found is None or not _is_harmless(found)):
+    enough = slow or (found is not None and _is_harmless(bench, found))
+    if search.harm is not None and not enough:
         mixer = _mixer(bench, search.harm(), plain="float32" in methods)
         for mixture in _mixtures(bench, mixer, search.advance):
             judged = bench.judge(mixture.plan, mixture.model, len(methods))
@@ -197,7 +202,14 @@ def _mixer(bench: Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
         plain=plain,
         seconds=bench.effort.seconds,
         in_turn=fitted is not None and runs_in_torch(bench.model),
+        timer=_timer(bench.cost),
     )
+
+
+def _timer(cost: Cost) -> Timer | None:
+    if cost.latency is None or cost.parts is None:
+        return None
+    return Timer(cost.latency, cost.parts)
 
 
 def _climb(
@@ -230,12 +242,15 @@ def _climb(
             shown = bench.model if shape.sha256 == hollow.sha256 else shape
             candidates.append(bench.judge(plan, shown, methods.index(method), needs))
             continue
+        spared = spare_slow(bench, bare, hollow, bench.directory / "hollow")
+        plan = plan.model_copy(update={"choices": spared.plan.choices})
         made = apply_plan(bench.model, plan, directory=folder, samples=fitted)
         # A recipe adds a few numbers for each channel.
-        known = needs if plan.recipe == bare.recipe else None
+        known = needs if plan.recipe == bare.recipe and not spared.slower else None
         candidates.append(bench.judge(plan, made, methods.index(method), known))
         if not candidates[-1].broken:
-            best.append(_fit(bench, candidates[-1], made, candidates))
+            found = _fit(bench, candidates[-1], made, candidates)
+            best.append(found.model_copy(update={"slower": spared.slower}))
             break
         # Of what is passed over, the plan is enough to make it again.
         made.path.unlink()
@@ -258,10 +273,13 @@ def _fit(
     )
 
 
-def _is_harmless(found: Fit) -> bool:
-    """Tell whether a plan is not worth improving on: nothing is lost, as far as is known."""
-    drop = found.chosen.drop
-    return found.chosen.harm == 0 or drop is None or drop <= 0
+def _is_harmless(bench: Bench, found: Fit) -> bool:
+    """Tell whether a plan is not worth improving on.
+
+    That no sample for validation is lost says little: outputs that move turn others.
+    """
+    drop = found.chosen.drop or 0.0
+    return found.chosen.harm == 0 or (drop <= 0 and bench.harm(found.model) <= _HARMLESS)
 
 
 def _calibration(model: Model, method: Method, task: Task | None) -> dict[str, Array] | None:

@@ -9,7 +9,7 @@ import numpy as np
 from edgeopt.artifact import Footprint, Model, Plan
 from edgeopt.budget import Budget
 from edgeopt.compress.candidate import Candidate, Cost, check_needs
-from edgeopt.compress.distance import measure_distance
+from edgeopt.compress.distance import measure_distance, measure_harm
 from edgeopt.compress.sensitivity import Calibration, draw_calibration
 from edgeopt.effort import Effort
 from edgeopt.model.oracle import Array, run_samples
@@ -84,6 +84,13 @@ class Bench:
     def calibration(self) -> Calibration:
         """Draw the samples that this effort may use."""
         return draw_calibration(self.model, self.task, effort=self.effort)
+
+    def harm(self, made: Model) -> float:
+        """Return how far a plan moves the outputs on samples that it was not fitted on."""
+        calibration = self.calibration()
+        held = calibration.held
+        found, expected = (run_samples(each, held) for each in (made, self.model))
+        return measure_harm(found, expected, classes=calibration.classes)
 
     def is_better(self, made: Model, other: Model) -> bool:
         """Compare two plans on samples that neither was fitted on."""

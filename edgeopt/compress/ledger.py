@@ -1,28 +1,28 @@
 """The ledger of a plan: for each weight what was done, its bytes, its time, its harm, and why."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import onnx
 
 from edgeopt.artifact import MIXED, Choice, Entry, Line, Model
 from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import filed_bytes
-from edgeopt.compress.pace import Pace, predict_nodes
+from edgeopt.compress.pace import Clock, predict_weights, sum_by_weight
 from edgeopt.units import format_bytes
 
 #: Times that differ by less are the same: what is predicted is no closer.
 _SAME = 0.01
 
 
-def write_ledger(fit: Fit, source: Model, pace: Pace) -> tuple[Line, ...]:
+def write_ledger(fit: Fit, source: Model, clock: Clock) -> tuple[Line, ...]:
     """Return a line for each weight of a fit's plan, those of most bytes first.
 
     source is the model that the plan was made for, after its cuts.
     """
     choices = {each.weight: each for each in fit.plan.choices}
     entries = {each.choice.weight: each for each in fit.entries}
-    sizes = [_by_weight(_sizes(each), choices) for each in (source, fit.model)]
-    times = [_by_weight(_times(each, pace), choices) for each in (source, fit.model)]
+    sizes = [sum_by_weight(_sizes(each), choices) for each in (source, fit.model)]
+    times = [predict_weights(each, clock, list(choices)) for each in (source, fit.model)]
     lines = [
         Line(
             weight=name,
@@ -46,30 +46,15 @@ def _sizes(model: Model) -> Iterator[tuple[str, float]]:
         yield tensor.name, float(filed_bytes(tensor))
 
 
-def _times(model: Model, pace: Pace) -> Iterator[tuple[str, float]]:
-    """Give what a node takes to the first of the tensors that it reads."""
-    for node in predict_nodes(model, pace):
-        if node.tensors:
-            yield node.tensors[0], node.time
-
-
-def _by_weight(
-    figures: Iterator[tuple[str, float]], choices: Mapping[str, Choice]
-) -> dict[str, float]:
-    """Add up figures of tensors by weight: forms name their parts after it."""
-    sums = dict.fromkeys(choices, 0.0)
-    for name, figure in figures:
-        owner = name
-        while owner not in sums and "." in owner:
-            owner = owner.rpartition(".")[0]
-        if owner in sums:
-            sums[owner] += figure
-    return sums
-
-
 def _reason(fit: Fit, choice: Choice, entry: Entry | None, *, before: float, after: float) -> str:
     """Say in a sentence why a weight has its form."""
     if choice.method == "float32" and choice.rank is None:
+        if choice.weight in fit.slower:
+            share = fit.slower[choice.weight]
+            return (
+                f"{fit.plan.name} is {share:.0%} slower on this device, and the limits on bytes"
+                " leave room"
+            )
         kept = "the budget leaves room for it as it came"
         return kept if fit.plan.name == MIXED else f"{fit.plan.name} has no other form for it"
     if entry is None:

@@ -1,6 +1,6 @@
-"""A plan of its own for every weight: the least harm within limits on flash and memory."""
+"""A plan of its own for every weight: the least harm within limits on bytes and time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,7 @@ _FIRST, _LAST = 4, 16
 _ALIGNMENT = 64
 #: Bytes that memory is rounded up to, and the place of a table in the file.
 _PAGE, _TABLE_PAGE = 4096, 16384
-_Size = Literal["flash", "ram"]
+_Figure = Literal["flash", "ram", "latency"]
 #: Forms that change how activations are computed are whole plans of their own.
 _STORED: tuple[Method, ...] = (
     "float16",
@@ -109,6 +109,15 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class Timer:
+    """What predicts times, in ms."""
+
+    whole: Callable[[Model], float]
+    #: Of the nodes that read each of some weights.
+    parts: Callable[[Model, Sequence[str]], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Mixer:
     """What all mixtures of one model are made from."""
 
@@ -123,9 +132,11 @@ class Mixer:
     seconds: float = STANDARD.seconds
     #: Whether layers are fitted one after the other, see Plan.
     in_turn: bool = False
+    #: Predicts times; where nothing does, no limit on latency counts.
+    timer: Timer | None = None
 
     def mix(self, budget: Budget, directory: Path) -> Mixture | None:
-        """Return the mixture of least harm that meets limits on flash and ram; None without one."""
+        """Return the mixture of least harm that meets the limits on figures; None without one."""
         chosen = self.choose(budget, directory)
         return None if chosen is None else self.make(chosen.places, directory)
 
@@ -137,22 +148,21 @@ class Mixer:
         Its files are written below directory. None where there is no such choice.
         """
         hollow = hollow_model(self.model, self.weights, directory)
-        limits = self._limits(budget, hollow, directory)
+        wanted = self._wanted(budget)
+        limits = self._limits(wanted, hollow, directory)
         harms = figures or [[option.harm for option in layer] for layer in self.layers]
-        wanted = budget.flash, budget.ram
         # What no choice changes may be rounded up for one and not for the other.
-        tables = sum(map(_is_table, self.layers))
-        slack = [
-            each
-            for each, most in zip((tables * _TABLE_PAGE, _PAGE), wanted, strict=True)
-            if most is not None
-        ]
-        loose = [
-            replace(limit, most=limit.most + more)
-            for limit, more in zip(limits, slack, strict=True)
-        ]
-        aligned = _ALIGNMENT * len(self.layers)
-        near = [replace(limit, most=limit.most + aligned) for limit in limits]
+        tables, aligned = sum(map(_is_table, self.layers)), _ALIGNMENT * len(self.layers)
+        # The last tensor of the file is not filled up.
+        loosest = tables * _TABLE_PAGE + _ALIGNMENT
+        slack = {"flash": (loosest, aligned), "ram": (_PAGE + _ALIGNMENT, aligned)}
+        loose, near = (
+            [
+                replace(limit, most=limit.most + slack.get(name, (0, 0))[at])
+                for limit, name in zip(limits, wanted, strict=True)
+            ]
+            for at in (0, 1)
+        )
         tight = limits
         ruled_out: list[tuple[int, ...]] = []
         for number in range(_FIRST + _ROUNDS + _LAST):
@@ -165,11 +175,7 @@ class Mixer:
             if places is None:
                 continue
             need = self._predict(places, hollow, directory)
-            over = [
-                max(figure - most, 0.0)
-                for figure, most in zip((need.flash, need.peak), wanted, strict=True)
-                if most is not None
-            ]
+            over = [max(need[name] - most, 0.0) for name, most in wanted.items()]
             if not any(over):
                 return Selection(tuple(places), tuple(within))
             ruled_out.append(tuple(places))
@@ -190,21 +196,21 @@ class Mixer:
         assert places is not None
         return self.make(places, directory)
 
-    def least(self, name: _Size, beside: Budget, directory: Path) -> int | None:
-        """Predict the fewest bytes of flash or ram that any choice needs within other limits.
+    def least(self, name: _Figure, beside: Budget, directory: Path) -> float | None:
+        """Predict the least of flash, ram or latency that any choice needs within other limits.
 
         None where no choice is within these.
         """
         hollow = hollow_model(self.model, self.weights, directory)
         # Figures are never negative.
         costs = [
-            [each - min(layer) for each in layer] for layer in self._costs(name, hollow, directory)
+            [each - min(layer) for each in layer]
+            for layer in self._costs(name, hollow, directory, self._tables(hollow, directory))
         ]
         found = self.choose(beside, directory, costs)
         if found is None:
             return None
-        need = self._predict(found.places, hollow, directory)
-        return self._size(name, need)
+        return self._predict(found.places, hollow, directory)[name]
 
     @property
     def layers(self) -> list[tuple[Option, ...]]:
@@ -217,48 +223,95 @@ class Mixer:
         """The names of the weights that have options."""
         return [layer[0].choice.weight for layer in self.sensitivity.layers]
 
-    def _limits(self, budget: Budget, hollow: Model, directory: Path) -> list[Limit]:
-        """Subtract from the budget what no choice changes."""
-        now = self.cost(self.model)
-        given: tuple[tuple[_Size, int | None, int], ...] = (
-            ("flash", budget.flash, now.flash),
-            ("ram", budget.ram, now.peak),
+    def _wanted(self, budget: Budget) -> dict[_Figure, float]:
+        """Return the limits that count here."""
+        given: tuple[tuple[_Figure, float | None], ...] = (
+            ("flash", budget.flash),
+            ("ram", budget.ram),
+            ("latency", budget.latency if self.timer else None),
         )
+        return {name: most for name, most in given if most is not None}
+
+    def _limits(
+        self, wanted: Mapping[_Figure, float], hollow: Model, directory: Path
+    ) -> list[Limit]:
+        """Subtract from limits what no choice changes."""
+        now = self._figures(hollow)
+        tables = self._tables(hollow, directory) if set(wanted) - {"latency"} else {}
         return [
-            Limit(self._costs(name, hollow, directory), most - figure)
-            for name, most, figure in given
-            if most is not None
+            Limit(self._costs(name, hollow, directory, tables), most - now[name])
+            for name, most in wanted.items()
         ]
 
-    def _costs(self, name: _Size, hollow: Model, directory: Path) -> list[list[float]]:
-        """Return for each option the bytes that it takes more than the weight as it came.
+    def _tables(self, hollow: Model, directory: Path) -> dict[Choice, dict[_Figure, float]]:
+        """Predict what the model needs with each form of each table, and nothing else changed."""
+        found = {}
+        for option in (each for layer in self.layers if _is_table(layer) for each in layer):
+            choice = nearest(option.choice)
+            plan = Plan(name=MIXED, choices=(choice,))
+            found[choice] = self._figures(apply_plan(hollow, plan, directory=directory))
+        return found
+
+    def _costs(
+        self,
+        name: _Figure,
+        hollow: Model,
+        directory: Path,
+        tables: Mapping[Choice, Mapping[_Figure, float]],
+    ) -> list[list[float]]:
+        """Return for each option what it takes more than the weight as it came.
 
         Tables lie on pages of their own, and only rows that are read are resident: each form of
         one is predicted by itself.
         """
+        if name == "latency":
+            return self._times(hollow, directory)
         before = {each[0].choice.weight: each[0].size for each in self.sensitivity.layers}
-        now = self._size(name, self.cost(self.model))
+        now = self._figures(hollow)[name]
         costs = []
         for layer in self.layers:
             if not _is_table(layer):
                 first = before[layer[0].choice.weight]
                 costs.append([float(option.size - first) for option in layer])
                 continue
-            plans = (Plan(name=MIXED, choices=(nearest(each.choice),)) for each in layer)
-            made = (apply_plan(hollow, each, directory=directory) for each in plans)
-            costs.append([float(self._size(name, self.cost(each)) - now) for each in made])
+            costs.append([tables[nearest(each.choice)][name] - now for each in layer])
         return costs
 
-    @staticmethod
-    def _size(name: _Size, need: Footprint) -> int:
-        return need.flash if name == "flash" else need.peak
+    def _times(self, hollow: Model, directory: Path) -> list[list[float]]:
+        """Return for each option the ms that it takes more than the weight as it came.
 
-    def _predict(self, places: Sequence[int], hollow: Model, directory: Path) -> Footprint:
+        A form is given to all weights that can have it at once: what reads one takes no other time
+        for what the others are.
+        """
+        assert self.timer is not None
+        before = self.timer.parts(hollow, self.weights)
+        alike: dict[Choice, list[Choice]] = {}
+        for layer in self.layers:
+            for each in layer:
+                form = nearest(each.choice).model_copy(update={"weight": ""})
+                alike.setdefault(form, []).append(nearest(each.choice))
+        taken: dict[Choice, float] = {}
+        for choices in alike.values():
+            plan = Plan(name=MIXED, choices=tuple(choices))
+            made = apply_plan(hollow, plan, directory=directory)
+            found = self.timer.parts(made, [each.weight for each in choices])
+            taken |= {each: found[each.weight] - before[each.weight] for each in choices}
+        return [[taken[nearest(each.choice)] for each in layer] for layer in self.layers]
+
+    def _figures(self, made: Model) -> dict[_Figure, float]:
+        """Predict every figure of a model."""
+        need = self.cost(made)
+        latency = self.timer.whole(made) if self.timer else 0.0
+        return {"flash": need.flash, "ram": need.peak, "latency": latency}
+
+    def _predict(
+        self, places: Sequence[int], hollow: Model, directory: Path
+    ) -> dict[_Figure, float]:
         """Predict what a choice needs; fitting and rounding take long and change no size."""
         chosen = [layer[place].choice for layer, place in zip(self.layers, places, strict=True)]
         choices = tuple(map(nearest, chosen))
         made = apply_plan(hollow, Plan(name=MIXED, choices=choices), directory=directory)
-        return self.cost(made)
+        return self._figures(made)
 
     def make(self, places: Sequence[int], directory: Path) -> Mixture:
         """Apply a choice, and say of each weight why it is as it is."""
@@ -274,13 +327,20 @@ class Mixer:
         return Mixture(plan, model, self.cost(model), entries)
 
 
-def hollow_model(model: Model, names: Sequence[str], directory: Path) -> Model:
-    """Write a model with zeros for some weights: no size depends on their values."""
+def hollow_model(
+    model: Model, names: Sequence[str], directory: Path, *, values: bool = False
+) -> Model:
+    """Write a model without the values of some weights, for no size depends on them.
+
+    With values these are zeros, and the model can be compiled.
+    """
     loaded = onnx.load(model.path)
     for tensor in loaded.graph.initializer:
         if tensor.name in names:
-            zeros = np.zeros_like(numpy_helper.to_array(tensor))
+            zeros = np.zeros(tuple(tensor.dims), np.float32)
             tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
+            if not values:
+                tensor.ClearField("raw_data")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "hollow.onnx"
     onnx.save_model(loaded, path)

@@ -1,13 +1,14 @@
-"""Predict from the graph alone how long an inference takes, to tell plans apart before any runs.
+"""Predict how long an inference takes, to tell plans apart before any of them runs.
 
-Products take their multiplications over what a core does of them in a cycle, or the time that
-their weights take from memory, whichever is longer (Williams et al., 2009: the roofline); all else
-takes a pass over its values. How near a board comes to that differs from board to board, and a
-measurement corrects it: what counts is the ratio of two plans.
+Where kernels were measured on such a board (edgeopt.times), products take what was measured of
+them in their form, and all else what is left of the whole model's time. Where nothing was, products
+take their multiplications over what a core does of them in a cycle, or the time that their weights
+take from memory, whichever is longer (Williams et al., 2009: the roofline), and all else a pass
+over its values: what counts then is the ratio of two plans.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import NodeProto, TensorProto
@@ -15,9 +16,17 @@ from onnx import NodeProto, TensorProto
 from edgeopt.artifact import Model
 from edgeopt.compress.cost import stored_bytes
 from edgeopt.model.graph import initializers, producers
-from edgeopt.model.product import Types, constants_of, inferred, shapes_of, types_of
-from edgeopt.model.sums import MATRICES, count_sums, weight_of
+from edgeopt.model.product import (
+    Types,
+    constants_of,
+    inferred,
+    list_products,
+    shapes_of,
+    types_of,
+)
+from edgeopt.model.sums import CONVOLUTIONS, MATRICES, count_sums, weight_of
 from edgeopt.target import Target
+from edgeopt.times import Times
 
 #: What only renames, or is known before anything runs.
 _FREE = (
@@ -98,9 +107,19 @@ def _usual(machine: str, features: frozenset[str]) -> tuple[float, float, float]
     return single, single, single * 4 if "avx512_vnni" in features else single * 2
 
 
-def predict_latency(model: Model, pace: Pace) -> float:
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What times are predicted by: a device's pace, and what was measured there, if anything."""
+
+    pace: Pace
+    times: Times | None = None
+    #: sha256 of the model that plans are for.
+    model: str = ""
+
+
+def predict_latency(model: Model, clock: Clock) -> float:
     """Predict the ns of one inference of a model with fixed shapes."""
-    return sum(each.time for each in predict_nodes(model, pace))
+    return sum(each.time for each in predict_nodes(model, clock))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +128,47 @@ class NodeTime:
 
     time: float
     tensors: tuple[str, ...]
+    #: Operator and form of a product with a stored weight; "" of all else.
+    kind: str = ""
+    #: Digest of such a product, see list_products.
+    key: str = ""
+    #: ns by the roofline alone.
+    bound: float = 0.0
 
 
-def predict_nodes(model: Model, pace: Pace) -> Iterator[NodeTime]:
+def predict_weights(model: Model, clock: Clock, names: Sequence[str]) -> dict[str, float]:
+    """Predict the ns of the nodes that read each of these weights, in whatever form it is.
+
+    What a node takes counts for the first of the tensors that it reads.
+    """
+    read = ((node.tensors[0], node.time) for node in predict_nodes(model, clock) if node.tensors)
+    return sum_by_weight(read, names)
+
+
+def sum_by_weight(figures: Iterable[tuple[str, float]], names: Iterable[str]) -> dict[str, float]:
+    """Add up figures of tensors by weight: forms name their parts after it."""
+    sums = dict.fromkeys(names, 0.0)
+    for name, figure in figures:
+        owner = name
+        while owner not in sums and "." in owner:
+            owner = owner.rpartition(".")[0]
+        if owner in sums:
+            sums[owner] += figure
+    return sums
+
+
+def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
     """Predict what each node takes that takes anything."""
-    graph = inferred(model).graph
+    whole, pace, times = inferred(model, values=False), clock.pace, clock.times
+    graph = whole.graph
     types = types_of(graph)
     shapes = shapes_of(types)
+    keys = {each.output: each.key for each in list_products(whole)}
     work = _Work(types, constants_of(graph), producers(graph), initializers(graph))
     streamed = sum(stored_bytes(each) for each in graph.initializer) > pace.cached
     for node in graph.node:
-        if node.output[0] in work.constant or node.output[0] not in work.types:
+        output = next(name for name in node.output if name)
+        if output in work.constant or output not in work.types:
             continue
         sums = count_sums(node, shapes)
         if sums:
@@ -129,7 +178,15 @@ def predict_nodes(model: Model, pace: Pace) -> Iterator[NodeTime]:
             seconds = work.values(node) * _PASSES.get(node.op_type, 1.0) / pace.values
         else:
             continue
-        yield NodeTime(seconds * 1e9, tuple(work.tensors(node)))
+        bound, tensors = seconds * 1e9, tuple(work.tensors(node))
+        key = keys.get(output, "")
+        if key:
+            kind = work.kind(node)
+            time = bound if times is None else times.kernel(key, kind, bound)
+            yield NodeTime(time, tensors, kind, key, bound)
+        else:
+            time = bound if times is None else times.others(clock.model, bound)
+            yield NodeTime(time, tensors, bound=bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +211,50 @@ class _Work:
             return pace.single
         return pace.half if self._is_half(weight_of(node)) else pace.single
 
+    def kind(self, node: NodeProto) -> str:
+        """Name the kernel of a product: operator, what makes it another one, and the form."""
+        words = [node.op_type]
+        weight = weight_of(node)
+        shape = self._shape(weight)
+        if node.op_type in CONVOLUTIONS and len(shape) > 1 and shape[1] == 1:
+            words.append("depthwise")
+        rows = math.prod(self._shape(node.output[0])[:-1])
+        if node.op_type in MATRICES and rows < _FEWEST_ROWS:
+            words.append("row")
+        decoded = self.made_by.get(node.input[0])
+        if decoded is not None and decoded.op_type == "DequantizeLinear":
+            words.append("static")
+        stored = [self.weights[name] for name in self._read(weight)]
+        if any(each.op_type == "Gather" for each in self._makers(weight)):
+            words.append("levels")
+        largest = max(stored, key=lambda each: math.prod(each.dims), default=None)
+        kind = TensorProto.FLOAT if largest is None else largest.data_type
+        return " ".join([*words, TensorProto.DataType.Name(kind)])
+
     def stored(self, node: NodeProto) -> int:
         """Return the bytes of the stored weights that a node reads, as they are stored."""
         return sum(stored_bytes(self.weights[name]) for name in self.tensors(node))
 
     def tensors(self, node: NodeProto) -> Iterator[str]:
         """List the stored tensors that a node reads, through what decodes them."""
-        waiting = [name for name in node.input if name in self.constant]
+        for name in node.input:
+            yield from self._read(name)
+
+    def _read(self, tensor: str) -> Iterator[str]:
+        """List the stored tensors that one tensor is decoded from, itself where it is one."""
+        if tensor in self.weights:
+            yield tensor
+        for node in self._makers(tensor):
+            yield from (name for name in node.input if name in self.weights)
+
+    def _makers(self, tensor: str) -> Iterator[NodeProto]:
+        """List the nodes that decode a tensor from stored ones alone."""
+        waiting = [tensor] if tensor in self.constant else []
         while waiting:
-            name = waiting.pop()
-            if name in self.weights:
-                yield name
-            elif name in self.made_by:
-                waiting.extend(self.made_by[name].input)
+            node = self.made_by.get(waiting.pop())
+            if node is not None:
+                yield node
+                waiting.extend(node.input)
 
     def values(self, node: NodeProto) -> int:
         """Count the values that one pass goes over."""

@@ -138,7 +138,8 @@ def apply_plan(
         learned = fit_in_turn(loaded, wanted, require_samples(samples, "fitted"), _rewrite)
     learned = learned or learn(loaded, wanted, samples)
     before = onnx.ModelProto()
-    before.CopyFrom(loaded)
+    if plan.recipe.correct_bias:
+        before.CopyFrom(loaded)
     made = _rewrite(loaded, plan, learned)
     if plan.recipe.correct_bias:
         drawn = require_samples(samples, "corrected")

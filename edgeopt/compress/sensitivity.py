@@ -189,7 +189,6 @@ class _Meter:
         self._loaded = onnx.load(model.path)
         self._known = {each.name: each for each in weights(self._loaded.graph)}
         self._every = [(self._known[name], each) for name in choices for each in choices[name]]
-        self._names = list(choices)
         self._layered = [name for name in choices if self._known[name].role != "table"]
         self.stored = initializers(self._loaded.graph)
 
@@ -208,40 +207,39 @@ class _Meter:
 
     def measure(self, chosen: Sequence[Choice], advance: Callable[[int], None]) -> Measured:
         """Measure choices of one form, one weight at a time; tells how many are done."""
-        with applied(self._model, chosen, self._learned, self._folder) as made:
+        in_layers = [each for each in chosen if each.weight in self._layered]
+        with applied(self._model, in_layers, self._learned, self._folder) as made:
             graph = onnx.load(made.path)
-            sizes = weigh_parts(graph.graph, self._names)
-            in_layers = [each for each in chosen if each.weight in self._layered]
+            sizes = weigh_parts(graph.graph, [each.weight for each in in_layers])
             decoded = decode_choices(self._known, graph, in_layers, self._folder)
 
-            def measure(choice: Choice) -> float:
-                if choice.weight in decoded:
-                    return self._probe.replace({choice.weight: decoded[choice.weight]})
-                if [choice] == list(chosen):
-                    return self._probe.compare(made)
+            def measure(choice: Choice) -> Option:
+                name = choice.weight
+                if name in decoded:
+                    harm = self._probe.replace({name: decoded[name]})
+                    return Option(choice=choice, size=sizes[name], harm=harm)
+                if [choice] == in_layers:
+                    harm = self._probe.compare(made)
+                    return Option(choice=choice, size=sizes[name], harm=harm)
                 with applied(self._model, [choice], self._learned, self._folder) as alone:
-                    return self._probe.compare(alone)
+                    parts = weigh_parts(onnx.load(alone.path).graph, [name])
+                    harm = self._probe.compare(alone)
+                    return Option(choice=choice, size=parts[name], harm=harm)
 
-            harms = _in_threads(measure, chosen, advance)
-        return Measured(
-            options=tuple(
-                Option(choice=choice, size=sizes[choice.weight], harm=harm)
-                for choice, harm in zip(chosen, harms, strict=True)
-            )
-        )
+            return Measured(options=tuple(_in_threads(measure, chosen, advance)))
 
 
 def _in_threads(
-    measure: Callable[[Choice], float], chosen: Sequence[Choice], advance: Callable[[int], None]
-) -> list[float]:
+    measure: Callable[[Choice], Option], chosen: Sequence[Choice], advance: Callable[[int], None]
+) -> list[Option]:
     """Measure choices side by side; when it is stopped, what did not begin never does."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        harms = []
-        for harm in pool.map(measure, chosen):
-            harms.append(harm)
-            advance(len(harms))
-        return harms
+        found = []
+        for option in pool.map(measure, chosen):
+            found.append(option)
+            advance(len(found))
+        return found
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -84,6 +84,9 @@ def choose_rows(values: Floats, count: int, reads: Floats | None) -> tuple[Place
 
 def nearest_rows(values: Floats, rows: Places, among: Places) -> Places:
     """Return for each of some rows the place of the nearest one among others."""
+    if not values.any():
+        # As where only sizes count: the first one is as near as any.
+        return np.zeros(len(rows), np.intp)
     directions = np.linalg.eigh(values.T.astype(np.float64) @ values)[1][:, -_DIRECTIONS:]
     seen = (values @ directions).astype(np.float32)
     others = seen[among]

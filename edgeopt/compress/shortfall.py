@@ -74,7 +74,7 @@ def _relax_one(bench: Bench, mixer: Mixer, harm: int, folder: Path) -> Iterator[
         least = mixer.least(name, bench.budget.model_copy(update={name: None}), folder)
         if least is None or least <= limit:
             continue
-        free = bench.budget.model_copy(update={name: least})
+        free = bench.budget.model_copy(update={name: math.ceil(least)})
         mixture = mixer.mix(free, folder / MIXED)
         if mixture is None:
             continue

@@ -20,6 +20,8 @@ _SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose"
 _UNSTORING = {"Cast", "DequantizeLinear", "Gather"}
 #: Operators whose weights a device may multiply as they are stored.
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
+#: Bytes of a tensor that may be a shape.
+_LARGEST_SHAPE = 4096
 #: Carriers of what depends on the exporter's machine and not on the model.
 _REMARKS = ("doc_string", "metadata_props")
 
@@ -43,6 +45,34 @@ class Weight:
 def initializers(graph: GraphProto) -> dict[str, TensorProto]:
     """Map the name of each stored tensor to it."""
     return {each.name: each for each in graph.initializer}
+
+
+def infer_types(model: onnx.ModelProto, *, values: bool = True) -> onnx.ModelProto:
+    """Return a model with the types and shapes of its inner tensors.
+
+    Values of large tensors, which decide on no shape, are not handed over, for that takes long;
+    where values are not needed they are left out for good, of the given model too.
+    """
+    stored = {
+        each.name: each.raw_data
+        for each in model.graph.initializer
+        if len(each.raw_data) > _LARGEST_SHAPE
+    }
+    for tensor in model.graph.initializer:
+        if tensor.name in stored:
+            tensor.ClearField("raw_data")
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    if values:
+        for graph in (model.graph, found.graph):
+            for tensor in graph.initializer:
+                if tensor.name in stored:
+                    tensor.raw_data = stored[tensor.name]
+    return found
+
+
+def is_hollow(tensor: TensorProto) -> bool:
+    """Tell whether a tensor of floats has a shape and no values."""
+    return not (tensor.raw_data or tensor.float_data) and math.prod(tensor.dims) > 0
 
 
 def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:

@@ -1,6 +1,8 @@
 """onnxruntime, the reference: what a model's outputs are on given inputs."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +53,32 @@ def run_model(model: Model | Path, feeds: Feeds, *, optimize: bool = True) -> li
 
 
 def run_samples(model: Model | Path, samples: Feeds, *, threads: int = 1) -> list[Array]:
-    """Run S samples, inputs of shape [S, *input], to outputs stacked as [S, *output]."""
+    """Run S samples, inputs of shape [S, *input], to outputs stacked as [S, *output].
+
+    Several at once, each with so many threads of its own.
+    """
     path = model.path if isinstance(model, Model) else model
     session = open_session(path, threads=threads)
     count = len(next(iter(samples.values())))
+
+    def run(index: int) -> Sequence[Array]:
+        found: Sequence[Array] = session.run(
+            None, {name: values[index] for name, values in samples.items()}
+        )
+        return found
+
+    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads))
     try:
-        rows = [
-            session.run(None, {name: values[index] for name, values in samples.items()})
-            for index in range(count)
-        ]
+        rows = list(pool.map(run, range(count)))
     except _RUN_ERRORS as error:
         raise ModelError(
             "the model cannot run on the samples",
             why=str(error).rpartition("Status Message: ")[2][:400],
             fix="check the samples of [task]: every value must be one that the model takes",
         ) from error
+    finally:
+        # When it is stopped, what did not begin never does.
+        pool.shutdown(cancel_futures=True)
     return [np.stack(column) for column in zip(*rows, strict=True)]
 
 

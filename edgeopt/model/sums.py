@@ -9,7 +9,7 @@ from edgeopt.model.graph import attribute
 
 MATRICES = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "FusedMatMul")
 CONVOLUTIONS = ("Conv", "ConvInteger", "QLinearConv")
-_RECURRENT = ("LSTM", "GRU", "RNN")
+RECURRENT = ("LSTM", "GRU", "RNN")
 #: Fixed sizes of tensors by name.
 Shapes = Mapping[str, Sequence[int]]
 
@@ -34,7 +34,7 @@ def count_sums(node: NodeProto, shapes: Shapes) -> int:
     if node.op_type == "ConvTranspose":
         filters = shapes.get(node.input[1], (0, 0))
         return _values(node.input[0], shapes) * math.prod(filters[1:])
-    if node.op_type in _RECURRENT:
+    if node.op_type in RECURRENT:
         steps = math.prod(shapes.get(node.input[0], (0,))[:2])
         return steps * sum(_values(name, shapes) for name in node.input[1:3])
     return 0

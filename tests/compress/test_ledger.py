@@ -15,7 +15,7 @@ from edgeopt.compress import (
 )
 from edgeopt.compress.ledger import write_ledger
 from edgeopt.compress.mix import mixable_choices
-from edgeopt.compress.pace import predict_nodes
+from edgeopt.compress.pace import Clock, predict_nodes
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.target import load_target
 from tests.graphs import deep_model
@@ -43,7 +43,7 @@ def fit(folder: Path, budget: Budget, methods: tuple[Method, ...] = METHODS) -> 
 
 
 def ledger(folder: Path, found: Fit) -> dict[str, Line]:
-    lines = write_ledger(found, deep_model(folder, width=256), pace_of(TARGET, threads=1))
+    lines = write_ledger(found, deep_model(folder, width=256), Clock(pace_of(TARGET, threads=1)))
     return {each.weight: each for each in lines}
 
 
@@ -75,7 +75,7 @@ def test_without_a_limit_nothing_is_made_smaller_and_the_ledger_says_so(tmp_path
 
 
 def test_times_of_nodes_add_up_to_the_latency(tmp_path: Path) -> None:
-    model, pace = deep_model(tmp_path), pace_of(TARGET, threads=1)
-    nodes = list(predict_nodes(model, pace))
-    assert sum(each.time for each in nodes) == predict_latency(model, pace)
+    model, clock = deep_model(tmp_path), Clock(pace_of(TARGET, threads=1))
+    nodes = list(predict_nodes(model, clock))
+    assert sum(each.time for each in nodes) == predict_latency(model, clock)
     assert ("w0",) in {each.tensors for each in nodes}

@@ -1,20 +1,22 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeopt.artifact import MIXED, Choice, Footprint, Method, Model, Plan
 from edgeopt.budget import Budget
-from edgeopt.compress import Cost, fit_plan, predict_footprint
+from edgeopt.compress import Cost, fit_plan, make_plan, predict_footprint
 from edgeopt.compress.distance import measure_distance, measure_harm
-from edgeopt.compress.mix import Mixer, mixable_choices
+from edgeopt.compress.mix import Mixer, Timer, mixable_choices
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.model.oracle import run_samples
 from edgeopt.target import Target, load_target
 from edgeopt.task import Arrays
-from tests.graphs import text_model
+from tests.graphs import describe, normal, save_graph, text_model
 
 METHODS: tuple[Method, ...] = (
     "float32",
@@ -211,3 +213,75 @@ def test_what_a_choice_needs_is_predicted_without_its_values(
         assert mixture is not None
         # The last prediction was of this plan on zeros; its own model needs the same.
         assert seen[-2][1] == seen[-1][1] == mixture.footprint
+
+
+def timer_of(model: Model, *, slow: float) -> Timer:
+    """Predict 1 ms for each weight as it came, and so many for one in a form of fewer bits."""
+
+    def parts(made: Model, names: Sequence[str]) -> Mapping[str, float]:
+        stored = {each.name for each in onnx.load(made.path).graph.initializer}
+        return {name: 1.0 if name in stored else slow for name in names}
+
+    names = [each.weight for each in make_plan(model, "float32", directory=model.path).choices]
+    return Timer(lambda made: sum(parts(made, names).values()), parts)
+
+
+def test_a_limit_on_latency_is_one_of_the_program(tmp_path: Path, target: Target) -> None:
+    model = text_model(tmp_path)
+    sensitivity = measured(model, tmp_path / "harm")
+
+    def mixer(timer: Timer | None) -> Mixer:
+        predict = partial(cost, target)
+        return Mixer(model, sensitivity, predict, samples=None, plain=True, timer=timer)
+
+    count = len(sensitivity.layers)
+    fast = mixer(timer_of(model, slow=0.5))
+    limit = count - 1.0
+    found = fast.mix(Budget(latency=limit), tmp_path / "mixed")
+    assert found is not None
+    # Two weights in a faster form are enough, and those harm least.
+    assert sum(each.method != "float32" for each in found.plan.choices) == 2
+    assert fast.least("latency", Budget(), tmp_path / "least") == count * 0.5
+    assert fast.mix(Budget(latency=count * 0.5 - 0.1), tmp_path / "mixed") is None
+    # Nothing is known of times: they refuse nothing.
+    unknown = mixer(None).mix(Budget(latency=0.1), tmp_path / "mixed")
+    assert unknown is not None
+    assert unknown.model.sha256 == model.sha256
+
+
+def test_bytes_and_time_are_met_together_or_not_at_all(tmp_path: Path, target: Target) -> None:
+    model = text_model(tmp_path)
+    sensitivity = measured(model, tmp_path / "harm")
+    timer = timer_of(model, slow=2.0)
+    predict = partial(cost, target)
+    mixer = Mixer(model, sensitivity, predict, samples=None, plain=True, timer=timer)
+    count = len(sensitivity.layers)
+    small = mixer.mix(Budget(flash=cost(target, model).flash - 1), tmp_path / "mixed")
+    assert small is not None
+    changed = sum(each.method != "float32" for each in small.plan.choices)
+    assert changed == 1
+    limit = small.footprint.flash
+    both = mixer.mix(Budget(flash=limit, latency=count + 1.0), tmp_path / "both")
+    assert both is not None
+    assert both.plan.choices == small.plan.choices
+    assert mixer.mix(Budget(flash=limit, latency=count + 0.5), tmp_path / "none") is None
+
+
+def test_the_least_that_is_reachable_is_reached_to_the_byte(tmp_path: Path, target: Target) -> None:
+    # More choices that exceed the limit by little than are ruled out one by one, and a last tensor
+    # that does not fill its place in the file.
+    count, width, last = 24, 33, 48
+    nodes = " ".join(f"h{at + 1} = Conv(h{at}, w{at})" for at in range(count))
+    text = f"g (float[1,{width},2,2] h0) => (float[1,{last},2,2] h{count}) {{ {nodes} }}"
+    stored = {f"w{at}": normal(at, width, width, 1, 1) / 6 for at in range(count - 1)}
+    stored[f"w{count - 1}"] = normal(count, last, width, 1, 1) / 6
+    model = describe(save_graph(tmp_path / "m.onnx", text, stored))
+    calibration = draw_calibration(model, None)
+    choices = mixable_choices(model, ("float32", "float16", "int8-weights"), reconstruct=False)
+    sensitivity = measure_sensitivity(model, choices, calibration, directory=tmp_path / "harm")
+    mixer = Mixer(model, sensitivity, partial(cost, target), samples=None, plain=True)
+    plan = make_plan(model, "int8-weights", directory=tmp_path)
+    uniform = cost(target, apply_plan(model, plan, directory=tmp_path / "uniform"))
+    found = mixer.mix(Budget(flash=uniform.flash), tmp_path / "mixed")
+    assert found is not None
+    assert found.footprint.flash <= uniform.flash

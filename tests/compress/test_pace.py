@@ -6,7 +6,9 @@ import pytest
 
 from edgeopt.artifact import Method, Model
 from edgeopt.compress import apply_plan, make_plan, pace_of, predict_latency
+from edgeopt.compress.pace import Clock, predict_nodes, predict_weights
 from edgeopt.target import Target, load_target
+from edgeopt.times import KernelTime, Times, WholeTime
 from tests.graphs import describe, normal, save_graph
 
 DEPTH, WIDTH, ROWS = 256, 512, 64
@@ -18,7 +20,7 @@ def product(folder: Path, *, rows: int = ROWS) -> Model:
 
 
 def predicted(model: Model, target: Target, threads: int = 1) -> float:
-    return predict_latency(model, pace_of(target, threads=threads))
+    return predict_latency(model, Clock(pace_of(target, threads=threads)))
 
 
 def compressed(model: Model, method: Method, folder: Path) -> Model:
@@ -88,3 +90,71 @@ def test_a_target_without_figures_is_judged_by_its_features(tmp_path: Path) -> N
     target, model = load_target("generic-aarch64"), product(tmp_path)
     dynamic = compressed(model, "int8-dynamic", tmp_path)
     assert predicted(dynamic, target) < predicted(model, target)
+
+
+def measured(model: Model, target: Target, *, times: float) -> Times:
+    """Return a table in which each product of a model takes so many times its bound."""
+    clock = Clock(pace_of(target, threads=1))
+    kernels = {
+        each.key: KernelTime(kind=each.kind, ns=each.bound * times, bound=each.bound)
+        for each in predict_nodes(model, clock)
+        if each.key
+    }
+    return Times(edgeopt="1", threads=1, kernels=kernels)
+
+
+def test_what_was_measured_of_a_kernel_is_what_it_takes_in_any_plan(tmp_path: Path) -> None:
+    target, model = load_target("rpi4"), product(tmp_path)
+    int8 = compressed(model, "int8-weights", tmp_path)
+    table = measured(model, target, times=3.0).kernels | measured(int8, target, times=7.0).kernels
+    clock = Clock(pace_of(target, threads=1), Times(edgeopt="1", threads=1, kernels=table))
+    assert len(table) == 2
+    assert predict_latency(model, clock) == pytest.approx(3 * predicted(model, target))
+    assert predict_latency(int8, clock) == pytest.approx(7 * predicted(int8, target))
+
+
+def test_a_kernel_of_another_size_is_as_slow_as_others_of_its_form(tmp_path: Path) -> None:
+    target, model = load_target("rpi4"), product(tmp_path)
+    int8 = compressed(model, "int8-weights", tmp_path)
+    table = measured(model, target, times=3.0).kernels | measured(int8, target, times=7.0).kernels
+    clock = Clock(pace_of(target, threads=1), Times(edgeopt="1", threads=1, kernels=table))
+    wide = product(tmp_path, rows=ROWS * 2)
+    assert predict_latency(wide, clock) == pytest.approx(3 * predicted(wide, target))
+    narrow = compressed(wide, "int8-weights", tmp_path)
+    assert predict_latency(narrow, clock) == pytest.approx(7 * predicted(narrow, target))
+
+
+def test_what_is_no_product_takes_what_was_left_of_the_whole(tmp_path: Path) -> None:
+    signature = f"float[{ROWS},{DEPTH}] x) => (float[{ROWS},{WIDTH}] y"
+    text = f"g ({signature}) {{ h = MatMul(x, w) y = Exp(h) }}"
+    model = describe(save_graph(tmp_path / "m.onnx", text, {"w": normal(0, DEPTH, WIDTH)}))
+    target = load_target("rpi4")
+    table = measured(model, target, times=1.0)
+    rest = predicted(model, target) - predicted(product(tmp_path), target)
+    whole = WholeTime(methods=(), ns=5 * rest, bound=rest)
+    table = table.model_copy(update={"wholes": {model.sha256: whole}})
+    clock = Clock(pace_of(target, threads=1), table, model.sha256)
+    expected = predicted(product(tmp_path), target) + 5 * rest
+    assert predict_latency(model, clock) == pytest.approx(expected)
+
+
+def test_times_of_weights_are_those_of_the_nodes_that_read_them(tmp_path: Path) -> None:
+    target, model = load_target("rpi4"), product(tmp_path)
+    clock = Clock(pace_of(target, threads=1))
+    int4 = compressed(model, "int4-blocks", tmp_path)
+    assert predict_weights(model, clock, ["w"]) == {"w": pytest.approx(predicted(model, target))}
+    assert predict_weights(int4, clock, ["w"]) == {"w": pytest.approx(predicted(int4, target))}
+
+
+def test_every_form_is_a_kind_of_its_own(tmp_path: Path) -> None:
+    model, clock = product(tmp_path), Clock(pace_of(load_target("rpi4"), threads=1))
+    forms: tuple[Method, ...] = (
+        "float16", "int8-weights", "int8-dynamic", "int4-blocks", "codebook16-blocks",
+        "codebook4-blocks", "ternary-blocks",
+    )  # fmt: skip
+    models = [model, *(compressed(model, each, tmp_path) for each in forms)]
+    kinds = [next(each.kind for each in predict_nodes(made, clock) if each.key) for made in models]
+    assert kinds == [
+        "MatMul FLOAT", "MatMul FLOAT16", "MatMul INT8", "MatMulInteger INT8", "MatMul INT4",
+        "MatMul levels UINT4", "MatMul levels UINT2", "MatMul INT2",
+    ]  # fmt: skip

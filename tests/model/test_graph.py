@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
-from edgeopt.model.graph import Weight, lookup_limit, read_arithmetic, weights
+from edgeopt.model.graph import Weight, infer_types, lookup_limit, read_arithmetic, weights
 from tests.graphs import image_model, normal, save_graph, text_model
 
 
@@ -97,3 +99,29 @@ def test_stored_halves_count_where_the_device_multiplies_them(
     )
     assert read_arithmetic(path, multiplies_halves=True) == expected
     assert read_arithmetic(path) == "float32"
+
+
+def test_types_are_inferred_without_handing_over_what_decides_on_no_shape(tmp_path: Path) -> None:
+    text = """
+    g (float[2,64] x) => (float[n,32] y) {
+        h = MatMul(x, w)
+        y = Reshape(h, shape)
+    }"""
+    stored: dict[str, NDArray[Any]] = {
+        "w": normal(0, 64, 64),
+        "shape": np.array([4, 32], np.int64),
+    }
+    model = onnx.load(save_graph(tmp_path / "m.onnx", text, stored))
+    before = model.SerializeToString(deterministic=True)
+    found = infer_types(model)
+    assert model.SerializeToString(deterministic=True) == before
+    expected = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(
+        deterministic=True
+    )
+    bare = infer_types(model, values=False)
+    assert list(bare.graph.value_info) == list(expected.graph.value_info)
+    assert {each.name: len(each.raw_data) for each in bare.graph.initializer} == {
+        "w": 0,
+        "shape": 16,
+    }

@@ -51,6 +51,11 @@ class CodeTile:
     width: int
 
     @property
+    def dtype(self) -> str:
+        """What codes of rows are when they are multiplied."""
+        return "int8"
+
+    @property
     def step(self) -> int:
         """Codes of a row that lie together in A."""
         return _MATRIX_STEP if self.method == "matrix" else STEP

@@ -193,7 +193,7 @@ def schedule_elementwise(sch: Schedule, cpu: Cpu) -> None:
         return
     inline_all(sch, blocks[: len(blocks) - len(outputs)])
     for block in blocks_of(sch):
-        _schedule_output(sch, cpu, block)
+        schedule_nest(sch, cpu, block)
 
 
 def _interleave(sch: Schedule, cpu: Cpu, blocks: Sequence[Block]) -> bool:
@@ -237,7 +237,8 @@ def _joins_planes(sch: Schedule, block: Block) -> bool:
     return total >= WORTH_SHARING and moved
 
 
-def _schedule_output(sch: Schedule, cpu: Cpu, block: Block) -> None:
+def schedule_nest(sch: Schedule, cpu: Cpu, block: Block) -> None:
+    """Schedule one block without a reduction: vectors, shared between cores where worth it."""
     loops = sch.get_loops(block)
     if not loops:
         return

@@ -1,0 +1,116 @@
+"""Times of kernels that were measured on a kind of board: what later predictions start from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from edgeopt.artifact import Fact, Method
+from edgeopt.errors import ConfigError
+from edgeopt.store import write_atomically
+
+#: What one deployment may change of a kind's times: more is another load, not another kernel.
+_LEAST, _MOST = 0.5, 2.0
+
+
+class KernelTime(Fact):
+    """One product with a stored weight, measured by itself."""
+
+    #: Operator and form, in words: "MatMul INT4".
+    kind: str
+    #: ns of the shortest call, without what any call takes: what else a board does only adds.
+    ns: float = Field(ge=0)
+    #: ns that the roofline says.
+    bound: float = Field(gt=0)
+
+
+class WholeTime(Fact):
+    """What a whole model takes besides its products: the difference of what was measured."""
+
+    #: Those whose kernels were measured for it.
+    methods: tuple[Method, ...]
+    #: ns measured, and those of a pass over the values; 0 where it did not run on the board.
+    ns: float = Field(default=0, ge=0)
+    bound: float = Field(default=0, ge=0)
+    #: Its 95th percentile, which limits are about, for each ns of its shortest inference.
+    tail: float = Field(default=1, ge=1)
+
+
+class Times(Fact):
+    """All that was measured of one kind of board with so many threads."""
+
+    schema_version: Literal[1] = 1
+    #: Versions of other tools compile other kernels: what they measured does not count.
+    edgeopt: str
+    threads: int = Field(ge=1)
+    #: By the digest of their operators and shapes.
+    kernels: dict[str, KernelTime] = Field(default_factory=dict)
+    #: By the sha256 of the model whose plans they are for.
+    wholes: dict[str, WholeTime] = Field(default_factory=dict)
+    #: What whole deployments took for each ns that their kernels did, by kind.
+    scales: dict[str, float] = Field(default_factory=dict)
+
+    def kernel(self, key: str, kind: str, bound: float) -> float:
+        """Return the ns of a product: as measured, or as others of its kind are to their bound."""
+        scale = self.scales.get(kind, 1.0)
+        known = self.kernels.get(key)
+        if known is not None:
+            return known.ns * scale
+        alike = [each for each in self.kernels.values() if each.kind == kind]
+        return bound * scale * _ratio(alike or list(self.kernels.values()))
+
+    def others(self, model: str, bound: float) -> float:
+        """Return the ns of what is no product, in plans for a model."""
+        known = self.wholes.get(model)
+        own = [known] if known is not None and known.bound else list(self.wholes.values())
+        return bound * _ratio(own)
+
+    def tail(self, model: str) -> float:
+        """Return how much longer a limited inference takes than the shortest one."""
+        known = self.wholes.get(model)
+        every = [known] if known is not None and known.bound else list(self.wholes.values())
+        return max((each.tail for each in every), default=1.0)
+
+    def corrected(self, shares: Mapping[str, float], missing: float) -> "Times":
+        """Spread the ns that a deployment took beyond its prediction over kinds of kernels.
+
+        shares: ns predicted for each kind that the deployment has and the model as it came has
+        not: of the others more is known.
+        """
+        total = sum(shares.values())
+        if total <= 0:
+            return self
+        factor = min(max(1 + missing / total, _LEAST), _MOST)
+        scales = {kind: round(self.scales.get(kind, 1.0) * factor, 3) for kind in shares}
+        return self.model_copy(update={"scales": self.scales | scales})
+
+
+def _ratio(known: "list[KernelTime] | list[WholeTime]") -> float:
+    """Return the measured ns for each ns of the bound."""
+    bound = sum(each.bound for each in known)
+    return sum(each.ns for each in known) / bound if bound else 1.0
+
+
+def read_times(path: Path, *, edgeopt: str, threads: int) -> Times:
+    """Read a file, strictly; none, or one of another version or count, gives an empty table."""
+    empty = Times(edgeopt=edgeopt, threads=threads)
+    try:
+        found = Times.model_validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError:
+        return empty
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise ConfigError(
+            f"{path} does not hold times of kernels",
+            why=f"{place}: {first['msg']}",
+            fix="remove it: the next deploy with a limit on latency measures again",
+        ) from error
+    return found if (found.edgeopt, found.threads) == (edgeopt, threads) else empty
+
+
+def write_times(path: Path, times: Times) -> None:
+    """Replace a file, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (times.model_dump_json(indent=1) + "\n").encode())

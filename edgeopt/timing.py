@@ -1,0 +1,233 @@
+"""Measure on the board what each product of a model takes in each form that a plan may give it.
+
+A product with its stored weight is compiled as a model of its own and runs there as a release does;
+what the device program takes for any call is measured with the smallest model, and taken off.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+import edgeopt
+from edgeopt.artifact import Bundle, Choice, Model, Plan
+from edgeopt.board import Board
+from edgeopt.board.facts import BoardFacts, read_facts
+from edgeopt.errors import BoardIncompatible, BudgetExceeded
+from edgeopt.job import Run
+from edgeopt.measure import summarize_samples
+from edgeopt.program import run_program
+from edgeopt.times import KernelTime, Times, WholeTime, read_times, write_times
+from edgeopt.trial import ROOT
+
+#: Calls that say how long one takes, and ns that the timed ones of a kernel should take together.
+_PROBE, _TIMED_NS = 5, 100_000_000
+#: Timed calls at least and at most.
+_FEWEST, _MOST = 20, 2000
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """A board that is ours for now."""
+
+    run: Run
+    board: Board
+    facts: BoardFacts
+    folder: Path
+
+
+def is_known(run: Run, model: Model) -> bool:
+    """Tell whether all that plans for a model need was measured on such boards before."""
+    known = _read(run).wholes.get(model.sha256)
+    return known is not None and set(run.job.profile.methods) <= set(known.methods)
+
+
+def measure_times(
+    run: Run, board: Board, model: Model, whole: Bundle, *, renew: Callable[[], None]
+) -> int:
+    """Measure all that plans for a model need and that is not known; return how many kernels.
+
+    whole is the model as it is, compiled; a board that has no room for it tells nothing of what is
+    no product. What was measured is written to the job's file at once; renew is called meanwhile.
+    """
+    known = _read(run)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-times-") as folder:
+        bench = _Bench(run, board, read_facts(board), Path(folder))
+        missing = list(_missing(run, model, known, Path(folder)))
+        fixed = _time_nothing(bench)
+        for number, each in enumerate(missing):
+            renew()
+            run.advance("times", number / len(missing))
+            taken = _time_model(bench, each.model) - fixed
+            kernel = KernelTime(kind=each.kind, ns=max(taken, 0.0), bound=each.bound)
+            known = known.model_copy(update={"kernels": known.kernels | {each.key: kernel}})
+            _keep(run, known)
+        renew()
+        found = _time_others(bench, model, whole, known)
+        _keep(run, known.model_copy(update={"wholes": known.wholes | {model.sha256: found}}))
+    return len(missing)
+
+
+def _time_others(bench: _Bench, model: Model, whole: Bundle, known: Times) -> WholeTime:
+    """Return what a model takes besides its products."""
+    from edgeopt.compress.pace import Clock, pace_of, predict_nodes
+
+    job = bench.run.job
+    methods = tuple(job.profile.methods)
+    nodes = list(predict_nodes(model, Clock(pace_of(job.target, threads=job.threads), known)))
+    products = sum(each.time for each in nodes if each.key)
+    passes = sum(each.bound for each in nodes if not each.key)
+    try:
+        taken = _launch(bench, model, whole)
+    except (BoardIncompatible, BudgetExceeded):
+        return WholeTime(methods=methods)
+    shortest = min(taken)
+    return WholeTime(
+        methods=methods,
+        # What kernels take less among others than alone must not make the rest negative.
+        ns=max(shortest - products, shortest / 50),
+        bound=passes,
+        tail=round(summarize_samples(taken).p95 / shortest, 3),
+    )
+
+
+def _read(run: Run) -> Times:
+    path, version = run.job.times, edgeopt.__version__
+    if path is None:
+        return Times(edgeopt=version, threads=run.job.threads)
+    return read_times(path, edgeopt=version, threads=run.job.threads)
+
+
+def _keep(run: Run, known: Times) -> None:
+    if run.job.times is not None:
+        write_times(run.job.times, known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """A product in one form, as a model of its own."""
+
+    key: str
+    kind: str
+    bound: float
+    model: Model
+
+
+def _missing(run: Run, model: Model, known: Times, folder: Path) -> Iterator[_Kernel]:
+    """Yield the products, in every form that plans may give them, that were not measured yet."""
+    from edgeopt.compress.pace import Clock, pace_of, predict_nodes
+    from edgeopt.model.product import distinct, extract_product, inferred, list_products
+
+    clock = Clock(pace_of(run.job.target, threads=run.job.threads))
+    seen = set(known.kernels)
+    for number, made in enumerate(_forms(run, model, folder)):
+        nodes = {each.key: each for each in predict_nodes(made, clock) if each.key}
+        whole = inferred(made)
+        for product in distinct(list_products(whole)):
+            if product.key in seen or product.key not in nodes:
+                continue
+            seen.add(product.key)
+            own = folder / f"{number}-{len(seen)}"
+            node = nodes[product.key]
+            extracted = extract_product(made, product, directory=own, whole=whole)
+            yield _Kernel(product.key, node.kind, node.bound, extracted)
+
+
+def _forms(run: Run, model: Model, folder: Path) -> Iterator[Model]:
+    """Yield the model with all its weights in each form that has a kernel of its own."""
+    from edgeopt.compress.mix import hollow_model, mixable_choices
+    from edgeopt.compress.plan import apply_plan, make_plan
+    from edgeopt.model.oracle import seeded_inputs
+
+    methods = run.job.profile.methods
+    drawn = {name: each[None] for name, each in seeded_inputs(model, 0).items()}
+    plain = make_plan(model, "float32", directory=folder)
+    hollow = hollow_model(
+        model, [each.weight for each in plain.choices], folder / "hollow", values=True
+    )
+    yield hollow
+    plans = [make_plan(model, each, samples=drawn, directory=folder) for each in methods]
+    mixed = mixable_choices(model, methods, reconstruct=False, effort=run.job.effort)
+    plans += [Plan(name="times", choices=each) for each in _uniform(mixed)]
+    for number, plan in enumerate(plans):
+        yield apply_plan(hollow, plan, directory=folder / f"form{number}")
+
+
+def _uniform(possible: Mapping[str, Sequence[Choice]]) -> list[tuple[Choice, ...]]:
+    """Return, for each form of codes in blocks, all weights that can have it in it.
+
+    Tables are looked up by rows, which takes next to nothing, and factors are products of smaller
+    weights, whose kinds are measured.
+    """
+    forms: dict[tuple[object, ...], tuple[Choice, ...]] = {}
+    for found in possible.values():
+        if any(each.method == "int8-rows" for each in found):
+            continue
+        for each in found:
+            if each.rank is None:
+                form = (each.method, each.block, each.group, each.rows)
+                forms[form] = (*forms.get(form, ()), each)
+    return list(forms.values())
+
+
+def _time_nothing(bench: _Bench) -> float:
+    """Return the ns of a call that computes nothing to speak of."""
+    from edgeopt.model.describe import facts
+    from edgeopt.model.load import read_model
+
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", [value], [output])
+    one = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = bench.folder / "nothing.onnx"
+    onnx.save_model(one, path)
+    return _time_model(bench, read_model(path, facts(one), provenance=()))
+
+
+def _time_model(bench: _Bench, model: Model) -> float:
+    from edgeopt.compile import compile_model
+
+    job = bench.run.job
+    bundle = compile_model(
+        model,
+        job.target,
+        directory=bench.folder / "bundle",
+        cache=bench.run.store.root,
+        threads=job.threads,
+        allow_unscheduled=True,
+        tiles=job.tiles,
+    )
+    return min(_launch(bench, model, bundle))
+
+
+def _launch(bench: _Bench, model: Model, bundle: Bundle) -> Sequence[int]:
+    """Run a bundle often enough, and leave nothing of it on the board."""
+    from edgeopt.deploy import discard_release, stage_bundle
+    from edgeopt.model.oracle import seeded_inputs
+
+    job = bench.run.job
+    feeds = {name: each[None] for name, each in seeded_inputs(model, 0).items()}
+    release = stage_bundle(bundle, bench.board, facts=bench.facts, app=job.app, root=ROOT)
+
+    def launch(count: int) -> Sequence[int]:
+        done = run_program(
+            release,
+            bundle,
+            bench.board,
+            feeds=feeds,
+            warmup=2,
+            iterations=count,
+            threads=job.threads,
+            directory=bench.folder,
+        )
+        return done.report.samples_ns
+
+    try:
+        usual = statistics.median(launch(_PROBE))
+        return launch(max(_FEWEST, min(_MOST, round(_TIMED_NS / max(usual, 1.0)))))
+    finally:
+        discard_release(release, bench.board)

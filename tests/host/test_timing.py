@@ -1,0 +1,112 @@
+"""What a deploy with a limit on latency measures on this machine, and what it is then told."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+import edgeopt
+from edgeopt.artifact import Method
+from edgeopt.cli.places import cache_folder
+from edgeopt.compress import apply_plan, make_plan, pace_of
+from edgeopt.compress.pace import Clock, predict_nodes
+from edgeopt.model.describe import facts
+from edgeopt.model.load import read_model
+from edgeopt.target import load_target
+from edgeopt.times import Times, read_times
+from tests.host.test_tune import write_mlp
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="target x86-64; run: on x86-64"),
+]
+
+PROFILE = """
+name = "two"
+title = "Two forms"
+methods = ["float32", "int8-weights", "int4-blocks"]
+
+[budget]
+flash = "{flash}"
+
+[bench]
+warmup = 2
+iterations = 20
+samples = 3
+emulated_warmup = 1
+emulated_iterations = 2
+emulated_samples = 3
+"""
+
+
+def deploy(home: Path, flash: str) -> tuple[int, dict[str, object], str]:
+    (home / "two.toml").write_text(PROFILE.format(flash=flash))
+    words = ["--target", "x86-64", "--model", "mlp.onnx", "--profile", "two.toml"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeopt", "deploy", *words, "--latency", "10s", "--json"],
+        cwd=home,
+        env=os.environ
+        | {
+            "HOME": str(home),
+            "EDGEOPT_DATA_DIR": str(home / "data"),
+            "EDGEOPT_CACHE_DIR": str(cache_folder()),
+        },
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    # A machine that is busy ends it with 12, after the plan was chosen and run.
+    assert done.returncode in (0, 12), done.stderr
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def stages(report: dict[str, object]) -> list[str]:
+    found = report["stages"]
+    assert isinstance(found, list)
+    return [each["name"] for each in found]
+
+
+def known(home: Path) -> Times:
+    path = home / "data" / "times" / "x86-64.native.json"
+    return read_times(path, edgeopt=edgeopt.__version__, threads=1)
+
+
+def test_every_kernel_of_every_form_is_measured_once_and_plans_are_predicted_by_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mlp.onnx"
+    write_mlp(path)
+    _, report, _ = deploy(tmp_path, "64MB")
+    assert stages(report).count("times") == 1
+    times = known(tmp_path)
+    # Two shapes, as they came, in 8 bits and in blocks of 32 and of 16, that divide them.
+    kinds = [each.kind for each in times.kernels.values()]
+    assert {each: kinds.count(each) for each in kinds} == {
+        "MatMul FLOAT": 2,
+        "MatMul INT8": 2,
+        "MatMul INT4": 2,
+    }
+    model = read_model(path, facts(onnx.load(path)), provenance=())
+    clock = Clock(pace_of(load_target("x86-64"), threads=1), times)
+    forms: tuple[Method, ...] = ("float32", "int8-weights", "int4-blocks")
+    for method in forms:
+        plan = make_plan(model, method, directory=tmp_path / method)
+        made = apply_plan(model, plan, directory=tmp_path / method)
+        keys = {each.key for each in predict_nodes(made, clock) if each.key}
+        assert keys
+        assert keys <= set(times.kernels), method
+    # Nothing of what was measured is left where deployments are.
+    assert len(list((tmp_path / ".edgeopt").rglob("current"))) == 1
+    # Another budget asks for the same kernels.
+    _, again, _ = deploy(tmp_path, "32MB")
+    assert "times" not in stages(again)
+    checks = again["checks"]
+    assert isinstance(checks, list)
+    (latency,) = [each for each in checks if each["name"] == "latency p95"]
+    # A busy machine takes longer, but no three times as long.
+    assert latency["predicted"] / 3 < latency["measured"] < 3 * latency["predicted"]

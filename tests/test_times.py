@@ -1,0 +1,61 @@
+"""Times of kernels: what is known of them, and what deployments correct."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.errors import ConfigError
+from edgeopt.times import KernelTime, Times, WholeTime, read_times, write_times
+
+TIMES = Times(
+    edgeopt="1",
+    threads=2,
+    kernels={
+        "a": KernelTime(kind="MatMul FLOAT", ns=30, bound=10),
+        "b": KernelTime(kind="MatMul INT4", ns=10, bound=10),
+    },
+    wholes={
+        "m": WholeTime(methods=("float32",), ns=80, bound=40, tail=1.2),
+        # It did not run on the board.
+        "large": WholeTime(methods=("float32",)),
+    },
+)
+
+
+def test_a_file_of_another_version_or_count_of_threads_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "times" / "rpi4.board.json"
+    assert read_times(path, edgeopt="1", threads=2) == Times(edgeopt="1", threads=2)
+    write_times(path, TIMES)
+    assert read_times(path, edgeopt="1", threads=2) == TIMES
+    assert read_times(path, edgeopt="2", threads=2) == Times(edgeopt="2", threads=2)
+    assert read_times(path, edgeopt="1", threads=4) == Times(edgeopt="1", threads=4)
+
+
+def test_a_broken_file_is_told_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    path.write_text(TIMES.model_dump_json().replace('"ns":30.0', '"ns":-1.0'))
+    with pytest.raises(ConfigError, match=r"kernels.a.ns: .*\n.*remove it"):
+        read_times(path, edgeopt="1", threads=2)
+
+
+def test_a_kernel_that_was_not_measured_is_as_others_of_its_kind_then_as_all() -> None:
+    assert TIMES.kernel("a", "MatMul FLOAT", 10) == 30
+    assert TIMES.kernel("new", "MatMul FLOAT", 20) == 60
+    assert TIMES.kernel("new", "Conv FLOAT", 20) == 40
+    assert Times(edgeopt="1", threads=1).kernel("new", "Conv FLOAT", 20) == 20
+
+
+def test_a_model_that_did_not_run_is_as_the_others() -> None:
+    assert TIMES.others("m", 40) == TIMES.others("large", 40) == TIMES.others("new", 40) == 80
+    assert TIMES.tail("large") == 1.2
+
+
+def test_a_deployment_corrects_the_kinds_that_it_has_and_no_others() -> None:
+    corrected = TIMES.corrected({"MatMul INT4": 100}, missing=30)
+    assert corrected.kernel("b", "MatMul INT4", 10) == pytest.approx(13)
+    assert corrected.kernel("a", "MatMul FLOAT", 10) == 30
+    again = corrected.corrected({"MatMul INT4": 130}, missing=-26)
+    assert again.kernel("b", "MatMul INT4", 10) == pytest.approx(10.4)
+    # A machine that did something else meanwhile is not believed beyond a factor of two.
+    assert TIMES.corrected({"MatMul INT4": 100}, missing=900).scales == {"MatMul INT4": 2}
+    assert TIMES.corrected({}, missing=900) == TIMES
