@@ -17,8 +17,13 @@ class Activation:
     alpha: float = 0.0
     beta: float = 0.0
 
-    def apply(self, x: Value) -> Value:
-        """Compute the function, as the ONNX documentation of LSTM defines it."""
+    def apply(self, x: Value, *, alone: bool = False) -> Value:
+        """Compute the function, as the ONNX documentation of LSTM defines it.
+
+        Alone it need not share constants with others: tanh is then a term more exact.
+        """
+        if alone and self.name == "tanh":
+            return functions.tanh(x)
         return _FUNCTIONS[self.name](x, self.alpha, self.beta)
 
 
@@ -102,7 +107,7 @@ class Cell:
     def apply(self, which: int, x: Value) -> Value:
         """Limit a value and apply one of the functions."""
         limited = functions.clamp(x, -self.clip, self.clip) if self.clip else x
-        return self.activations[which].apply(limited)
+        return self.activations[which].apply(limited, alone=len(self.activations) == 1)
 
 
 def update_lstm(cell: Cell, at: Place) -> None:
