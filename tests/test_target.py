@@ -14,10 +14,10 @@ FOLDER = Path(__file__).parents[1] / "targets"
 FILES = sorted(FOLDER.glob("*.toml"))
 EXPECTED = {
     "beagleplay", "generic-aarch64", "generic-armv7", "imx8mp", "jetson-orin-nano", "odroid-n2",
-    "rock5b", "rpi-zero2w", "rpi3", "rpi4", "rpi5", "x86-64",
+    "orion-o6", "rock5b", "rpi-zero2w", "rpi3", "rpi4", "rpi5", "x86-64",
 }  # fmt: skip
 #: Arm cores for -M virt in qemu-system-aarch64 7.2 that a target may stand in.
-QEMU = {"cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a76", "neoverse-n1"}
+QEMU = {"cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a76", "max", "neoverse-n1"}
 #: What QEMU's models lack: a target with these features needs one of the others.
 NO_DOT_PRODUCT = {"cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72"}
 
@@ -98,6 +98,8 @@ def test_a_stand_in_is_known_to_the_emulator_and_has_every_feature(path: Path) -
     assert target.emulation.cpu in QEMU
     if {"asimddp", "asimdhp", "atomics"} & set(target.isa.features):
         assert target.emulation.cpu not in NO_DOT_PRODUCT
+    if "i8mm" in target.isa.features:
+        assert target.emulation.cpu == "max"
     if target.emulation.cpu != target.cluster[0].core:
         assert "stands in" in target.emulation.caveat
 

@@ -245,6 +245,8 @@ def _features(target: Target, cpu: Cpu, planned: tvm.IRModule) -> tuple[str, ...
     text = planned.script(show_meta=False)
     if "sdot" in text:
         wanted.append("asimddp")
+    if "smmla" in text:
+        wanted.append("i8mm")
     if "vpdpbusd" in text:
         wanted.append("avx512_vnni")
     if AMX in text:

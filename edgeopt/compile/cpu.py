@@ -47,6 +47,8 @@ class Cpu:
     #: Issues in program order: LLVM then unrolls and loads further ahead.
     in_order: bool = False
     dot_product: bool = False
+    #: Multiplies int8 matrices of 2 x 8 by 8 x 2 (Armv8.6-A, FEAT_I8MM).
+    matrix_product: bool = False
     #: Has vector arithmetic on float16.
     half: bool = False
     vnni: bool = False
@@ -95,6 +97,7 @@ def describe_cpu(target: Target, tiles: Mapping[TileKey, Tile] | None = None) ->
         chains={16: 12, 8: 10}.get(lanes, 8),
         in_order=cluster.core in _IN_ORDER,
         dot_product="asimddp" in features,
+        matrix_product="i8mm" in features,
         half=target.multiplies_halves,
         vnni="avx512_vnni" in features,
         amx={"avx512_vnni", "amx_int8"} <= features,
@@ -107,7 +110,9 @@ def _attributes(machine: str, features: frozenset[str]) -> tuple[str, ...]:
     if machine == "arm":
         return ("+neon", "+vfp4")
     if machine == "aarch64":
-        return ("+fullfp16",) if "asimdhp" in features else ()
+        # LLVM knows of cores with i8mm that they have SVE, which a target may not vouch for.
+        refused = ("-sve",) if "i8mm" in features and "sve" not in features else ()
+        return (*(("+fullfp16",) if "asimdhp" in features else ()), *refused)
     # The levels of the x86-64 psABI, which a probed target names as its core, end before VNNI.
     return ("+avx512vnni",) if "avx512_vnni" in features else ()
 

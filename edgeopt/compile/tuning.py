@@ -15,6 +15,7 @@ from edgeopt.tiles import Tile, TileKey
 _RANKS: dict[str, Callable[[Cpu, TileKey], list[Tile]]] = {
     gemm.KIND: gemm.rank_tiles,
     gemm.PACKED: gemm.rank_tiles,
+    gemm.ROW: gemm.rank_tiles,
     conv.DENSE: conv.rank_tiles,
     conv.ODD: conv.rank_tiles,
     integer.KIND: integer.rank_tiles,

@@ -93,12 +93,14 @@ def pace_of(target: Target, *, threads: int) -> Pace:
 def _usual(machine: str, features: frozenset[str]) -> tuple[float, float, float]:
     """Say what cores do a cycle: operations on float32, float16 and int8, two a multiplication.
 
-    64-bit ARM as the Cortex-A72 and, with arithmetic in half, the Cortex-A76 (the figures and
-    sources of targets/rpi4.toml and rpi5.toml); x86 with two vector units, as all since Haswell.
+    64-bit ARM as the Cortex-A72, with arithmetic in half the Cortex-A76, with int8 matrices the
+    Cortex-A720 (the figures and sources of targets/rpi4.toml, rpi5.toml and orion-o6.toml); x86
+    with two vector units, as all since Haswell.
     """
     if machine == "aarch64":
         single, half = (16.0, 32.0) if "asimdhp" in features else (8.0, 8.0)
-        return single, half, 64.0 if "asimddp" in features else 16.0
+        dot = 128.0 if "i8mm" in features else 64.0
+        return single, half, dot if "asimddp" in features else 16.0
     if machine == "arm":
         return 4.0, 4.0, 8.0
     single = 64.0 if "avx512f" in features else 32.0

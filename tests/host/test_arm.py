@@ -17,6 +17,7 @@ from edgeopt.compile.cpu import describe_cpu
 from edgeopt.compile.import_onnx import import_model
 from edgeopt.compile.lower import lower_module
 from edgeopt.model.oracle import run_model
+from edgeopt.target import Cluster
 from tests.compile.kit import Array, distance, make_target
 from tests.host.test_compile import run_program
 
@@ -368,7 +369,39 @@ def test_kernels_agree_with_onnxruntime_at_odd_sizes(save: object, tmp_path: Pat
         assert distance(found, run_model(model.path, feeds)[0]) < 2e-6
 
 
-@pytest.mark.parametrize("features", [(), ("asimddp",)], ids=["pairs", "dot"])
+def save_channelwise(path: Path) -> Path:
+    """Write depthwise convolutions and pools: whole tiles of columns and ragged ones, a stride."""
+    random = np.random.default_rng(11)
+    stored = [
+        numpy_helper.from_array(random.standard_normal((12, 1, 3, 3)).astype("float32"), name)
+        for name in ("first", "second")
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["a"], pads=[1] * 4, group=12),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MaxPool", ["b"], ["c"], kernel_shape=[3, 3], pads=[1] * 4),
+        helper.make_node("Conv", ["c", "second"], ["d"], pads=[1] * 4, strides=[2, 2], group=12),
+        helper.make_node("AveragePool", ["d"], ["y"], kernel_shape=[2, 2]),
+    ]
+    return _save(path, nodes, stored, (1, 12, 30, 29))
+
+
+def test_tiles_of_a_core_in_program_order_agree_with_onnxruntime(tmp_path: Path) -> None:
+    model = describe(save_channelwise(tmp_path / "model.onnx"))
+    target = make_target("aarch64", static=True)
+    target = target.model_copy(update={"cluster": (Cluster(core="cortex-a53", count=2),)})
+    assert describe_cpu(target).in_order
+    bundle = compile_model(model, target, directory=tmp_path / "bundle", cache=cache_folder())
+    assert bundle.unscheduled == ()
+    random = np.random.default_rng(0)
+    feeds = {"x": random.standard_normal(model.inputs[0].shape).astype("float32")}
+    found, _ = run_program(bundle, feeds, tmp_path)
+    assert distance(found, run_model(model.path, feeds)[0]) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "features", [(), ("asimddp",), ("asimddp", "i8mm")], ids=["pairs", "dot", "matrix"]
+)
 def test_products_of_codes_are_exact_at_odd_sizes_and_extreme_codes(
     features: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -284,3 +284,25 @@ def test_a_reshape_reads_the_element_that_numpy_reads(
         for left, right in matching_groups(before, after)
     ]
     assert all(left == right for left, right in sizes)
+
+
+@pytest.mark.parametrize("size", [(112, 96), (150, 97)], ids=["whole", "ragged"])
+@pytest.mark.parametrize("joined", [True, False], ids=["lines", "pixels"])
+def test_planes_are_put_side_by_side_as_vectors(
+    joined: bool, size: tuple[int, int], tmp_path: Path
+) -> None:
+    height, width = size
+    graph = Graph()
+    limits = graph.constant(np.float32(0.02)), graph.constant(np.int8(3))
+    x = graph.add("QuantizeLinear", graph.input("x", (1, 3, height, width)), *limits)
+    x = graph.add("Transpose", x, perm=[0, 2, 3, 1])
+    shape = (1, height, 3 * width) if joined else (1, height, width, 3)
+    if joined:
+        x = graph.add("Reshape", x, graph.constant(np.array(shape, np.int64)))
+    graph.output(x, shape, TensorProto.INT8)
+    path = graph.save(tmp_path / "m.onnx")
+    feeds = {"x": draw(0, 1, 3, height, width)}
+    assert np.array_equal(run_natively(path, feeds)[0], run_model(path, feeds)[0])
+    module, _ = lower_natively(path)
+    (function,) = (f for v, f in sorted_functions(module) if "transpose" in v.name_hint)
+    assert "//" not in function.script(show_meta=False)

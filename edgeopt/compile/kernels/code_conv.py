@@ -81,5 +81,5 @@ def _unfold(plan: CodeConv, x: te.Tensor, zero: int) -> te.Tensor:
 
     groups = [window.groups] if window.groups > 1 else []
     shape = (window.shape[0], *window.output, *groups, runs.depth)
-    marks = mark(role=UNFOLDED, inputs=runs.length // runs.step, across=runs.taps[1])
+    marks = mark(role=UNFOLDED, inputs=runs.length // plan.product.tile.step, across=runs.taps[1])
     return te.compute(shape, element, name=UNFOLDED, attrs=marks)

@@ -82,14 +82,22 @@ def plan_product(
         return CodeProduct(Gemm(shape, columns, *chosen), AmxTile(codes, *chosen), codes)
     if cpu.machine != "aarch64" or (groups > 1 and each % _WIDTHS[0]):
         return None
-    method: Method = "dot" if cpu.dot_product else "single" if is_extreme(weight) else "pair"
-    kind = SINGLE if method == "single" else KIND
+    kind = SINGLE if not cpu.dot_product and is_extreme(weight) else KIND
     key = TileKey(kind, plan.rows, columns, plan.depth, codes)
     ranked = [found for found in rank_tiles(cpu, key) if groups == 1 or each % found[1] == 0]
     chosen = tile.choose_tuned(cpu, key, ranked)
-    product = CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
+    made = _make_tile(cpu, kind, chosen)
+    product = CodeProduct(Gemm(shape, columns, *chosen), made, codes, groups)
     fours = dataclasses.replace(product, tile=CodeTile("quad", *chosen))
-    return fours if method == "pair" and _gains(weight, fours) else product
+    return fours if made.method == "pair" and _gains(weight, fours) else product
+
+
+def _make_tile(cpu: Cpu, kind: str, shape: Tile) -> CodeTile:
+    """Choose how a tile is computed: as matrices, which take two rows, where the core can."""
+    method: Method = "single" if kind == SINGLE else "dot" if cpu.dot_product else "pair"
+    if cpu.matrix_product and CodeTile("matrix", *shape).fits:
+        method = "matrix"
+    return CodeTile(method, *shape)
 
 
 def step_of(cpu: Cpu) -> int:
@@ -119,9 +127,7 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
         return _rank_amx_tiles(key)
     if cpu.machine != "aarch64" or key.kind == AMX:
         return []
-    method: Method = "single" if key.kind == SINGLE else "dot" if cpu.dot_product else "pair"
-    tried = [CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS]
-
+    tried = [_make_tile(cpu, key.kind, (height, width)) for height in _HEIGHTS for width in _WIDTHS]
     steps = -(-key.depth // STEP)
 
     def work(each: CodeTile) -> float:

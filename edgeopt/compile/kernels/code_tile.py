@@ -3,12 +3,14 @@
 Sums of a tile live in registers while K is walked, 16 codes of each row at a time: one register per
 row. With dot products four columns share a register, which is multiplied by four codes of a row at
 once, by element. Without, 16 codes of a column fill one: each row and column keep four partial
-sums, and these are added up at the end.
+sums, and these are added up at the end. Where the core multiplies small matrices, a register holds
+eight codes of two rows, or of two columns, and the four sums of both.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 from edgeopt.compile.kernels import code_quads
 from edgeopt.compile.kernels.microkernel import (
@@ -19,12 +21,14 @@ from edgeopt.compile.kernels.microkernel import (
     write_function,
 )
 
-#: How codes are multiplied: with dot products; in pairs that are added in int16, which weights of
-#: -128 overflow; in fours where that is known not to, else in pairs; or each by itself.
-Method = Literal["dot", "pair", "quad", "single"]
+#: How codes are multiplied: as matrices of 2 x 8 by 8 x 2; with dot products; in pairs that are
+#: added in int16, which weights of -128 overflow; in fours where that is known not to, else in
+#: pairs; or each by itself.
+Method = Literal["matrix", "dot", "pair", "quad", "single"]
 
-#: Codes of a row that are read at a time.
+#: Codes of a row that are read at a time, and as matrices.
 STEP = 16
+_MATRIX_STEP = 8
 #: Vector registers, and int32 lanes of each.
 _REGISTERS = 32
 _LANES = 4
@@ -54,12 +58,13 @@ class CodeTile:
     @property
     def step(self) -> int:
         """Codes of a row that lie together in A."""
-        return STEP
+        return _MATRIX_STEP if self.method == "matrix" else STEP
 
     @property
     def group(self) -> int:
         """Codes of a column that lie together in B."""
-        return {"dot": 4, "quad": code_quads.BLOCK}.get(self.method, STEP)
+        wide = {"matrix": _MATRIX_STEP, "dot": 4, "quad": code_quads.BLOCK}
+        return wide.get(self.method, STEP)
 
     @property
     def lead(self) -> int:
@@ -69,14 +74,20 @@ class CodeTile:
     @property
     def sums(self) -> int:
         """Registers that hold sums."""
-        return self.height * self.width // (_LANES if self.method == "dot" else 1)
+        return self.height * self.width // (_LANES if self.shares else 1)
+
+    @property
+    def shares(self) -> bool:
+        """Whether a register holds the sums of several rows or columns."""
+        return self.method in ("matrix", "dot")
 
     @property
     def loaded(self) -> int:
         """Registers of B that one load fills."""
-        if self.method != "dot":
+        if not self.shares:
             return _LANES
-        return min(_MOST_LOADED, self.width, _REGISTERS - self.sums - self.height)
+        rows = self.height // 2 if self.method == "matrix" else self.height
+        return min(_MOST_LOADED, self.width, _REGISTERS - self.sums - rows)
 
     @property
     def name(self) -> str:
@@ -86,19 +97,22 @@ class CodeTile:
     @property
     def fits(self) -> bool:
         """Whether the registers suffice."""
-        if self.method == "dot":
+        if self.method == "matrix" and self.height % 2:
+            return False
+        if self.shares:
             return self.loaded >= 2
         return self.height <= _LANES and self.sums <= _MOST_SUMS
 
     @property
     def work(self) -> float:
-        """Instructions for one step of K, and more where each would wait for the one before.
+        """Instructions for 16 codes of K, and more where each would wait for the one before.
 
         Loading a register counts half, as cores load two at a time or beside a multiplication.
         """
         loads = 0.5 * (self.height + self.width)
-        if self.method == "dot":
-            return (4 * self.sums + loads) * max(1.0, _AT_ONCE / self.sums)
+        if self.shares:
+            each = STEP // self.group
+            return (each * self.sums + loads) * max(1.0, _AT_ONCE / self.sums)
         return (4 if self.method == "single" else 3) * self.sums + loads
 
     @property
@@ -109,7 +123,8 @@ class CodeTile:
         """
         vectors = self.height * self.width / _LANES
         narrowed = 9.0 if self.width % (2 * _LANES) == 0 else 11.5
-        return 30.0 + self.sums * (1.5 if self.method == "dot" else 1.9) + narrowed * vectors
+        each = {"matrix": 2.5, "dot": 1.5}.get(self.method, 1.9)
+        return 30.0 + self.sums * each + narrowed * vectors
 
     @property
     def turn(self) -> float:
@@ -125,15 +140,25 @@ def write_code_tile(tile: CodeTile) -> str:
     overwritten, is int32 [height, width]. All are contiguous. In fours, bits lie in front of B.
     """
     assert tile.fits
-    dot = tile.method == "dot"
+    # The assembler need not know of a core that has them.
+    extension = {"matrix": [".arch_extension i8mm"], "dot": [".arch_extension dotprod"]}
     lines = [
-        # The assembler need not know of a core that has them.
-        *([".arch_extension dotprod"] if dot else []),
+        *extension.get(tile.method, []),
         *clear_vectors(list(range(tile.sums))),
         *_walk(tile),
-        *(store_vectors(list(range(tile.sums))) if dot else _add_up(tile.sums)),
+        *_store(tile),
     ]
     return write_function(tile.name, lines)
+
+
+def _store(tile: CodeTile) -> list[str]:
+    match tile.method:
+        case "matrix":
+            return _store_squares(tile)
+        case "dot":
+            return store_vectors(list(range(tile.sums)))
+        case "pair" | "quad" | "single":
+            return _add_up(tile.sums)
 
 
 def _walk(tile: CodeTile) -> list[str]:
@@ -144,12 +169,19 @@ def _walk(tile: CodeTile) -> list[str]:
 
 
 def _walk_step(tile: CodeTile) -> list[str]:
-    return _dot_step(tile) if tile.method == "dot" else _long_step(tile)
+    match tile.method:
+        case "matrix":
+            return _matrix_step(tile)
+        case "dot":
+            return _dot_step(tile)
+        case "pair" | "quad" | "single":
+            return _long_step(tile)
 
 
 def _load_rows(tile: CodeTile) -> tuple[list[int], list[str]]:
     """Load a step of each row; return the registers, which follow the sums, and the loads."""
-    left = list(range(tile.sums, tile.sums + tile.height))
+    count = tile.height // 2 if tile.method == "matrix" else tile.height
+    left = list(range(tile.sums, tile.sums + count))
     parts = [left[i : i + _MOST_LOADED] for i in range(0, len(left), _MOST_LOADED)]
     return left, [load_vectors(part, "$0") for part in parts]
 
@@ -157,20 +189,61 @@ def _load_rows(tile: CodeTile) -> tuple[list[int], list[str]]:
 def _dot_step(tile: CodeTile) -> list[str]:
     """Multiply each row by each column, four codes at once."""
     left, lines = _load_rows(tile)
-    vectors, loaded = tile.width // _LANES, tile.loaded
-    free = list(range(left[-1] + 1, _REGISTERS))
+    vectors = tile.width // _LANES
     reads = [(four, column) for four in range(STEP // 4) for column in range(vectors)]
-    for start in range(0, len(reads), loaded):
-        # Loading into other registers than before lets cores in program order run ahead.
-        first = loaded if start // loaded % 2 and len(free) >= 2 * loaded else 0
-        part = reads[start : start + loaded]
-        right = free[first : first + len(part)]
-        lines.append(load_vectors(right, "$1"))
+    for right, part in _load_columns(tile, left[-1] + 1, reads, lines):
         lines += [
             f"sdot v{row * vectors + column}.4s, v{register}.16b, v{left[row]}.4b[{four}]"
             for register, (four, column) in zip(right, part, strict=True)
             for row in range(tile.height)
         ]
+    return lines
+
+
+_Read = TypeVar("_Read")
+
+
+def _load_columns(
+    tile: CodeTile, first: int, reads: list[_Read], lines: list[str]
+) -> Iterator[tuple[list[int], list[_Read]]]:
+    """Load registers of B, from the first free one on, in parts; say which read is in which."""
+    free, loaded = list(range(first, _REGISTERS)), tile.loaded
+    for start in range(0, len(reads), loaded):
+        # Loading into other registers than before lets cores in program order run ahead.
+        skip = loaded if start // loaded % 2 and len(free) >= 2 * loaded else 0
+        part = reads[start : start + loaded]
+        right = free[skip : skip + len(part)]
+        lines.append(load_vectors(right, "$1"))
+        yield right, part
+
+
+def _matrix_step(tile: CodeTile) -> list[str]:
+    """Multiply two rows by two columns at a time, eight codes of each."""
+    left, lines = _load_rows(tile)
+    pairs = tile.width // 2
+    for right, part in _load_columns(tile, left[-1] + 1, list(range(pairs)), lines):
+        lines += [
+            f"smmla v{row * pairs + column}.4s, v{left[row]}.16b, v{register}.16b"
+            for register, column in zip(right, part, strict=True)
+            for row in range(len(left))
+        ]
+    return lines
+
+
+def _store_squares(tile: CodeTile) -> list[str]:
+    """Store sums of two rows by two columns, of which neighbours make four columns of each row."""
+    pairs, spare, lines = tile.width // 2, tile.sums, list[str]()
+    for row in range(tile.height // 2):
+        upper, lower = [], []
+        for first in range(row * pairs, (row + 1) * pairs, 2):
+            lines += [
+                f"zip1 v{spare}.2d, v{first}.2d, v{first + 1}.2d",
+                f"zip2 v{first + 1}.2d, v{first}.2d, v{first + 1}.2d",
+            ]
+            upper.append(spare)
+            lower.append(first + 1)
+            spare = first
+        lines += store_vectors(upper + lower)
     return lines
 
 

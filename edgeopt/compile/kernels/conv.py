@@ -31,6 +31,9 @@ MAXIMUM, SUM = "max", "sum"
 _MOST_VECTORS = 3
 #: Columns of a channelwise tile where no vector divides the channels.
 _SCALAR_COLUMNS = 4
+#: Columns of a channelwise tile for cores that issue in program order; the last at stride 1 only,
+#: where neighbours share what they load.
+_TALL = (4, 7, 14)
 #: float32 lanes of a vector of NEON.
 _NEON_LANES = 4
 
@@ -276,6 +279,11 @@ def channel_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
     if cpu.vector_a and lanes > _NEON_LANES:
         # Codes have two vectors of sums for each column.
         candidates = (4, 5)
+    if cpu.in_order and cpu.registers > 16 and lanes == _NEON_LANES:
+        # Nothing of the next tile hides the latency of this one. llvm-mca, Cortex-A53.
+        taller = _TALL if window.strides[1] == 1 else _TALL[:-1]
+        height = max(taller, key=lambda n: (columns / tile.round_up(columns, n), n))
+        return min(height, columns), width
     height = max(candidates, key=lambda n: (columns / tile.round_up(columns, n), -n))
     return min(height, columns), width
 

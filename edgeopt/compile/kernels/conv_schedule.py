@@ -4,7 +4,7 @@ from tvm import tirx
 from tvm.s_tir.schedule import LoopRV
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import tile
+from edgeopt.compile.kernels import microkernel, tile
 from edgeopt.compile.kernels.gemm import inline_around
 from edgeopt.compile.kernels.scheduling import (
     Block,
@@ -13,6 +13,7 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
+from edgeopt.compile.kernels.tile_intrinsics import register_apart
 
 #: TVM's kind of an axis that nothing is summed over.
 _SPATIAL = tirx.IterVar.DataPar
@@ -63,7 +64,7 @@ def _is_streamed(sch: Schedule, cpu: Cpu, product: Block, *, rows: int, panels: 
     return filters > cpu.l2 // 2 and panels >= cpu.threads and image * panels < filters * rows
 
 
-def schedule_channelwise(sch: Schedule, _: Cpu, product: Block) -> None:
+def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule a depthwise convolution or a pool by strips of rows and blocks of channels."""
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
     lanes = marked_int(sch, product, "lanes")
@@ -87,21 +88,42 @@ def schedule_channelwise(sch: Schedule, _: Cpu, product: Block) -> None:
     for block in padded:
         sch.compute_at(block, blocks, preserve_unit_loops=True)
         vectorize_inner(sch, sch.get_loops(block)[-1], lanes)
-    _reduce_window(sch, product, lanes)
+    if _apart_from(sch, cpu, product) is not None:
+        sch.annotate(inner, "pragma_import_llvm", microkernel.write_apart())
+    _reduce_window(sch, cpu, product, lanes)
 
 
-def _reduce_window(sch: Schedule, product: Block, lanes: int) -> None:
+def _apart_from(sch: Schedule, cpu: Cpu, product: Block) -> float | None:
+    """Return what the sums of a tile start from where LLVM is to keep tiles apart.
+
+    For cores that issue in program order it unrolls the loop over tiles, and spills: the tile is
+    long enough by itself. None where it may.
+    """
+    start = sch.get(product).init.value
+    if cpu.machine != "aarch64" or not cpu.in_order or start.ty.dtype != "float32":
+        return None
+    return float(start.value)
+
+
+def _reduce_window(sch: Schedule, cpu: Cpu, product: Block, lanes: int) -> None:
     """Unroll the window's taps around vectors of channels that stay in registers."""
     rank = len([axis for axis in sch.get(product).iter_vars if int(axis.iter_type) != _SPATIAL])
     column, channel, *taps = sch.get_loops(product)[-2 - rank :]
     while extent(sch, channel) % lanes:
         lanes //= 2
-    vectors, vector = sch.split(channel, [None, lanes])
-    sch.reorder(*taps, column, vectors, vector)
-    for loop in (*taps, column, vectors):
+    # One vector wide, as NEON's tiles are, it is no loop of its own that could be split.
+    value = _apart_from(sch, cpu, product)
+    apart = value is not None and extent(sch, channel) == lanes
+    vectors, vector = (None, channel) if apart else sch.split(channel, [None, lanes])
+    unrolled = [column] if vectors is None else [column, vectors]
+    height = extent(sch, column)
+    sch.reorder(*taps, *unrolled, vector)
+    for loop in (*taps, *unrolled):
         _unroll(sch, loop)
     sch.vectorize(vector)
-    tile.seal_product(sch, product, taps[0])
+    start = sch.decompose_reduction(product, taps[0])
+    if apart:
+        sch.tensorize(sch.get_loops(start)[-2], register_apart(height, lanes, value))
 
 
 def _unroll(sch: Schedule, loop: LoopRV) -> None:

@@ -1,6 +1,6 @@
 """Everything without a reduction: one loop nest, vectorized, in parallel where it is worth it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -15,6 +15,8 @@ from edgeopt.compile.kernels.scheduling import (
     fuse,
     inline_all,
     mark,
+    name_of,
+    stored_share,
     vectorize_inner,
 )
 
@@ -25,6 +27,8 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 WORTH_SHARING = 16384
 #: Vectors that one core handles at a time.
 _GRAIN = 64
+#: Planes of an image that are put side by side: what no vector divides.
+_FEW = (2, 3)
 #: Pieces per core that keep all of them busy to the end.
 _CHUNKS = 4
 
@@ -185,9 +189,52 @@ def schedule_elementwise(sch: Schedule, cpu: Cpu) -> None:
     """Schedule a function whose blocks have no reduction; each of its outputs is one loop nest."""
     blocks = blocks_of(sch)
     outputs = [block for block in blocks if not sch.get_consumers(block)]
+    if len(outputs) == 1 and _interleave(sch, cpu, blocks):
+        return
     inline_all(sch, blocks[: len(blocks) - len(outputs)])
     for block in blocks_of(sch):
         schedule_nest(sch, cpu, block)
+
+
+def _interleave(sch: Schedule, cpu: Cpu, blocks: Sequence[Block]) -> bool:
+    """Schedule what puts a few planes side by side, pixel by pixel; False where nothing does.
+
+    Planes are read as vectors, whose elements are stored apart; walking the output would find each
+    value by divisions. A reshape after it is folded into where it is stored.
+    """
+    count = len(blocks)
+    place = next((i for i in range(count) if _joins_planes(sch, blocks[i])), count)
+    after = blocks[place + 1 :]
+    reshaped = [name_of(sch, block).startswith("T_reshape") for block in after]
+    if place == count or reshaped not in ([], [True]):
+        return False
+    joined = blocks[place]
+    for block in after:
+        sch.reverse_compute_inline(block)
+    inline_all(sch, blocks[:place])
+    *outer, across, plane = sch.get_loops(joined)
+    lanes = cpu.lanes * stored_share(sch, joined)
+    while extent(sch, across) % lanes:
+        lanes //= 2
+    pixels, vector = sch.split(across, [None, lanes])
+    sch.reorder(*outer, pixels, plane, vector)
+    sch.unroll(plane)
+    sch.vectorize(vector)
+    sch.parallel(fuse(sch, outer))
+    return True
+
+
+def _joins_planes(sch: Schedule, block: Block) -> bool:
+    """Tell whether a block's last axis, too short for a vector, is another one of what it reads."""
+    loops, facts = sch.get_loops(block), sch.get(block)
+    if len(loops) < 3 or extent(sch, loops[-1]) not in _FEW or len(facts.reads) != 1:
+        return False
+    total = 1
+    for loop in loops:
+        total *= extent(sch, loop)
+    index = [axis.min for axis in facts.reads[0].region]
+    moved = len(index) == len(loops) and index[-1].same_as(facts.iter_vars[-2].var)
+    return total >= WORTH_SHARING and moved
 
 
 def schedule_nest(sch: Schedule, cpu: Cpu, block: Block) -> None:

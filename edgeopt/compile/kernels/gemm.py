@@ -33,6 +33,8 @@ from edgeopt.tiles import Tile, TileKey
 KIND = "gemm"
 #: Products whose A is packed too, for a tile written in assembly.
 PACKED = "packed_gemm"
+#: Products of one row, around a loop written in assembly.
+ROW = "row_gemm"
 
 #: The role of a block that loads rows as vectors along K, for packing to transpose.
 GATHERED = "gathered"
@@ -112,7 +114,7 @@ class Gemm:
         unroll: steps of K that are unrolled; 0 for as many as are usual.
         """
         return mark(
-            kind=PACKED if is_packed(cpu, self) else KIND,
+            kind=_kind_of(cpu, self.rows, plain=bits == 32),
             pattern="epilogue",
             rows=self.height,
             columns=self.width,
@@ -128,7 +130,7 @@ class Gemm:
 def plan_gemm(cpu: Cpu, shape: tuple[int, ...], columns: int, dtype: object) -> Gemm:
     """Choose the tile of a product by its sizes; dtype: that of the weight as it is stored."""
     plan = Gemm(shape, columns, 1, 1)
-    kind = PACKED if is_packed(cpu, plan) else KIND
+    kind = _kind_of(cpu, plan.rows, plain=str(dtype) == "float32")
     key = TileKey(kind, plan.rows, columns, plan.depth, str(dtype))
     chosen = tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
     return Gemm(shape, columns, *chosen, _numbers_of(cpu, key))
@@ -138,6 +140,8 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     """List the tiles of a product, that of least work first; none where A is packed in vain."""
     if key.kind == KIND:
         return tile.rank_tiles(cpu, key.rows, key.columns)
+    if key.kind == ROW:
+        return tile.rank_row_tiles(key.columns) if cpu.machine == "aarch64" else []
     if not _packs(cpu, key.rows):
         return []
     return tile.rank_packed_tiles(key.rows, key.columns, _numbers_of(cpu, key))
@@ -146,6 +150,13 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
 def _numbers_of(cpu: Cpu, key: TileKey) -> Numbers:
     """Say what is multiplied: halves are where they are stored so and the core can."""
     return HALF if key.kind == PACKED and cpu.half and key.dtype == "float16" else SINGLE
+
+
+def _kind_of(cpu: Cpu, rows: int, *, plain: bool) -> str:
+    """Choose the kernel of a product; plain: what is stored is float32."""
+    if _packs(cpu, rows):
+        return PACKED
+    return ROW if rows == 1 and plain and cpu.machine == "aarch64" else KIND
 
 
 def is_packed(cpu: Cpu, plan: Gemm) -> bool:

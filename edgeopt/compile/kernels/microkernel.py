@@ -20,6 +20,8 @@ _REGISTERS = 32
 _UNROLL = 16
 #: Registers that one structure load fills at most.
 _MOST_LOADED = 4
+#: The fifth argument of a function that has one: the first three are in and out, as $4 to $6.
+_STARTS = "$7"
 #: Steps of K whose sums stay in half: a multiple of what is unrolled.
 HALF_DEPTH = 64
 
@@ -151,22 +153,40 @@ def walk_depth(turn: list[str], step: list[str], *, unroll: int, count: str = "$
     ]
 
 
+#: A function of no instruction, which LLVM takes for one that a loop should not be unrolled around.
+APART = "edgeopt_apart"
+
+
+def write_apart() -> str:
+    """Write the LLVM module of int edgeopt_apart(): nothing, but as assembly that stays there."""
+    return (
+        f"define linkonce_odr hidden i32 @{APART}() alwaysinline nounwind {{\n"
+        '  call void asm sideeffect "", ""()\n'
+        "  ret i32 0\n}\n"
+    )
+
+
 def row_fits_registers(sums: int) -> bool:
     """Tell whether the sums of one row fit beside a load of B and one of A."""
     return sums + 2 * _MOST_LOADED <= _REGISTERS
 
 
+def row_runs_ahead(sums: int) -> bool:
+    """Tell whether the sums of one row fit beside two loads of B and one of A."""
+    return sums + 3 * _MOST_LOADED <= _REGISTERS
+
+
 def name_row(sums: int) -> str:
-    """Name the function that adds one row times a matrix to vectors of sums."""
+    """Name the function that computes one row times a matrix, plus what the sums start from."""
     return f"edgeopt_row_{sums * SINGLE.lanes}"
 
 
 @cache
 def write_row(sums: int) -> str:
-    """Write the LLVM module of one row: int row(A, B, C, K).
+    """Write the LLVM module of one row: int row(A, B, C, K, S).
 
-    A is [K], B is [K, 4 * sums] and C, which is added to, is [4 * sums]; all are float32 and
-    contiguous. K may be zero.
+    A is [K], B is [K, 4 * sums]; C, which is overwritten, and S, which the sums start from, are
+    [4 * sums]. All are float32 and contiguous. K may be zero.
     """
     assert row_fits_registers(sums)
     turn = [
@@ -174,33 +194,52 @@ def write_row(sums: int) -> str:
         *_multiply_row(sums, _UNROLL),
     ]
     step = [f"ldr s{sums}, [$0], #4", *_multiply_row(sums, 1)]
+    parts = [list(range(sums))[i : i + _MOST_LOADED] for i in range(0, sums, _MOST_LOADED)]
     lines = [
-        *(f"ldr q{i}, [$2, #{16 * i}]" for i in range(sums)),
+        f"mov x11, {_STARTS}",
+        *(load_vectors(part, "x11") for part in parts),
         *walk_depth(turn, step, unroll=_UNROLL),
-        *store_vectors(list(range(sums))),
+        *(_store_together(part) for part in parts),
     ]
-    return write_function(name_row(sums), lines)
+    return write_function(name_row(sums), lines, starts=True)
 
 
 def _multiply_row(sums: int, steps: int) -> list[str]:
-    """Multiply rows of B by values of A, which lie in the registers after the sums."""
+    """Multiply rows of B by values of A, which lie in the registers after the sums.
+
+    Where registers suffice a load runs ahead of the multiplications that use the one before: cores
+    in program order would wait for it.
+    """
     first = sums + _MOST_LOADED
-    lines = []
-    for place in range(sums * steps):
-        offset = place % _MOST_LOADED
-        if offset == 0:
-            count = min(_MOST_LOADED, sums * steps - place)
-            lines.append(load_vectors(list(range(first, first + count)), "$1"))
-        k, column = divmod(place, sums)
-        left = f"v{sums + k // SINGLE.lanes}.s[{k % SINGLE.lanes}]"
-        lines.append(f"fmla v{column}.4s, v{first + offset}.4s, {left}")
+    ahead = row_runs_ahead(sums)
+    loads: list[str] = []
+    parts: list[list[str]] = []
+    for start in range(0, sums * steps, _MOST_LOADED):
+        places = range(start, min(start + _MOST_LOADED, sums * steps))
+        skip = _MOST_LOADED if ahead and len(loads) % 2 else 0
+        right = [first + skip + place - start for place in places]
+        loads.append(load_vectors(right, "$1"))
+        parts.append([_multiply_place(sums, *each) for each in zip(places, right, strict=True)])
+    if not ahead:
+        return [line for load, part in zip(loads, parts, strict=True) for line in (load, *part)]
+    lines = [loads[0]]
+    for load, part in zip([*loads[1:], ""], parts, strict=True):
+        lines += [*([load] if load else []), *part]
     return lines
 
 
-def write_function(name: str, lines: list[str]) -> str:
+def _multiply_place(sums: int, place: int, right: int) -> str:
+    """Multiply one vector of B, by its place among all of them, by its value of A."""
+    k, column = divmod(place, sums)
+    left = f"v{sums + k // SINGLE.lanes}.s[{k % SINGLE.lanes}]"
+    return f"fmla v{column}.4s, v{right}.4s, {left}"
+
+
+def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
     """Write the LLVM module of int name(A, B, C, K): $0, $1, $2 and $3 of the assembly.
 
-    All vector registers and x9 to x13 may be changed.
+    With starts it has a fifth argument, a pointer that the assembly must not move. All vector
+    registers and x9 to x13 may be changed.
     """
     clobbers = [
         *(f"x{i}" for i in range(9, 14)),
@@ -208,15 +247,17 @@ def write_function(name: str, lines: list[str]) -> str:
         "cc",
         *(f"v{i}" for i in range(_REGISTERS)),
     ]
+    fixed = ["r", "0", "1", "2", *(["r"] if starts else [])]
     constraints = ",".join(
-        ["=&r", "=&r", "=&r", "r", "0", "1", "2", *(f"~{{{name}}}" for name in clobbers)]
+        ["=&r", "=&r", "=&r", *fixed, *(f"~{{{name}}}" for name in clobbers)],
     )
+    more = ", ptr %s" if starts else ""
     text = "\\0A".join(lines)
     return (
         f"define linkonce_odr hidden i32 @{name}"
-        "(ptr %a, ptr %b, ptr %c, i64 %k) noinline nounwind {\n"
+        f"(ptr %a, ptr %b, ptr %c, i64 %k{more}) noinline nounwind {{\n"
         f'  %done = call {{ptr, ptr, ptr}} asm sideeffect "{text}", "{constraints}"'
-        "(i64 %k, ptr %a, ptr %b, ptr %c)\n"
+        f"(i64 %k, ptr %a, ptr %b, ptr %c{more})\n"
         "  ret i32 0\n}\n"
     )
 
@@ -313,3 +354,8 @@ def store_vectors(registers: list[int]) -> list[str]:
     pairs = zip(registers[::2], registers[1::2], strict=False)
     stores = [f"stp q{first}, q{second}, [$2], #32" for first, second in pairs]
     return [*stores, *([f"str q{registers[-1]}, [$2], #16"] if len(registers) % 2 else [])]
+
+
+def _store_together(registers: list[int]) -> str:
+    """Store at most four neighbouring registers at $2 by one instruction, as they are loaded."""
+    return load_vectors(registers, "$2").replace("ld", "st", 1)

@@ -53,12 +53,12 @@ def _softplus(x: Value) -> Value:
 
 _FUNCTIONS: dict[str, Callable[[Value, float, float], Value]] = {
     "relu": lambda x, _a, _b: tirx.max(x, number(0.0)),
-    "tanh": lambda x, _a, _b: functions.tanh(x),
-    "sigmoid": lambda x, _a, _b: functions.sigmoid(x),
+    "tanh": lambda x, _a, _b: functions.tanh_within(x),
+    "sigmoid": lambda x, _a, _b: functions.sigmoid_within(x),
     "affine": lambda x, a, b: x * number(a) + number(b),
     "leakyrelu": lambda x, a, _b: _where(x >= number(0.0), x, x * number(a)),
     "thresholdedrelu": lambda x, a, _b: _where(x >= number(a), x, number(0.0)),
-    "scaledtanh": lambda x, a, b: functions.tanh(x * number(b)) * number(a),
+    "scaledtanh": lambda x, a, b: functions.tanh_within(x * number(b)) * number(a),
     "hardsigmoid": lambda x, a, b: functions.clamp(x * number(a) + number(b), 0.0, 1.0),
     "elu": lambda x, a, _b: _where(
         x >= number(0.0), x, number(a) * (functions.exp(x) - number(1.0))

@@ -198,7 +198,8 @@ class _Loops:
         """Write one tile: accumulators, the product, the gates."""
         tiling = self.tiling
         vectors = [(row, vector) for row in range(tiling.rows) for vector in range(tiling.vectors)]
-        for row, vector in vectors:
+        # Assembly starts from the inputs' share where it lies.
+        for row, vector in [] if self._starts_in_place(phase) else vectors:
             for gate in range(len(self.layer.phases[phase])):
                 with builder.vectorized(0, tiling.lanes) as lane:
                     unit = vector * tiling.lanes + lane
@@ -276,8 +277,16 @@ class _Loops:
         sums = len(self.layer.phases[phase]) * tiling.vectors
         return plain and tiling.rows == 1 and microkernel.row_fits_registers(sums)
 
+    def _starts_in_place(self, phase: int) -> bool:
+        """Tell whether what a tile of assembly starts from lies in one piece among the inputs."""
+        return self._takes_row(phase) and not self.layer.linear_before_reset
+
     def _call_row(self, phase: int, at: _Spot, weight: tirx.Buffer, blocks: Index | int) -> None:
-        """Let assembly add the product to the accumulators."""
+        """Let assembly compute the accumulators: the product, and what it is added to."""
+        gate = self.layer.phases[phase][0]
+        start = self.accumulators[0, 0, 0]
+        if self._starts_in_place(phase):
+            start = self._projected(at, at.row, gate, tirx.const(0, "int32"))
         sums = len(self.layer.phases[phase]) * self.tiling.vectors
         first = tirx.const(0, "int32")
         call = tirx.call_extern(
@@ -287,6 +296,7 @@ class _Loops:
             tirx.address_of(weight[at.direction, at.panel, 0, 0, 0]),
             tirx.address_of(self.accumulators[0, 0, 0]),
             tirx.Cast("int64", blocks * STEP),
+            tirx.address_of(start),
         )
         with builder.attr(first, "pragma_import_llvm", microkernel.write_row(sums)):
             builder.evaluate(call)

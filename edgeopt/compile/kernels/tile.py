@@ -10,6 +10,7 @@ from edgeopt.compile.kernels.microkernel import (
     Numbers,
     count_instructions,
     fits_registers,
+    row_runs_ahead,
 )
 from edgeopt.compile.kernels.scheduling import (
     Block,
@@ -33,6 +34,9 @@ _MOST_ROWS = 14
 _MOST_VECTORS = 4
 #: Columns of one row times a matrix: long panels keep many loads in flight.
 _VECTOR_COLUMNS = 8
+
+#: Sums that hide the latency of a multiplication: 4 cycles by 2 a cycle on Cortex-A76.
+_FEWEST_CHAINS = 8
 
 #: float32 lanes of the vectors that a packed A is read by.
 PACKED_LANES = 4
@@ -73,6 +77,21 @@ def _rank_rows(cpu: Cpu, columns: int) -> list[Tile]:
     shorter = range(widest - cpu.lanes, 0, -cpu.lanes)
     ranked = sorted(shorter, key=lambda width: (round_up(columns, width), -width))
     return [(1, width) for width in (widest, *ranked)]
+
+
+def rank_row_tiles(columns: int) -> list[Tile]:
+    """List the tiles of one row in assembly: the least waste beyond N first, then the widest.
+
+    Narrow ones, whose multiplications wait for each other, come last.
+    """
+    lanes = SINGLE.lanes
+    most = round_up(columns, lanes) // lanes
+    counts = [sums for sums in range(1, most + 1) if row_runs_ahead(sums)]
+
+    def cost(sums: int) -> tuple[bool, int, int]:
+        return sums < min(_FEWEST_CHAINS, most), round_up(columns, sums * lanes), -sums
+
+    return [(1, sums * lanes) for sums in sorted(counts, key=cost)]
 
 
 def choose_tuned(cpu: Cpu, key: TileKey, ranked: Sequence[Tile]) -> Tile:

@@ -8,6 +8,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812
 
 from edgeopt.compile.kernels import script
+from edgeopt.compile.kernels.microkernel import APART
 
 
 @cache
@@ -60,6 +61,53 @@ def register_tile(name: str, height: int, width: int, depth: int) -> str:
 
 
 @cache
+def register_row(name: str, width: int, depth: int) -> str:
+    """Make a function name(A, B, C, K, S) known to schedules: C[1, width] gains A B; S is C.
+
+    A is float32 [depth] and B is [depth, width]. Returns the name of the intrinsic.
+    """
+
+    @script.prim_func(s_tir=True)
+    def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (depth,), "float32", offset_factor=1)
+        b = T.match_buffer(pb, (depth, width), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (1, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(c[0, 0:width], a[0:depth], b[0:depth, 0:width])
+            T.writes(c[0, 0:width])
+            for j, k in T.grid(width, depth):
+                with T.sblock("update"):
+                    vj, vk = T.axis.remap("SR", [j, k])
+                    c[0, vj] = c[0, vj] + a[vk] * b[vk, vj]
+
+    @script.prim_func(s_tir=True)
+    def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
+        stride_c = T.int32()
+        a = T.match_buffer(pa, (depth,), "float32", offset_factor=1)
+        b = T.match_buffer(pb, (depth, width), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (1, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads(c[0, 0:width], a[0:depth], b[0:depth, 0:width])
+            T.writes(c[0, 0:width])
+            T.evaluate(
+                T.call_extern(
+                    "int32",
+                    name,
+                    a.access_ptr("r"),
+                    b.access_ptr("r"),
+                    c.access_ptr("rw"),
+                    T.int64(depth),
+                    c.access_ptr("r"),
+                )
+            )
+
+    intrinsic = f"{name}_{depth}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic
+
+
+@cache
 def register_start(height: int, width: int, dtype: str = "float32") -> str:
     """Make known the start of a tile, which takes no code: the tile's own function overwrites C.
 
@@ -95,6 +143,43 @@ def register_start(height: int, width: int, dtype: str = "float32") -> str:
             T.evaluate(0)
 
     intrinsic = f"edgeopt_start_{dtype}_{height}x{width}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic
+
+
+@cache
+def register_apart(height: int, width: int, value: float) -> str:
+    """Make known the start of a tile, one value, that LLVM keeps apart from the next tile's.
+
+    Its loops are those of a schedule that has unrolled and vectorized them. Returns the name of
+    the intrinsic.
+    """
+
+    @script.prim_func(s_tir=True)
+    def meaning(pc: T.handle) -> None:
+        stride_c = T.int32()
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads()
+            T.writes(c[0:height, 0:width])
+            for i in T.unroll(height):
+                for lane in T.vectorized(width):
+                    with T.sblock("start"):
+                        vi, vj = T.axis.remap("SS", [i, lane])
+                        c[vi, vj] = T.float32(value)
+
+    @script.prim_func(s_tir=True)
+    def code(pc: T.handle) -> None:
+        stride_c = T.int32()
+        c = T.match_buffer(pc, (height, width), "float32", strides=[stride_c, 1], offset_factor=1)
+        with T.sblock("root"):
+            T.reads()
+            T.writes(c[0:height, 0:width])
+            T.evaluate(T.call_extern("int32", APART))
+            for i in T.unroll(height):
+                c[i, T.ramp(T.int32(0), 1, width)] = T.broadcast(T.float32(value), width)
+
+    intrinsic = f"edgeopt_apart_{height}x{width}_{value}"
     TensorIntrin.register(intrinsic, meaning, code, override=True)
     return intrinsic
 
