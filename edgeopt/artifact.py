@@ -154,12 +154,9 @@ class Unscheduled(Fact):
     flops_share: float
 
 
-class Bundle(Fact):
-    """A compiled model: the files that go to the board, and what they will occupy."""
+class Runnable(Fact):
+    """What must be known of a compiled model to run it, and what it will occupy."""
 
-    path: Path
-    #: sha256 of the canonical manifest: the release's identity.
-    digest: str
     target: str
     files: tuple[BundleFile, ...]
     inputs: tuple[TensorSpec, ...]
@@ -173,6 +170,14 @@ class Bundle(Fact):
     #: How many threads it is meant to run with, and on which cores ("cortex-a72").
     threads: int = Field(default=1, ge=1)
     core: str = ""
+
+
+class Bundle(Runnable):
+    """A compiled model: the files that go to the board."""
+
+    path: Path
+    #: sha256 of the canonical manifest: the release's identity.
+    digest: str
     unscheduled: tuple[Unscheduled, ...] = ()
 
 

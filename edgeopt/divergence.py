@@ -1,6 +1,5 @@
 """Find the first node whose outputs on the board are not those of onnxruntime on the host."""
 
-import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeopt.artifact import Bundle, Model
 from edgeopt.errors import ParityBroken
+from edgeopt.scratch import scratch
 from edgeopt.trial import Seat, read_samples, run_once
 from edgeopt.verify import compare_outputs
 
@@ -65,8 +65,7 @@ def _difference(search: Search, count: int) -> str:
     from edgeopt.model.oracle import run_samples
 
     search.seat.run.begin(f"locate: {count} nodes")
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as work:
-        folder = Path(work)
+    with scratch() as folder:
         one = {name: values[0] for name, values in search.feeds.items()}
         cut = cut_model(search.model, count, feeds=one, directory=folder)
         if cut is None:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import edgeopt
@@ -12,6 +11,7 @@ from edgeopt.artifact import Bundle, Choice, Footprint, Line, Measurement, Model
 from edgeopt.cut import Cut
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
 from edgeopt.measure import summarize_samples
+from edgeopt.scratch import scratch
 from edgeopt.store import digest_tree
 from edgeopt.times import Times, read_times, write_times
 
@@ -284,14 +284,14 @@ def draw_front(run: Run, model: Model, samples: Samples, points: int) -> "tuple[
 
     job = run.job
     program = _device_program(run)
-    with TemporaryDirectory(prefix="edgeopt-front-") as folder:
+    with scratch() as folder:
         return trace_front(
             model,
             job.profile.methods,
             job.task,
             Search(lambda: measure_harm(run, model), job.effort),
             cost=Cost(_predictor(job, samples, correction=Correction(), program=program)),
-            directory=Path(folder),
+            directory=folder,
             points=points,
             baseline=job.baseline,
         )

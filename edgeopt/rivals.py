@@ -1,7 +1,7 @@
 """Let two models, or two plans of one, take turns on a board, and say which one is faster."""
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,17 @@ from edgeopt.board.facts import BoardFacts, read_facts
 from edgeopt.board.lease import Lease, hold
 from edgeopt.compare import Comparison
 from edgeopt.deploy import remove_application, stage_bundle
-from edgeopt.errors import BoardUnreachable, ConfigError, LeaseLost, MeasurementNoisy
+from edgeopt.errors import (
+    BoardUnreachable,
+    ConfigError,
+    EdgeoptError,
+    LeaseLost,
+    MeasurementNoisy,
+)
 from edgeopt.interleave import Schedule, Side, take_turns
 from edgeopt.job import Job, Run
 from edgeopt.pipeline import LEASE_SECONDS, plan
+from edgeopt.scratch import scratch
 from edgeopt.trial import ROOT, Arrays, read_samples
 
 
@@ -102,7 +109,40 @@ def compare_rivals(
 
     With a self-test, a board that calls the first one different from itself is MeasurementNoisy.
     """
+    return _compete(base, other, [_make(each) for each in (base, other)], connect, terms)
+
+
+def compare_on_boards(
+    base: Rival,
+    other: Rival,
+    boards: Mapping[str, Callable[[], Board]],
+    *,
+    terms: Terms,
+    parallel: int,
+) -> dict[str, Contest | EdgeoptError]:
+    """Compile both once and compare them on several boards side by side, each by itself.
+
+    What keeps one board from a figure keeps no other one from its own.
+    """
     made = [_make(each) for each in (base, other)]
+
+    def compete(connect: Callable[[], Board]) -> Contest | EdgeoptError:
+        try:
+            return _compete(base, other, made, connect, terms)
+        except EdgeoptError as error:
+            return error
+
+    with ThreadPoolExecutor(parallel) as pool:
+        return dict(zip(boards, pool.map(compete, boards.values()), strict=True))
+
+
+def _compete(
+    base: Rival,
+    other: Rival,
+    made: Sequence[tuple[Bundle, Arrays]],
+    connect: Callable[[], Board],
+    terms: Terms,
+) -> Contest:
     job = base.run.job
     board = connect()
     try:
@@ -114,9 +154,9 @@ def compare_rivals(
             wait=terms.wait,
             waiting=base.run.wait,
         )
-        with holding as lease, tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        with holding as lease, scratch() as folder:
             app = f"bench-{job.app}"[:64]
-            ring = _Ring(lease, read_facts(lease.board), app, job, terms, Path(folder))
+            ring = _Ring(lease, read_facts(lease.board), app, job, terms, folder)
             try:
                 sides = [ring.enter(*each) for each in made]
                 alone = ring.turns(sides[0], sides[0]) if terms.self_test else None

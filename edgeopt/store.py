@@ -34,6 +34,8 @@ _TOOLS = (
 
 #: How long a result that was replaced may still be read by a run that found it.
 _KEPT_SECONDS = 24 * 3600.0
+#: How long a result stays that no run asks for.
+UNUSED_SECONDS = 30 * 24 * 3600.0
 
 #: Below the cache folder: the kernels that the compile stage keeps for itself.
 KERNELS = "kernels"
@@ -143,6 +145,17 @@ class Store:
                 if found is not None:
                     yield found
 
+    def expire(self, seconds: float = UNUSED_SECONDS) -> None:
+        """Remove the results that no run has asked for since; what a run makes now stays."""
+        for folder in (self.root / "stages").glob("*/*/"):
+            made = _made(folder)
+            if not made or made[-1].stat().st_mtime >= time.time() - seconds:
+                continue
+            with _locked(folder.with_suffix(".lock"), wait=False) as ours:
+                # Somebody may have found it meanwhile.
+                if ours and made[-1].stat().st_mtime < time.time() - seconds:
+                    shutil.rmtree(folder)
+
     def size(self) -> dict[str, int]:
         """Return the bytes held by each stage, and by the kernels that compiling shares."""
         stages = self.root / "stages"
@@ -162,12 +175,21 @@ def _bytes_below(folder: Path) -> int:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    from filelock import FileLock
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock; yield False where somebody else has it and it is not waited for."""
+    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
-        yield
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _made(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ Tile: TypeAlias = tuple[int, int]
 Measured = Literal["time", "instructions"]
 
 #: Features of /proc/cpuinfo that decide which kernels a CPU gets.
-_DECISIVE = ("asimddp", "avx512f", "avx512_vnni")
+_DECISIVE = ("asimddp", "avx512f", "avx512_vnni", "amx_int8")
 
 
 @dataclass(frozen=True, slots=True, order=True)

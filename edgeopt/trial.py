@@ -1,6 +1,5 @@
 """Try a bundle on its board before anyone relies on it: install, run, measure, compare."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from edgeopt.deploy import Smoke, activate_release, discard_release, smoke_relea
 from edgeopt.job import Job, Run, Samples, Trial, plan_name
 from edgeopt.measure import measure_release
 from edgeopt.program import run_program
+from edgeopt.scratch import scratch
 from edgeopt.steady import Seen, measure_steadily
 from edgeopt.store import digest_file
 from edgeopt.task import Task, labelled, samples, score
@@ -119,8 +119,8 @@ def _remember(seat: Seat, bundle: Bundle, model: Model, measure: Callable[[Path]
     job = seat.run.job
     if seat.board.kind != "emulated":
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-            trial = measure(Path(folder))
+        with scratch() as folder:
+            trial = measure(folder)
         seat.run.note("measure", plan_name(model), cached=False, seconds=time.monotonic() - started)
         return trial
     key: dict[str, object] = {
@@ -214,8 +214,8 @@ def _smoke(
 ) -> None:
     started = time.monotonic()
     smoke = _smoke_of(seat.run, seat.samples, expected)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        smoke_release(release, bundle, seat.board, smoke=smoke, directory=Path(folder))
+    with scratch() as folder:
+        smoke_release(release, bundle, seat.board, smoke=smoke, directory=folder)
     seat.run.note(name, "one sample", cached=False, seconds=time.monotonic() - started)
 
 

@@ -14,6 +14,7 @@ from edgeopt.board.facts import BoardFacts
 from edgeopt.job import Run
 from edgeopt.pipeline import LEASE_SECONDS, fit_model
 from edgeopt.program import run_program
+from edgeopt.scratch import scratch
 from edgeopt.tiles import Tile, TileKey, TunedTile, measured_on
 from edgeopt.trial import ROOT
 from edgeopt.verify import check_parity, make_parity
@@ -83,11 +84,11 @@ def tune_model(run: Run, connect: Callable[[], Board], *, kernels: int, story: S
     board = connect()
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="edgeopt-") as work,
+            scratch() as work,
             hold(board, ROOT, owner=f"edgeopt tune {run.job.app}", seconds=LEASE_SECONDS) as lease,
         ):
             bench = _Bench(run, lease.board, read_facts(lease.board))
-            for kernel in _kernels(run, fitted, kernels, Path(work)):
+            for kernel in _kernels(run, fitted, kernels, work):
                 lease.renew(LEASE_SECONDS)
                 story.begin(kernel)
                 with tempfile.TemporaryDirectory(dir=work) as own:

@@ -91,8 +91,9 @@ def _run_sshd(folder: Path, options: str) -> "subprocess.Popen[bytes]":
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/id_ed25519.pub\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
-        "LogLevel VERBOSE\nMaxStartups 100\n"
-        # This one may be given once only.
+        "LogLevel VERBOSE\n"
+        # Of these the last counts, or one is all that may be.
+        + ("" if "MaxStartups" in options else "MaxStartups 100\n")
         + ("" if "Subsystem" in options else "Subsystem sftp internal-sftp\n")
     )
     if os.getuid() == 0:

@@ -335,7 +335,11 @@ class Soak:
         for digest in (new, old):
             check_whole(self.root, digest)
             release = self.root / "apps" / APP / "releases" / digest
-            wanted |= {str(path.relative_to(self.home)) for path in release.iterdir()}
+            wanted |= {
+                str(path.relative_to(self.home))
+                for path in release.iterdir()
+                if path.name != "unproven"
+            }
             sums = (release / "sha256sums").read_text().splitlines()
             objects = {self.root / "objects" / line.split()[0] for line in sums}
             objects |= {

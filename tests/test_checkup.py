@@ -2,17 +2,19 @@
 
 import json
 import platform
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from edgeopt import cli
-from edgeopt.cli.checkup import judge_board
+from edgeopt.board.local import LocalBoard
+from edgeopt.cli.checkup import judge_board, judge_cache
+from edgeopt.deploy import stage_bundle
 from edgeopt.errors import ConfigError
 from edgeopt.target import load_target
-from tests.deploy.kit import board_facts
+from tests.deploy.kit import APP, board_facts, make_bundle
 
 TARGET = load_target("rpi5")
 GOOD = {"machine": "aarch64", "features": TARGET.isa.features, "governors": ("performance",)}
@@ -69,6 +71,31 @@ def test_doctor_says_why_a_board_cannot_be_reached_and_goes_on(tmp_path: Path) -
     assert "ok    compiler: " in done.stdout
 
 
+def test_a_cache_that_has_grown_large_is_said_with_the_way_to_empty_it() -> None:
+    found = judge_cache({"fit": 9_000_000_000, "compile": 2_000_000_000}, free=1 << 30)
+    assert (found.ok, found.required) == (False, False)
+    assert "11 GB of results" in found.found
+    assert "edgeopt cache --clear" in found.fix
+    assert judge_cache({"fit": 9_000_000_000}, free=0).ok
+
+
 def test_a_board_without_its_kind_is_a_mistake() -> None:
     done = CliRunner().invoke(cli.app, ["doctor", "--board", "pi@desk"])
     assert isinstance(done.exception, ConfigError)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="target x86-64; run: on x86-64")
+def test_status_says_what_was_under_way_when_somebody_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    board, root = LocalBoard(home=tmp_path), PurePosixPath(tmp_path / ".edgeopt")
+    stage_bundle(make_bundle(tmp_path / "b"), board, facts=board_facts(), app=APP, root=root)
+    options = ["--target", "x86-64", "--board", "local", "--app", APP]
+    done = CliRunner().invoke(cli.app, ["status", *options])
+    digest = next((tmp_path / ".edgeopt" / "apps" / APP / "releases").iterdir()).name
+    assert done.exit_code == 0, done.output
+    assert f"{APP} on this machine: trying\n" in done.stdout
+    assert f"  {digest[:12]} is complete and not kept yet: its next deploy tries it" in done.stdout
+    found = json.loads(CliRunner().invoke(cli.app, ["status", *options, "--json"]).stdout)
+    assert (found["state"], found["subject"], found["proven"]) == ("trying", digest, True)

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "edgeopt"
 #: Each layer may import itself and those before it.
 ORDER = (
     ("errors",),
+    ("scratch",),
     ("units",),
     ("catalog",),
     ("budget",),

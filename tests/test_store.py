@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from pydantic import BaseModel
 
 from edgeopt.store import KERNELS, Store, canonical, digest_tree
@@ -101,6 +102,23 @@ def test_what_was_replaced_a_day_ago_is_removed(store: Store) -> None:
     os.utime(old, (0, 0))
     store.stage("fit", 1, Made, Counter(), fresh=True)
     assert not old.exists()
+
+
+def test_what_no_run_asks_for_goes_after_its_time_and_the_rest_stays(store: Store) -> None:
+    for number in range(3):
+        store.stage("fit", number, Made, Counter())
+    records = sorted(store.root.glob("stages/fit/*/*/record.json"))
+    for each in records:
+        os.utime(each.parent, (0, 0))
+    # Asked for: it is used again.
+    assert store.stage("fit", 0, Made, Counter()).cached
+    busy, gone = (each for each in records if each.parent.stat().st_mtime == 0)
+    with FileLock(busy.parents[1].with_suffix(".lock")):
+        store.expire()
+    assert (busy.exists(), gone.exists()) == (True, False)
+    store.expire()
+    assert not busy.exists()
+    assert store.stage("fit", 0, Made, Counter()).cached
 
 
 def test_clear_forgets_and_size_counts(store: Store) -> None:

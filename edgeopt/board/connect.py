@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import secrets
 import shlex
 import socket
 import threading
@@ -35,6 +36,12 @@ _WEAK_KEYS = ("ssh-rsa", "ssh-dss")
 _SIGNATURES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 
 
+#: Bytes of a server's first words that are kept.
+_GREETING = 300
+#: Seconds before a server that hung up is asked again, at first.
+_PAUSE = 0.2
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait for a board, in seconds."""
@@ -58,10 +65,14 @@ class _Tap:
         # paramiko's transport looks at this name when it stops.
         self._closed = False
         self.heard = time.monotonic()
+        #: What came first; a server that lets us in says "SSH-" there.
+        self.first = b""
 
     def recv(self, size: int) -> bytes:
         data: bytes = self._inner.recv(size)
         self.heard = time.monotonic()
+        if len(self.first) < _GREETING:
+            self.first += data
         return data
 
     def send(self, data: bytes) -> int:
@@ -125,12 +136,35 @@ class Link:
                 self.close()
 
 
+class _Dropped(BoardUnreachable):
+    """A connection that was cut before it was one, as by a server that has too many just now."""
+
+
 def open_link(route: Sequence[Hop], patience: Patience) -> Link:
-    """Connect hop by hop, verify each host key, log in; raise BoardUnreachable otherwise."""
+    """Connect hop by hop, verify each host key, log in; raise BoardUnreachable otherwise.
+
+    A server that hangs up, as MaxStartups has it do, and a network that cuts are asked again after
+    pauses that double and differ from those of others, for as long as a connection may take.
+    """
+    until = time.monotonic() + patience.connect
+    pause = _PAUSE
+    while True:
+        try:
+            return _open_link(route, patience)
+        except _Dropped:
+            rest = pause * (0.5 + secrets.randbelow(1000) / 1000)
+            if time.monotonic() + rest > until:
+                raise
+        time.sleep(rest)
+        pause *= 2
+
+
+def _open_link(route: Sequence[Hop], patience: Patience) -> Link:
     transports: list[Any] = []
     tap: _Tap | None = None
     try:
         for hop in route:
+            tap = None
             with _translated(hop):
                 inner = (
                     _tunnel(transports[-1], hop, patience) if transports else _dial(hop, patience)
@@ -138,14 +172,23 @@ def open_link(route: Sequence[Hop], patience: Patience) -> Link:
                 tap = _Tap(inner)
                 transports.append(_handshake(tap, hop, patience))
                 _log_in(transports[-1], hop)
-    except BoardUnreachable:
+    except BoardUnreachable as error:
         if tap is not None:
             tap.close()
         for each in reversed(transports):
             each.close()
+        if tap is not None and _was_cut(tap, error.__cause__):
+            raise _Dropped(error.what, why=error.why, fix=error.fix) from error.__cause__
         raise
     assert tap is not None
     return Link(transports, tap, patience)
+
+
+def _was_cut(tap: _Tap, cause: BaseException | None) -> bool:
+    """Tell a connection that ended from one that is refused by name, or has no answer in time."""
+    if cause is None or isinstance(cause, TimeoutError):
+        return False
+    return b"SSH-" not in tap.first or isinstance(cause, EOFError | ConnectionError)
 
 
 def _dial(hop: Hop, patience: Patience) -> socket.socket:

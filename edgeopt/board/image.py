@@ -13,7 +13,6 @@ import re
 import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from filelock import FileLock
 from edgeopt.board.initramfs import pack_initramfs, unpack_kernel
 from edgeopt.board.rootfs import FILES, FIRST, FOLDERS, MODULES
 from edgeopt.errors import ConfigError
+from edgeopt.scratch import scratch
 
 #: The name under which the board's host key is pinned, whatever port it listens on.
 HOST_ALIAS = "edgeopt-board"
@@ -109,9 +109,9 @@ def ensure_image(cache: Path, *, mirror: str = "") -> Image:
     image.path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{image.path}.lock"):
         if not image.path.is_dir():
-            with tempfile.TemporaryDirectory(dir=image.path.parent, prefix=".building-") as name:
-                _build(Path(name), sources=_sources(mirror))
-                (Path(name) / "image").rename(image.path)
+            with scratch(image.path.parent, ".building-") as draft:
+                _build(draft, sources=_sources(mirror))
+                (draft / "image").rename(image.path)
     return image
 
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 #: Bytes: the smallest bundle with its way back, and what stays for the system.
 _LEAST_FREE = 64_000_000
 _LEAST_MEMORY = 32_000_000
+#: Bytes of results beyond which they are worth a look.
+_MOST_CACHED = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,20 @@ def examine() -> list[Finding]:
         ),
         _programs("shell on an emulated board", ("ssh",), "sudo apt-get install openssh-client"),
     ]
+
+
+def judge_cache(sizes: "Mapping[str, int]", free: int) -> Finding:
+    """Say what earlier runs left, in bytes by stage, and what is free beside it."""
+    from edgeopt.units import format_bytes
+
+    held = sum(sizes.values())
+    return Finding(
+        "cache",
+        held <= _MOST_CACHED,
+        f"{format_bytes(held)} of results, {format_bytes(free)} free; unused ones go after 30 days",
+        "edgeopt cache shows what they are, edgeopt cache --clear forgets them",
+        required=False,
+    )
 
 
 def _exact(part: str, name: str, version: str) -> Finding:

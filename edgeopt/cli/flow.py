@@ -149,6 +149,8 @@ def status(
         options.print_document(found.model_dump(mode="json") | {"signature": signature})
         return
     typer.echo(f"{found.app} on {found.board}: {found.state}")
+    if found.meaning:
+        typer.echo(f"  {found.meaning}")
     for name, digest in (("current", found.current), ("previous", found.previous)):
         typer.echo(f"  {name:<9} {digest[:12] or '-'}")
     if found.files_good is not None:

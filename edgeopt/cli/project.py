@@ -84,9 +84,13 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check what this machine has for compiling and emulating, and what a board has to run it."""
-    from edgeopt.cli.checkup import examine
+    from edgeopt.cli.checkup import examine, judge_cache
+    from edgeopt.cli.places import cache_folder
+    from edgeopt.store import Store
 
-    findings = examine()
+    folder = cache_folder()
+    free = shutil.disk_usage(folder).free
+    findings = [*examine(), judge_cache(Store(folder).size(), free)]
     if target is not None and bundle is not None:
         findings += _examine_bundle(target, project, bundle)
     if target is not None and (bundle is None or board is not None):
@@ -157,7 +161,10 @@ def _examine_keys(request: Request) -> "list[Finding]":
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Forget every stage's result.")] = False,
 ) -> None:
-    """Show what the cache holds, or clear it; boards and toolchains stay."""
+    """Show what the cache holds, or clear it; boards and toolchains stay.
+
+    A result that no run asks for is removed after 30 days anyway.
+    """
     from edgeopt.cli.places import cache_folder
     from edgeopt.report import format_columns
     from edgeopt.store import Store

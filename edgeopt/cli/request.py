@@ -330,7 +330,12 @@ def started(order: Order) -> "Iterator[Run]":
     typer.echo(order.title, err=True)
     person = sys.stderr.isatty()
     begin, advance = (_begin, Progress().show) if person else (_silent, _silent)
-    yield Run(order.job, Store(cache_folder()), _tell, begin, tell_wait, advance)
+    store = Store(cache_folder())
+    yield Run(order.job, store, _tell, begin, tell_wait, advance)
+    try:
+        store.expire()
+    except OSError as error:
+        typer.echo(f"warning: the cache keeps what nobody uses: {error}", err=True)
 
 
 def tell_wait(owner: "Owner") -> None:

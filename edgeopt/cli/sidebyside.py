@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import typer
 
 from edgeopt.cli import options
 from edgeopt.errors import BoardUnreachable, ConfigError
+from edgeopt.scratch import scratch
 
 #: Exit codes of pytest, and the plugin's for boards that were gone while nothing else failed.
 _RESULTS = {0: "passed", 1: "FAILED", 5: "no tests", BoardUnreachable.exit_code: "board gone"}
@@ -64,11 +64,11 @@ def run_tests(
     as_json: options.Json = False,
 ) -> None:
     """Run a project's tests on several boards at once, each on all of them."""
-    members = _members(boards, project.resolve())
+    members = list_members(boards, project.resolve())
     extra = [] if ssh_config is None else ["--board-ssh-config", str(ssh_config.absolute())]
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+    with scratch() as folder:
         runs = [
-            _Run(each, project, [*extra, *(arguments or [])], Path(folder) / f"{number}")
+            _Run(each, project, [*extra, *(arguments or [])], folder / f"{number}")
             for number, each in enumerate(members)
         ]
         with ThreadPoolExecutor(parallel) as pool:
@@ -84,7 +84,8 @@ def run_tests(
     raise typer.Exit(1 if codes - {BoardUnreachable.exit_code} else max(codes, default=0))
 
 
-def _members(boards: str, project: Path) -> list[Member]:
+def list_members(boards: str, project: Path) -> list[Member]:
+    """Return the boards of edgeopt.toml ("all"), or of a fleet's file."""
     from edgeopt.fleet import load_fleet
     from edgeopt.project import FILE, load_project
 

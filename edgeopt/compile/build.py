@@ -16,6 +16,7 @@ from edgeopt.artifact import Bundle, BundleFile, Footprint, Model
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.gate import check_scheduled, unscheduled_functions
 from edgeopt.compile.import_onnx import check_operators, import_model
+from edgeopt.compile.kernels.amx_tile import PREFIX as AMX
 from edgeopt.compile.lift import Lifted, lift_constants
 from edgeopt.compile.lower import lower_module
 from edgeopt.compile.objects import separate_kernels, write_objects
@@ -246,6 +247,8 @@ def _features(target: Target, cpu: Cpu, planned: tvm.IRModule) -> tuple[str, ...
         wanted.append("asimddp")
     if "vpdpbusd" in text:
         wanted.append("avx512_vnni")
+    if AMX in text:
+        wanted += ["amx_tile", "amx_int8"]
     return tuple(name for name in target.isa.features if name in wanted)
 
 

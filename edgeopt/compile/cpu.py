@@ -50,6 +50,8 @@ class Cpu:
     #: Has vector arithmetic on float16.
     half: bool = False
     vnni: bool = False
+    #: Has tile registers for codes.
+    amx: bool = False
     #: Tiles that were measured to be better than those that would be chosen.
     tiles: Mapping[TileKey, Tile] = field(default_factory=dict, hash=False)
 
@@ -95,6 +97,7 @@ def describe_cpu(target: Target, tiles: Mapping[TileKey, Tile] | None = None) ->
         dot_product="asimddp" in features,
         half=target.multiplies_halves,
         vnni="avx512_vnni" in features,
+        amx={"avx512_vnni", "amx_int8"} <= features,
         tiles={} if tiles is None else tiles,
     )
 

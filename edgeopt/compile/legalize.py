@@ -171,6 +171,14 @@ def lower_softmax(site: Site, call: relax.Call) -> relax.Expr | None:
     return site.call(rows.define_softmax(site.cpu, shape), call.args[0], name="softmax")
 
 
+def lower_log_softmax(site: Site, call: relax.Call) -> relax.Expr | None:
+    """Lower the logarithm of softmax over the last axis."""
+    shape = shape_of(call)
+    if int(call.attrs.axis) % len(shape) != len(shape) - 1:
+        return None
+    return site.call(rows.define_log_softmax(site.cpu, shape), call.args[0], name="log_softmax")
+
+
 def lower_layer_norm(site: Site, call: relax.Call) -> relax.Expr | None:
     """Lower layer normalization over the last axis."""
     shape = shape_of(call)
@@ -247,6 +255,7 @@ LOWERINGS: dict[str, Lowering] = {
     "relax.matmul": lower_matmul,
     "relax.permute_dims": lower_permute,
     **dict.fromkeys(RESHAPES, lower_reshape),
+    "relax.nn.log_softmax": lower_log_softmax,
     "relax.nn.softmax": lower_softmax,
     "relax.nn.layer_norm": lower_layer_norm,
     "relax.sum": lower_reduction,

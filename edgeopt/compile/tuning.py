@@ -21,6 +21,7 @@ _RANKS: dict[str, Callable[[Cpu, TileKey], list[Tile]]] = {
     integer_conv.KIND: integer.rank_tiles,
     code_products.KIND: code_products.rank_tiles,
     code_products.SINGLE: code_products.rank_tiles,
+    code_products.AMX: code_products.rank_tiles,
 }
 
 

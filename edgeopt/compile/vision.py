@@ -20,6 +20,9 @@ _TO_FIRST = (0, 3, 1, 2)
 #: Outputs from which unfolding an image for the kernel of products is worth its time.
 _FEWEST_UNFOLDED = 24
 
+#: Channels of an input that are read from where they are at most.
+_MOST_PLANAR = 4
+
 #: Filters [KH, KW, I, O]: constant with their scales, or computed by the model.
 Filters: TypeAlias = Stored | relax.Expr
 
@@ -42,6 +45,9 @@ def lower_conv2d(site: Site, call: relax.Call) -> relax.Expr | None:
         dilation=_pair(call.attrs.dilation),
         groups=int(call.attrs.groups),
     )
+    planar = _convolve_planar(site, image, filters, window)
+    if planar is not None:
+        return site.permute(planar, _TO_FIRST)
     result = _convolve(site, site.permute(image, _TO_LAST), filters, window)
     return site.permute(result, _TO_FIRST)
 
@@ -245,6 +251,28 @@ def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -
         return site.call(define, image, values, *scales, name="depthwise")
     define = conv.define_dense(window, outputs, tile)
     return site.call(define, image, _packed(site, filters, tile[1]), *scales, name="conv")
+
+
+def _convolve_planar(
+    site: Site, image: relax.Expr, filters: Filters, window: Window
+) -> relax.Expr | None:
+    """Emit a convolution of an input [N, C, H, W] of few channels from where it is.
+
+    No vector holds so few, and where a CPU broadcasts values from memory any order is as good.
+    """
+    if site.cpu.vector_a or window.groups != 1 or window.inputs > _MOST_PLANAR or window.pointwise:
+        return None
+    # What the model computes has channels last, or is about to.
+    if not isinstance(site.bound(image), relax.Var) or not isinstance(filters, Stored):
+        return None
+    outputs = filters.values.shape[3]
+    if winograd.plan_winograd(site.cpu, window, outputs) is not None:
+        return None
+    tile = conv.dense_tile(site.cpu, window, outputs, filters.values.dtype)
+    assert tile is not None
+    define = conv.define_dense(window, outputs, tile, planar=True)
+    packed = conv.pack_filters(filters.values, tile[1])
+    return site.call(define, image, packed, *_output_scales(filters, outputs), name="conv")
 
 
 def _is_unfolded(site: Site, window: Window, outputs: int) -> bool:

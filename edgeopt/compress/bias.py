@@ -5,8 +5,6 @@ inputs on real samples, the outputs move by E[x] D on average, which is subtract
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
@@ -17,6 +15,7 @@ from edgeopt.compress.edit import Edit
 from edgeopt.compress.reconstruct import expose
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
+from edgeopt.scratch import scratch
 
 
 def correct_biases(
@@ -76,8 +75,8 @@ def _rounded(
     names = [each.name for each in given if each.name in made]
     found: dict[str, Array] = {}
     if names:
-        with TemporaryDirectory(prefix="edgeopt-") as folder:
-            session = open_session(expose(model, names, Path(folder)))
+        with scratch() as folder:
+            session = open_session(expose(model, names, folder))
             # What weights are decoded to depends on no input, but a graph takes some.
             values = session.run(names, {name: each[0] for name, each in samples.items()})
         found = dict(zip(names, values, strict=True))

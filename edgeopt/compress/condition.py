@@ -9,8 +9,6 @@ its largest |weight| in the first and the second layer, so that both become sqrt
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
@@ -20,6 +18,7 @@ from edgeopt.compress.edit import Edit
 from edgeopt.compress.reconstruct import expose, unmasked
 from edgeopt.model.graph import Weight, attribute, consumers, initializers, producers
 from edgeopt.model.oracle import Array, open_session
+from edgeopt.scratch import scratch
 
 #: Samples that activations are looked at on, at most.
 MOST_SAMPLES = 128
@@ -93,8 +92,8 @@ def _reduce_channels(
     count = min(len(next(iter(samples.values()))), MOST_SAMPLES)
     found: dict[str, list[Array]] = {name: [] for name in names}
     ordered = sorted(found)
-    with TemporaryDirectory(prefix="edgeopt-") as folder:
-        session = open_session(expose(model, ordered, Path(folder)))
+    with scratch() as folder:
+        session = open_session(expose(model, ordered, folder))
         for index in range(count):
             feeds = {name: values[index] for name, values in samples.items()}
             for name, value in zip(ordered, session.run(ordered, feeds), strict=True):

@@ -1,8 +1,6 @@
 """How often each row of a table is read."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +10,7 @@ from onnx import ModelProto, NodeProto, helper
 from edgeopt.compress.reconstruct import unmasked
 from edgeopt.model.graph import Weight, consumers, initializers, producers
 from edgeopt.model.oracle import Array, open_session
+from edgeopt.scratch import scratch
 
 #: What rows are expected to be read at least: a table of which no row was read once only.
 _LEAST = 1e-3
@@ -30,8 +29,8 @@ def count_reads(
     sources = {each.name: [node.input[1] for node in readers[each.name]] for each in wanted}
     names = sorted({name for group in sources.values() for name in group})
     counts = {each.name: np.zeros(each.shape[0], np.float32) for each in wanted}
-    with TemporaryDirectory(prefix="edgeopt-") as folder:
-        path = Path(folder) / "indices.onnx"
+    with scratch() as folder:
+        path = folder / "indices.onnx"
         onnx.save_model(_upstream(model, names), path)
         session = open_session(path)
         inputs = [each.name for each in session.get_inputs()]

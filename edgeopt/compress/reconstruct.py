@@ -12,7 +12,6 @@ instead of 0.670; with 4 bits the outputs' error falls by a third, but 0.835 are
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import numpy as np
@@ -36,6 +35,7 @@ from edgeopt.errors import ConfigError, ModelError
 from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
+from edgeopt.scratch import scratch
 
 #: A tensor, and whether its values of K lie along the last axis or, of a Gemm, the first.
 Source: TypeAlias = tuple[str, bool]
@@ -149,8 +149,8 @@ def collect_hessians(
     count = min(len(next(iter(samples.values()))), MOST_SAMPLES)
     names = sorted({name for name, _ in ordered})
     sums: dict[Source, Doubles] = {}
-    with TemporaryDirectory(prefix="edgeopt-") as folder:
-        session = open_session(expose(model, names, Path(folder)))
+    with scratch() as folder:
+        session = open_session(expose(model, names, folder))
         for index in range(count):
             feeds = {name: values[index] for name, values in samples.items()}
             found = dict(zip(names, session.run(names, feeds), strict=True))

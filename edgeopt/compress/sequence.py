@@ -7,8 +7,6 @@ Theorem 3.1, of which this takes the first step for the whole matrix at once.)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +23,7 @@ from edgeopt.compress.refit import fit_rows, ordered_products, results_of
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
 from edgeopt.model.torch_graph import TorchGraph
+from edgeopt.scratch import scratch
 
 #: Samples that are used at most.
 MOST_SAMPLES = 512
@@ -128,8 +127,8 @@ def _decode(
     )
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     made = rewrite(part, Plan(name="weight", choices=(choice,)), learned)
-    with TemporaryDirectory(prefix="edgeopt-") as folder:
-        path = Path(folder) / "weight.onnx"
+    with scratch() as folder:
+        path = folder / "weight.onnx"
         onnx.save_model(made, path)
         found: Array = open_session(path).run(None, {"x": feed})[0]
     return np.ascontiguousarray(found.T if turned else found)

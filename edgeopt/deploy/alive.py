@@ -2,21 +2,20 @@
 
 import hashlib
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from edgeopt.artifact import Bundle, BundleFile, Footprint, Release, TensorSpec
+from edgeopt.artifact import Bundle, Release, Runnable
 from edgeopt.board import Board
-from edgeopt.board.facts import read_facts
 from edgeopt.board.script import QUICK
 from edgeopt.deploy.place import Place
 from edgeopt.errors import BoardIncompatible, DeployFailed
 from edgeopt.program import run_program
+from edgeopt.scratch import scratch
 
 #: Bytes; the manifest of a model with thousands of inputs has as many.
 MANIFEST_LIMIT = 4_000_000
@@ -24,33 +23,20 @@ MANIFEST_LIMIT = 4_000_000
 _FILE = 16_384
 
 
-class _Manifest(BaseModel):
-    """What a run needs to know; the rest is not looked at."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    target: str
-    files: tuple[BundleFile, ...]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    footprint: Footprint
-    features: tuple[str, ...]
-    machine: str
-    glibc: str
-    threads: int
-    core: str = ""
+class _Manifest(Runnable, extra="ignore"):
+    """What a run needs to know; the rest of a manifest is not looked at."""
 
 
-def run_installed(board: Board, place: Place, digest: str) -> None:
+def run_installed(board: Board, place: Place, digest: str, *, free: int | None) -> bool:
     """Run a release once on zeros: it must load, compute, and give outputs of its shapes.
 
-    Where the board's disk has no room for them nothing is run: a full disk must not keep a board
-    from going back to what it had.
+    Where the board's disk, with so many bytes free, has no room for them nothing is run, and
+    False returned: a full disk must not keep a board from going back to what it had.
 
     Raises what run_program raises, and DeployFailed where its manifest says nothing.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
-        bundle = _read_bundle(board, place, digest, Path(name))
+    with scratch() as folder:
+        bundle = _read_bundle(board, place, digest, folder)
         release = Release(
             board=board.name,
             kind=board.kind,
@@ -58,8 +44,8 @@ def run_installed(board: Board, place: Place, digest: str) -> None:
             digest=digest,
             path=str(place.release(digest)),
         )
-        if not _has_room(board, place, bundle):
-            return
+        if free is not None and free < _needed(bundle):
+            return False
         feeds: dict[str, NDArray[Any]] = {
             each.name: np.zeros((1, *each.shape), each.dtype) for each in bundle.inputs
         }
@@ -71,17 +57,17 @@ def run_installed(board: Board, place: Place, digest: str) -> None:
             warmup=0,
             iterations=1,
             threads=bundle.threads,
-            directory=Path(name),
+            directory=folder,
         )
+    return True
 
 
-def _has_room(board: Board, place: Place, bundle: Bundle) -> bool:
-    """Say whether inputs and outputs of one inference fit on the board's disk, with headers."""
-    needed = sum(
+def _needed(bundle: Bundle) -> int:
+    """Return the bytes that inputs and outputs of one inference take on a disk, with headers."""
+    return sum(
         math.prod(each.shape) * np.dtype(each.dtype).itemsize + _FILE
         for each in (*bundle.inputs, *bundle.outputs)
     )
-    return read_facts(board, folder=place.root).free >= needed
 
 
 def _read_bundle(board: Board, place: Place, digest: str, folder: Path) -> Bundle:

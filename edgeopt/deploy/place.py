@@ -11,6 +11,8 @@ from edgeopt.errors import ConfigError
 #: Starts with a letter or digit: "..", ".tmp-x" and "-rf" can never be names.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+#: The figures of a line of df(1): all, used, free.
+_NUMBERS = re.compile(r"\s(\d+)\s+(\d+)\s+(-?\d+)\s+(?:\d+%|-)\s+/")
 _ROOT = re.compile(r"(~|~?/[^\x00-\x1f\x7f]*)")
 
 #: Seconds to hash a whole release of unknown size: 1.5 GB at the 5 MB/s of an emulated board.
@@ -82,6 +84,15 @@ def check_digest(digest: str) -> str:
 def known_digest(name: str) -> str:
     """Return the name when it is a digest; what else a board may say is as good as nothing."""
     return name if _DIGEST.fullmatch(name) else ""
+
+
+def parse_free(line: str, *, unit: int = 1) -> int | None:
+    """Return how much of a file system is free to us by a line of df -P, in `unit` each.
+
+    None where it does not say: those that make inodes as they go report none at all.
+    """
+    found = _NUMBERS.search(line)
+    return int(found[3]) * unit if found and int(found[1]) > 0 else None
 
 
 def check_root(root: PurePosixPath) -> PurePosixPath:

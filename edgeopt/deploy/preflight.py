@@ -10,12 +10,21 @@ from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
 from edgeopt.board.script import run_script
 from edgeopt.deploy.chunks import MOST_CHUNKS, Chunk, parse_list
-from edgeopt.deploy.place import Place, check_digest, check_name, check_root, known_digest
+from edgeopt.deploy.place import (
+    Place,
+    check_digest,
+    check_name,
+    check_root,
+    known_digest,
+    parse_free,
+)
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ConfigError, DeployFailed
 from edgeopt.units import format_bytes
 
 #: Name of the bundle's manifest; its SHA-256 is the release's digest.
 MANIFEST = "manifest.json"
+#: What else lies in a release's folder: its files' digests, and what is known of it.
+OURS = frozenset({"boot", "sha256sums", "statement", "statement.sig", "unproven"})
 #: Memory left to the system besides the model, so that the board keeps answering.
 RAM_RESERVE = 16_000_000
 #: Folders, links, history, and the run folder with its inputs and outputs.
@@ -39,6 +48,7 @@ for each in "$root/objects" "$root/apps" "$home" "$home/releases" "$root/runs"; 
 done
 echo "space $(df -Pk "$here" 2>/dev/null | tail -n 1)"
 echo "inodes $(df -Pi "$here" 2>/dev/null | tail -n 1)"
+command -v sha256sum > /dev/null 2>&1 || echo "lacks sha256sum"
 sed 's/^/mount /' /proc/mounts 2>/dev/null || true
 has() {
     if [ -f "$root/objects/$1" ] && [ ! -L "$root/objects/$1" ]; then
@@ -48,7 +58,9 @@ has() {
 for each in "$@"; do has "$each"; done
 for each in "$root"/objects/*.part; do has "${each##*/}"; done
 if [ -f "$home/releases/$digest/sha256sums" ]; then
+    boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null || true)
     echo "release yes"
+    if [ "$(cat "$home/releases/$digest/boot" 2>/dev/null)" = "$boot" ]; then echo "checked yes"; fi
 else
     sums=$(cat "$home/current/sha256sums" "$home/previous/sha256sums" 2>/dev/null || true)
     for each in $(echo "$sums" | cut -d ' ' -f 1 | sort -u); do
@@ -63,7 +75,6 @@ echo "current $(readlink "$home/current" || true)"
 _SURVEY = _SURVEY.replace("MOST", str(MOST_CHUNKS))
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_NUMBERS = re.compile(r"\s(\d+)\s+(\d+)\s+(-?\d+)\s+(?:\d+%|-)\s+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +92,13 @@ class Survey:
     obstacles: tuple[str, ...]
     #: Size in bytes by name in objects/: "<sha256>" or "<sha256>.part".
     objects: dict[str, int]
-    #: Whether this bundle's release is assembled already, and the digest that is current.
+    #: Programs that every deploy needs and the board has not.
+    lacks: tuple[str, ...]
+    #: Whether this bundle's release is assembled already, and its files are known to be good since
+    #: the board's last start.
     installed: bool
+    checked: bool
+    #: Digest of the release that is current, or "".
     current: str
     #: What the objects of the current and the previous release consist of, by SHA-256.
     chunks: Mapping[str, tuple[Chunk, ...]] = field(default_factory=dict)
@@ -93,10 +109,11 @@ def stored_files(bundle: Bundle) -> tuple[BundleFile, ...]:
     files = {each.name: each for each in bundle.files if each.name != MANIFEST}
     size = (bundle.path / MANIFEST).stat().st_size
     files[MANIFEST] = BundleFile(name=MANIFEST, sha256=bundle.digest, size=size)
-    if "sha256sums" in files or "edgeopt-run" not in files:
+    if OURS & files.keys() or "edgeopt-run" not in files:
         raise ConfigError(
             f"{bundle.path} is not a bundle that can be deployed",
-            why="it must have the program 'edgeopt-run', and nothing called 'sha256sums'",
+            why="it must have the program 'edgeopt-run', "
+            f"and nothing called {', '.join(sorted(OURS))}",
         )
     for each in files.values():
         check_name(each.name, "file of a bundle")
@@ -127,18 +144,17 @@ def parse_survey(lines: Sequence[str], app: str) -> Survey:
         objects = {name: int(size) for name, size in sized}
     except (KeyError, ValueError) as error:
         raise DeployFailed("the survey of the board cannot be read", why=str(error)) from error
-    space = _NUMBERS.search(single.get("space", ""))
-    inodes = _NUMBERS.search(single.get("inodes", ""))
     return Survey(
         place=place,
-        free_bytes=int(space[3]) * 1024 if space else None,
-        # File systems that make inodes as they go report none at all.
-        free_inodes=int(inodes[3]) if inodes and int(inodes[1]) > 0 else None,
+        free_bytes=parse_free(single.get("space", ""), unit=1024),
+        free_inodes=parse_free(single.get("inodes", "")),
         writable=single.get("writable") == "yes",
         mount_options=parse_mount_options(values.get("mount", ()), real),
         obstacles=tuple(values.get("obstacle", ())),
         objects=objects,
+        lacks=tuple(values.get("lacks", ())),
         installed=single.get("release") == "yes",
+        checked=single.get("checked") == "yes",
         current=known_digest(PurePosixPath(single.get("current", "")).name),
         chunks=_parse_chunks(values.get("chunk", ())),
     )
@@ -228,6 +244,10 @@ def _storage_problems(bundle: Bundle, survey: Survey) -> list[tuple[str, str]]:
     problems = [
         (f"{each} is in the way (a file or a symbolic link)", f"remove {each}")
         for each in survey.obstacles
+    ]
+    problems += [
+        (f"it has no {each}", f"install coreutils or busybox there, which have {each}")
+        for each in survey.lacks
     ]
     if "ro" in survey.mount_options:
         problems.append((f"{root} is on a read-only file system", elsewhere))

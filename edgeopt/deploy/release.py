@@ -1,6 +1,5 @@
 """Stage a bundle on a board, try it there, make it current, go back."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +30,7 @@ from edgeopt.deploy.switch import (
     prepare_place,
     restore_links,
     switch_release,
+    trust_release,
 )
 from edgeopt.deploy.upload import Progress, find_damaged, upload_files
 from edgeopt.errors import (
@@ -44,6 +44,7 @@ from edgeopt.errors import (
     RollbackFailed,
 )
 from edgeopt.program import run_program
+from edgeopt.scratch import scratch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,22 +72,24 @@ def stage_bundle(
 ) -> Release:
     """Install a bundle on a board under its digest, without making it current.
 
-    Nothing is sent before the board is known to be able to run it. What is there already is not
-    sent again; `recheck` hashes that on the board first and replaces what is damaged.
+    Nothing is sent before the board is known to be able to run it. What is there already is hashed
+    there and only sent again when it is damaged; a complete release that was verified since the
+    board started is hashed with `recheck` only.
     """
     survey = survey_board(board, root=root, app=app, bundle=bundle)
     check_board(bundle, facts, survey)
     files = stored_files(bundle)
     missing = missing_files(bundle, survey)
-    if recheck:
+    trusted = survey.installed and survey.checked
+    if recheck or not trusted:
         present = [each for each in files if each not in missing]
-        damaged = find_damaged(board, survey, bundle.digest, present)
+        damaged = find_damaged(board, survey, bundle.digest, present) if present else ()
         missing += tuple(each for each in present if each.sha256 in damaged)
-    staging = bool(missing) or not survey.installed
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as drafts:
-        deltas = plan_deltas(missing, survey, source=bundle.path, folder=Path(drafts))
+    staging = bool(missing) or not trusted
+    with scratch() as drafts:
+        deltas = plan_deltas(missing, survey, source=bundle.path, folder=drafts)
         coming = (*missing, *deltas_to_come(deltas))
-        prepare_place(board, survey.place, bundle.digest if staging else None, coming)
+        prepare_place(board, survey.place, bundle.digest, coming, staging=staging)
         sent = upload_files(
             board, missing, folder=bundle.path, survey=survey, deltas=deltas, progress=progress
         )
@@ -193,13 +196,22 @@ def activate_release(
     """
     place = place_of(release)
     before = read_status(board, release.app, root=place.root)
+    settled = before.proven and before.state in {"ready", "trying"}
     verified = False
     if signed is not None:
         install_statement(board, place, release.digest, signed)
     try:
-        if signed is not None or (before.current, before.state) != (release.digest, "ready"):
+        if signed is not None or before.current != release.digest or not settled:
             older = signed is not None and signed.downgrade
-            verified = switch_release(board, place, release.digest, "deploy", downgrade=older)
+            verified = switch_release(
+                board,
+                place,
+                release.digest,
+                "deploy",
+                downgrade=older,
+                check=health is not None,
+                damaged=before.files_good is False,
+            )
             if health is not None:
                 health()
     except (BoardUnreachable, LeaseLost):
@@ -208,7 +220,7 @@ def activate_release(
         raise
     except EdgeoptError as error:
         _restore(release, board, before, error)
-    collect_garbage(board, place, keep=keep)
+    collect_garbage(board, place, proven=release.digest, keep=keep)
     return verified
 
 
@@ -220,7 +232,9 @@ def _restore(release: Release, board: Board, before: Status, error: EdgeoptError
             restore_links(board, place, current=before.current, previous=before.previous)
             # A way back that does not lead to something that runs is none.
             if before.current:
-                run_installed(board, place, before.current)
+                check_release(board, place, before.current)
+            if before.current and run_installed(board, place, before.current, free=after.free):
+                trust_release(board, place, before.current)
     except EdgeoptError as second:
         raise RollbackFailed(
             f"the release that was current on {board.name} could not be restored, or does not run",
@@ -262,7 +276,8 @@ def rollback_release(
         check_release(board, place, status.previous)
         if allowed is not None:
             verify_release(board, place, status.previous, allowed)
-        run_installed(board, place, status.previous)
+        if run_installed(board, place, status.previous, free=status.free):
+            trust_release(board, place, status.previous)
         # It was current before: that it is older is what is asked for.
         switch_release(board, place, status.previous, "rollback", downgrade=True)
     except (DeployFailed, BoardIncompatible, BudgetExceeded) as error:

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgeopt.deploy.alive import MANIFEST_LIMIT
 from edgeopt.deploy.place import Place, check_digest, check_name, hash_timeout
 from edgeopt.deploy.switch import place_statement
 from edgeopt.errors import BoardIncompatible, ConfigError, DeployFailed
+from edgeopt.scratch import scratch
 
 #: The host's own program; the board's is looked up there.
 KEYGEN = "ssh-keygen"
@@ -102,8 +102,8 @@ def sign_release(
             why="[signing] of edgeopt.toml has allowed_signers and no key",
             fix="name one: edgeopt deploy --sign ~/.ssh/id_ed25519",
         )
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        draft = Path(folder) / STATEMENT
+    with scratch() as folder:
+        draft = folder / STATEMENT
         draft.write_text(statement)
         done = _keygen("sign", "-q", "-f", str(signer.key), "-n", _NAMESPACE, str(draft))
         if done.returncode != 0:
@@ -113,7 +113,7 @@ def sign_release(
                 or "ssh-keygen says nothing",
                 fix="name a private key without a passphrase, or the .pub of one in ssh-agent",
             )
-        signature = (Path(folder) / SIGNATURE).read_text()
+        signature = (folder / SIGNATURE).read_text()
     allowed = read_allowed(signer)
     problem = find_forgery(statement, signature, allowed)
     if problem:
@@ -144,8 +144,7 @@ def read_allowed(signer: Signer) -> str:
 
 def find_forgery(statement: str, signature: str, allowed: str) -> str:
     """Say why a signature does not count, or return an empty string when it does."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         (folder / SIGNATURE).write_text(signature)
         (folder / "allowed").write_text(allowed)
         named = ("-s", str(folder / SIGNATURE), "-f", str(folder / "allowed"))
@@ -201,8 +200,8 @@ def install_statement(board: Board, place: Place, digest: str, signed: Signed) -
 
 def read_signers(board: Board, place: Place) -> str:
     """Return the lines of the signers that a board asks for; "" when there are none."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
-        local = Path(name) / "allowed_signers"
+    with scratch() as folder:
+        local = folder / "allowed_signers"
         try:
             board.get(place.root / local.name, local, limit=MANIFEST_LIMIT, timeout=QUICK)
         except BoardIncompatible:
@@ -217,8 +216,7 @@ def verify_release(board: Board, place: Place, digest: str, allowed: str) -> int
     for something else, or that has a file which differs.
     """
     folder = place.release(digest)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
-        local = Path(name)
+    with scratch() as local:
         try:
             for each in (STATEMENT, SIGNATURE):
                 board.get(folder / each, local / each, limit=_SMALL, timeout=QUICK)

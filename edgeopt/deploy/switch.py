@@ -2,7 +2,7 @@
 
 The order on the board makes every crash harmless: a release appears by one rename of a complete
 folder, `current` changes by one rename of a link, and what must follow (the previous link, the
-history) is written down in `state` before, so that whoever comes next finishes it.
+history) is written down before, so that whoever comes next finishes it (see states).
 """
 
 import datetime
@@ -16,69 +16,17 @@ from edgeopt.artifact import BundleFile
 from edgeopt.board import Board
 from edgeopt.board.script import run_script
 from edgeopt.deploy.place import CHECK_TIMEOUT, Place, hash_timeout
+from edgeopt.deploy.states import COMMON
 
 #: What an event of the history says was done; restore takes back a switch that failed.
 Action = Literal["deploy", "rollback", "restore"]
 
-# Positional parameters of every script: root, application, then its own.
-_COMMON = r"""
-root=$1 app=$2; shift 2
-home=$root/apps/$app
-
-current() {
-    if [ ! -L "$home/$1" ]; then
-        if [ -e "$home/$1" ]; then fail "$home/$1 is not a link"; fi
-        return 0
-    fi
-    target=$(readlink "$home/$1")
-    case $target in
-        releases/*/*|releases/.*|releases/) fail "$home/$1 points to $target" ;;
-        releases/*) echo "${target#releases/}" ;;
-        *) fail "$home/$1 points to $target" ;;
-    esac
-}
-
-point() {
-    rm -f "$home/.tmp-$1-$$"
-    ln -s "releases/$2" "$home/.tmp-$1-$$"
-    mv -T "$home/.tmp-$1-$$" "$home/$1"
-}
-
-note() {
-    printf '%s\n' "$@" > "$home/.tmp-state-$$" && flush "$home/.tmp-state-$$" || return 1
-    mv -f "$home/.tmp-state-$$" "$home/state" && flush "$home"
-}
-
-# What follows a switch. Each step may have been done before; a torn line is ended first.
-finish() {
-    if [ "$2" != - ] && [ "$2" != "$1" ]; then point previous "$2" || return 1; fi
-    log=$home/history.jsonl
-    if [ "$(tail -n 1 "$log" 2>/dev/null || true)" != "$3" ]; then
-        if [ -s "$log" ] && [ -n "$(tail -c 1 "$log")" ]; then echo >> "$log" || return 1; fi
-        printf '%s\n' "$3" >> "$log" || return 1
-    fi
-    flush "$log" "$home" || return 1
-    rm -f "$home/state" || return 1
-    flush "$home"
-}
-
-recover() {
-    [ -f "$home/state" ] || return 0
-    { IFS=' ' read -r action new old && IFS= read -r event; } < "$home/state" || action=torn
-    if [ "$action" = switch ] && [ "$(current current)" = "$new" ]; then
-        # On a full disk the history loses a line; nothing else may depend on it.
-        finish "$new" "$old" "$event" 2>/dev/null || true
-    fi
-    rm -f "$home/state"
-}
-"""
-
-# Parameters: digest ("-": nothing will be staged), then the objects to come: their interrupted
-# uploads stay, to be resumed.
+# Parameters: what begins ("stage" or "try"), the digest, then the objects to come: what is there of
+# them stays, to be resumed.
 _PREPARE = (
-    _COMMON
+    COMMON
     + r"""
-digest=$1; shift
+step=$1 digest=$2; shift 2
 first=no; if [ ! -d "$home" ]; then first=yes; fi
 for each in "$root/objects" "$root/apps" "$home" "$home/releases" "$root/runs"; do
     if [ -L "$each" ]; then fail "$each is a symbolic link"; fi
@@ -101,14 +49,15 @@ for each in "$root"/objects/*.part; do
     for one in "$@"; do if [ "$name" = "$one.part" ]; then keep=yes; fi; done
     if [ "$keep" = no ]; then rm -rf "$each"; fi
 done
-if [ "$digest" != - ]; then note "stage $digest"; fi
+note "$step $digest"
 """
 )
 
-# Parameters: digest, then sha256, name and mode of each file. An existing release is repaired
-# file by file, each by one rename, because it may be the current one.
+# Parameters: digest, then sha256, name and mode of each file. `boot` says since which start of the
+# board the files are known to be good: with a restart a disk may lose what it said it had. What is
+# there is repaired file by file, each by one rename: it may be the current release.
 _ASSEMBLE = (
-    _COMMON
+    COMMON
     + r"""
 digest=$1; shift
 final=$home/releases/$digest
@@ -117,27 +66,38 @@ put() {
     object=$root/objects/$1
     [ -f "$object" ] || fail "object $1 is gone"
     chmod "$3" "$object"
-    if [ "$object" -ef "$folder/$2" ]; then return 0; fi
-    ln "$object" "$folder/.tmp-file" 2>/dev/null || {
-        cp "$object" "$folder/.tmp-file"
-        chmod "$3" "$folder/.tmp-file"
-        flush "$folder/.tmp-file"
+    if [ "$object" -ef "$4/$2" ]; then return 0; fi
+    rm -f "$4/.tmp-file"
+    ln "$object" "$4/.tmp-file" 2>/dev/null || {
+        cp "$object" "$4/.tmp-file"
+        chmod "$3" "$4/.tmp-file"
+        flush "$4/.tmp-file"
     }
-    mv -f "$folder/.tmp-file" "$folder/$2"
+    mv -f "$4/.tmp-file" "$4/$2"
+}
+# An object that was damaged and sent again was a file of other releases too.
+mend() {
+    for other in "$root"/apps/*/releases/*/sha256sums; do
+        grep -qs "^$1  $2\$" "$other" || continue
+        cmp -s "$root/objects/$1" "${other%/*}/$2" || put "$1" "$2" "$3" "${other%/*}"
+    done
 }
 folder=$final
 if [ ! -e "$final" ]; then folder=$made; mkdir "$made"; fi
-rm -f "$folder/.tmp-sums" "$folder/.tmp-file"
+rm -f "$folder/.tmp-sums" "$folder/.tmp-boot"
 while [ $# -ge 3 ]; do
-    put "$1" "$2" "$3"
+    put "$1" "$2" "$3" "$folder"
+    mend "$1" "$2" "$3"
     printf '%s  %s\n' "$1" "$2" >> "$folder/.tmp-sums"
     shift 3
 done
-flush "$folder/.tmp-sums"
+cat /proc/sys/kernel/random/boot_id > "$folder/.tmp-boot" 2>/dev/null || true
+flush "$folder/.tmp-sums" "$folder/.tmp-boot"
+mv -f "$folder/.tmp-boot" "$folder/boot"
 mv -f "$folder/.tmp-sums" "$folder/sha256sums"
 flush "$folder"
 if [ "$folder" = "$made" ]; then mv -T "$made" "$final"; flush "$home/releases"; fi
-rm -f "$home/state"
+note "try $digest"
 """
 )
 
@@ -179,13 +139,14 @@ counts() {
 }
 """
 
-# Parameters: digest, event, and whether a release may be older than those before.
+# Parameters: digest, event, whether a release may be older than those before, whether it is to be
+# checked once it is current, and whether what is current was found to be damaged.
 _SWITCH = (
-    _COMMON
+    COMMON
     + _SIGNED
     + r"""
-new=$1 event=$2 downgrade=$3
 recover
+new=$1 event=$2 downgrade=$3 check=$4 damaged=$5
 old=$(current current)
 program=$home/releases/$new/edgeopt-run
 [ -f "$home/releases/$new/sha256sums" ] || fail "release $new is not there"
@@ -193,7 +154,9 @@ program=$home/releases/$new/edgeopt-run
 if [ -e "$root/allowed_signers" ]; then counts "$root/allowed_signers" "$downgrade"; fi
 if [ "$old" != "$new" ]; then
     # On a full disk the way back must still work: links need no space, only notes do.
-    note "switch $new ${old:--}" "$event" 2>/dev/null || rm -f "$home/.tmp-state-$$"
+    note "switch $new ${old:--}" "$event" 2>/dev/null || true
+    if [ "$check" = yes ]; then doubt "$new"; fi
+    if [ "$damaged" = yes ] && [ -n "$old" ]; then doubt "$old"; fi
     point current "$new"
     flush "$home"
     # The release is active now; what is left the next command finishes.
@@ -204,24 +167,22 @@ fi
 
 # Parameters: the digests that were current and previous before a switch, or "-", and the event.
 _RESTORE = (
-    _COMMON
+    COMMON
     + r"""
-back() {
-    if [ "$2" = - ]; then rm -f "$home/$1"; else point "$1" "$2"; fi
-}
-rm -f "$home/state"
-back current "$1"
-flush "$home"
-back previous "$2"
-printf '%s\n' "$3" >> "$home/history.jsonl"
-flush "$home/history.jsonl" "$home"
+note "restore $1 $2" "$3" 2>/dev/null || true
+if [ "$1" != - ]; then doubt "$1"; fi
+take_back "$1" "$2"
+log "$3"
 """
 )
+
+# Parameter: the digest of a release that is current and has just run.
+_TRUST = COMMON + 'trust "$1"\n'
 
 # Parameters: digest, statement, signature, allowed signers. Signers that are there stay: who may
 # write them may write anything else, and a deploy must not change them by the way.
 _STATEMENT = (
-    _COMMON
+    COMMON
     + r"""
 keep() {
     [ ! -L "$1" ] || fail "$1 is a symbolic link"
@@ -242,7 +203,7 @@ if [ ! -e "$root/allowed_signers" ]; then keep "$root/allowed_signers" "$4"; flu
 )
 
 _CHECK_RELEASE = (
-    _COMMON
+    COMMON
     + r"""
 cd "$home/releases/$1" || fail "release $1 is not there"
 sums=$(sha256sum < manifest.json)
@@ -258,7 +219,8 @@ sums=$(sha256sum < manifest.json)
 _SWEEP = r"""
 sweep() {
     for each in "$root"/apps/*/state; do
-        if [ -f "$each" ] && [ "$each" != "$home/state" ]; then return 0; fi
+        [ "$each" != "$home/state" ] || continue
+        if grep -qs "^stage " "$each"; then return 0; fi
     done
     for each in "$root"/objects/*; do
         name=${each##*/}
@@ -274,12 +236,14 @@ drop() {
 }
 """
 
-# Parameters: the releases to keep besides current and previous.
+# Parameters: the release that was seen to run, or "-", then those to keep besides the two links'.
 _COLLECT = (
-    _COMMON
+    COMMON
     + _SWEEP
     + r"""
+proven=$1; shift
 recover
+trust "$proven"
 current=$(current current); previous=$(current previous)
 for each in "$home"/releases/*; do
     [ -d "$each" ] || continue
@@ -287,14 +251,17 @@ for each in "$home"/releases/*; do
     for one in "$current" "$previous" "$@"; do
         if [ "$name" = "$one" ]; then keep=yes; fi
     done
-    if [ "$keep" = no ]; then drop "$name"; fi
+    if [ "$keep" = yes ]; then continue; fi
+    note "collect $name" 2>/dev/null || true
+    drop "$name"
 done
 sweep
+rm -f "$home/state"
 """
 )
 
 _DISCARD = (
-    _COMMON
+    COMMON
     + _SWEEP
     + r"""
 recover
@@ -308,13 +275,14 @@ echo dropped
 
 
 def prepare_place(
-    board: Board, place: Place, digest: str | None, coming: Sequence[BundleFile]
+    board: Board, place: Place, digest: str, coming: Sequence[BundleFile], *, staging: bool
 ) -> None:
-    """Make the folders, finish or forget what a crash left, and mark the staging as begun.
+    """Make the folders, finish or forget what a crash left, and note what begins.
 
-    Without a digest nothing will be staged, and nothing is marked.
+    That is the staging of a release, or, where it is complete already, its trial.
     """
-    arguments = (str(place.root), place.app, digest or "-", *(each.sha256 for each in coming))
+    step = "stage" if staging else "try"
+    arguments = (str(place.root), place.app, step, digest, *(each.sha256 for each in coming))
     run_script(board, _PREPARE, arguments, doing="prepare the deploy directory")
 
 
@@ -337,20 +305,31 @@ def place_statement(
 
 
 def switch_release(
-    board: Board, place: Place, digest: str, action: Action, *, downgrade: bool = False
+    board: Board,
+    place: Place,
+    digest: str,
+    action: Action,
+    *,
+    downgrade: bool = False,
+    check: bool = False,
+    damaged: bool = False,
 ) -> bool:
     """Make the release current in one rename; what was current becomes the previous one.
+
+    With `check` it counts as unproven from then on, until it is trusted. What was current and is
+    `damaged`, or unproven itself, becomes no previous one.
 
     Returns whether the board itself verified a signature. Where it has signers, a release without
     a signature, or one older than those before, is a DeployFailed.
     """
-    older = "yes" if downgrade else "no"
     arguments = (
         str(place.root),
         place.app,
         digest,
         _event(digest, action, downgrade=downgrade and action == "deploy"),
-        older,
+        "yes" if downgrade else "no",
+        "yes" if check else "no",
+        "yes" if damaged else "no",
     )
     lines = run_script(
         board, _SWITCH, arguments, doing="switch to the release", timeout=CHECK_TIMEOUT
@@ -359,10 +338,19 @@ def switch_release(
 
 
 def restore_links(board: Board, place: Place, *, current: str, previous: str) -> None:
-    """Undo a switch: point both links to what they were ("" removes a link)."""
+    """Undo a switch: point both links to what they were ("" removes a link).
+
+    What is current then is unproven until it is trusted.
+    """
     event = _event(current, "restore")
     arguments = (str(place.root), place.app, current or "-", previous or "-", event)
     run_script(board, _RESTORE, arguments, doing="restore the previous release")
+
+
+def trust_release(board: Board, place: Place, digest: str) -> None:
+    """Note that the current release was seen to run."""
+    arguments = (str(place.root), place.app, digest)
+    run_script(board, _TRUST, arguments, doing="note that the release runs")
 
 
 def check_release(board: Board, place: Place, digest: str) -> None:
@@ -371,9 +359,14 @@ def check_release(board: Board, place: Place, digest: str) -> None:
     run_script(board, _CHECK_RELEASE, arguments, doing="verify the release", timeout=CHECK_TIMEOUT)
 
 
-def collect_garbage(board: Board, place: Place, *, keep: Sequence[str] = ()) -> None:
-    """Remove releases other than current, previous and `keep`, then unlisted objects."""
-    arguments = (str(place.root), place.app, *keep)
+def collect_garbage(
+    board: Board, place: Place, *, proven: str = "", keep: Sequence[str] = ()
+) -> None:
+    """Remove releases other than current, previous and `keep`, then unlisted objects.
+
+    Before that the release `proven`, if any, is trusted: it was seen to run.
+    """
+    arguments = (str(place.root), place.app, proven or "-", *keep)
     run_script(board, _COLLECT, arguments, doing="remove old releases")
 
 

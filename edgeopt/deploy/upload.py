@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +17,7 @@ from edgeopt.deploy.place import (
 )
 from edgeopt.deploy.preflight import Survey
 from edgeopt.errors import BoardUnreachable, DeployFailed, EdgeoptError, Interrupted
+from edgeopt.scratch import scratch
 
 #: Told after each file: its name, and the bytes of it that went over the wire.
 Progress = Callable[[str, int], None]
@@ -88,8 +88,8 @@ def upload_files(
         local = folder / each.name
         _check_local(local, each)
         if each.size >= SMALLEST_FILE:
-            with tempfile.TemporaryDirectory(prefix="edgeopt-") as drafts:
-                send_list(board, survey.place, each, local, Path(drafts))
+            with scratch() as drafts:
+                send_list(board, survey.place, each, local, drafts)
         wire, done = 0, False
         if each.sha256 in deltas:
             wire, done = _send_delta(board, each, deltas[each.sha256], survey)

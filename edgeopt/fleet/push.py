@@ -2,7 +2,6 @@
 
 import datetime
 import math
-import tempfile
 import threading
 import time
 from collections import deque
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from edgeopt.artifact import Bundle, Model
 from edgeopt.board import Board
@@ -22,6 +20,7 @@ from edgeopt.fleet.file import Fleet, FleetBoard
 from edgeopt.fleet.state import Outcome, Result, StateFile
 from edgeopt.job import Run, Samples
 from edgeopt.pipeline import LEASE_SECONDS, deploy, plan
+from edgeopt.scratch import scratch
 from edgeopt.trial import ROOT, make_smoke
 
 #: How sure it must be that too many boards fail, before no further one is begun.
@@ -257,7 +256,7 @@ class _Visit:
                     seconds=LEASE_SECONDS,
                     wait=self.fleet.fleet.wait / 1e3,
                 )
-                with holding as lease, tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+                with holding as lease, scratch() as folder:
                     release = deploy_bundle(
                         self.bundle,
                         lease.board,
@@ -265,7 +264,7 @@ class _Visit:
                         app=app,
                         root=ROOT,
                         smoke=self.smoke,
-                        directory=Path(folder),
+                        directory=folder,
                         signed=self.group.run.job.sign(digest),
                     )
         except EdgeoptError as error:

@@ -1,9 +1,7 @@
 """Deploy models to the board of the tests through the real pipeline, each of them once."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, final
 
 from edgeopt.artifact import Measurement, StageRecord
@@ -18,6 +16,7 @@ from edgeopt.interleave import Schedule, Side, take_turns
 from edgeopt.job import Deployed, Run
 from edgeopt.measure import measure_release
 from edgeopt.pipeline import LEASE_SECONDS, deploy
+from edgeopt.scratch import scratch
 from edgeopt.store import Store
 from edgeopt.trial import ROOT, read_samples
 
@@ -62,7 +61,7 @@ class Deployments:
             blocks=blocks,
             between=lambda: board.lease.renew(LEASE_SECONDS),
         )
-        with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        with scratch() as folder:
             return take_turns(
                 board,
                 first,
@@ -70,7 +69,7 @@ class Deployments:
                 facts=board.facts,
                 schedule=schedule,
                 tolerance=tolerance,
-                directory=Path(folder),
+                directory=folder,
             )
 
     def remove(self) -> str:
@@ -135,7 +134,7 @@ def _describe(board: LeasedBoard, run: Run, done: Deployed) -> Deployment:
         found = []
         for _number in range(count):
             board.lease.renew(LEASE_SECONDS)
-            with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+            with scratch() as folder:
                 measurement, _outputs = measure_release(
                     done.release,
                     done.bundle,
@@ -144,7 +143,7 @@ def _describe(board: LeasedBoard, run: Run, done: Deployed) -> Deployment:
                     warmup=job.warmup,
                     iterations=job.iterations,
                     threads=job.threads,
-                    directory=Path(folder),
+                    directory=folder,
                 )
             found.append(measurement)
         return found

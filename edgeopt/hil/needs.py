@@ -18,7 +18,8 @@ _ALIASES = {
 }
 #: Features that some board may have: a word that is none of these was misspelt.
 _FEATURES = frozenset(
-    {"aes", "asimd", "asimddp", "asimdfhm", "asimdhp", "atomics", "avx", "avx2", "avx512_vnni"}
+    {"aes", "amx_int8", "amx_tile"}
+    | {"asimd", "asimddp", "asimdfhm", "asimdhp", "atomics", "avx", "avx2", "avx512_vnni"}
     | {"avx512f", "avx_vnni", "bf16", "crc32", "f16c", "fma", "fp", "fphp", "i8mm", "neon"}
     | {"pmull", "sha1", "sha2", "sme", "sse4_2", "sve", "sve2", "vfpv4"}
 )

@@ -22,6 +22,7 @@ from edgeopt.runner.toolchain import (
     find_toolchain,
     run_zig,
 )
+from edgeopt.scratch import scratch
 
 PROGRAM = "edgeopt-run"
 
@@ -101,8 +102,8 @@ def _publish(place: Path, build: Callable[[Path], None]) -> Path:
     with FileLock(f"{place}.lock"):
         if place.is_dir():
             return place
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{place.name}.") as draft:
-            work = Path(draft) / "work"
+        with scratch(place.parent, f"{place.name}.") as draft:
+            work = draft / "work"
             work.mkdir()
             build(work)
             work.rename(place)

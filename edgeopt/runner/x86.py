@@ -59,8 +59,15 @@ _AVX2 = {
     ),
     3: _of(0x00, 0x01, 0x02, 0x38, 0x39, 0x46),
 }
-_FMA = _of(range(0x96, 0xA0), range(0xA6, 0xB0), range(0xB6, 0xC0))
 _VNNI = _of(range(0x50, 0x54))
+#: Of the map 0F38, whatever else they say; of tile registers (AMX) their configuration, loads and
+#: stores, and products of codes.
+_NAMED = {
+    **dict.fromkeys(_of(range(0x96, 0xA0), range(0xA6, 0xB0), range(0xB6, 0xC0)), "fma"),
+    **dict.fromkeys(_VNNI, "avx_vnni"),
+    **dict.fromkeys(_of(0x49, 0x4B), "amx_tile"),
+    0x5E: "amx_int8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +195,10 @@ def _decode_vector(code: bytes, start: int, place: int) -> Instruction:
 
 def _vex_feature(table: int, opcode: int, last: int) -> str:
     """Name the feature of a VEX instruction by its map, opcode and last byte (W vvvv L pp)."""
-    if table == 2 and opcode in _FMA:
-        return "fma"
+    if table == 2 and opcode in _NAMED:
+        return _NAMED[opcode]
     if (table, opcode) in ((2, 0x13), (3, 0x1D)):
         return "f16c"
-    if table == 2 and opcode in _VNNI:
-        return "avx_vnni"
     if (table, opcode) == (3, 0xF0) or (table == 2 and opcode in (0xF5, 0xF6)):
         return "bmi2"
     if table == 2 and opcode in (0xF2, 0xF3, 0xF7):

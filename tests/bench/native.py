@@ -40,18 +40,15 @@ _SAME_MODEL = 0.2
 
 def compiled(path: Path, target: str) -> Callable[..., object]:
     """Compile a model for this process; the same kernels as a bundle, without the wire."""
-    import tvm
-    from tvm import relax
-
-    from edgeopt.compile.build import build_executable, plan_module
+    from edgeopt.compile.build import plan_module
     from edgeopt.compile.cpu import describe_cpu
     from edgeopt.compile.import_onnx import import_model
+    from edgeopt.compile.in_process import open_machine
     from edgeopt.compile.lower import lower_module
 
     cpu = describe_cpu(bench_target(target))
     planned = plan_module(lower_module(import_model(path), cpu).module, cpu)
-    machine = relax.VirtualMachine(build_executable(planned, cpu), tvm.cpu())
-    run: Callable[..., object] = machine["main"]
+    run: Callable[..., object] = open_machine(planned, cpu)["main"]
     return run
 
 

@@ -275,6 +275,7 @@ def leftovers(root: Path) -> list[str]:
     """Return everything that a finished deploy must not leave, interrupted uploads included."""
     found = list(root.rglob(".tmp-*")) + list(root.glob("objects/*.part"))
     found += list(root.glob("runs/*")) + list(root.glob("apps/*/state"))
+    found += list(root.glob("apps/*/releases/*/unproven"))
     return sorted(str(path.relative_to(root)) for path in found)
 
 

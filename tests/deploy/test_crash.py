@@ -13,8 +13,8 @@ import pytest
 
 from edgeopt.artifact import Bundle
 from edgeopt.board.local import LocalBoard
-from edgeopt.deploy import activate_release, read_history, stage_bundle
-from edgeopt.errors import EdgeoptError
+from edgeopt.deploy import activate_release, read_history, read_status, stage_bundle
+from edgeopt.errors import DeployFailed, EdgeoptError
 from tests.deploy.kit import (
     APP,
     DyingBoard,
@@ -156,6 +156,7 @@ def test_a_power_cut_at_any_change_within_a_script_has_the_old_release_or_the_ne
 ) -> None:
     usual = os.environ["PATH"]
     outcomes = []
+    seen = set()
     for turn in itertools.count():
         root = scene.fresh()
         (killing_commands / "turn").write_text(f"{turn} {moment}\n")
@@ -168,12 +169,49 @@ def test_a_power_cut_at_any_change_within_a_script_has_the_old_release_or_the_ne
             break
         assert_old_or_new(scene, root)
         outcomes.append(link_of(root))
+        seen.add(read_status(LocalBoard(), APP, root=PurePosixPath(root)).state)
         install(scene, LocalBoard(), root)
         assert_converged(scene, root)
     assert 30 < turn < ENDLESS
+    assert seen == {"ready", "staging", "trying", "switching", "collecting"}
     assert set(outcomes) == {each.digest for each in scene.bundles[1:]}
     # Once switched, never back.
     assert outcomes == sorted(outcomes, key=[each.digest for each in scene.bundles].index)
+
+
+def test_a_power_cut_while_a_release_is_taken_back_loses_no_other(
+    scene: Scene, killing_commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, old, new = scene.bundles
+    usual = os.environ["PATH"]
+    seen = set()
+    for turn in itertools.count():
+        root = scene.fresh()
+        place = PurePosixPath(root)
+        board = DyingBoard(LocalBoard(), fragile=True)
+        staged = stage_bundle(new, board, facts=board_facts(), app=APP, root=place)
+
+        def health(turn: int = turn) -> None:
+            (killing_commands / "turn").write_text(f"{turn} before\n")
+            monkeypatch.setenv("PATH", f"{killing_commands}{os.pathsep}{usual}")
+            raise DeployFailed("it fails")
+
+        with pytest.raises(EdgeoptError):
+            activate_release(staged, board, health=health)
+        monkeypatch.setenv("PATH", usual)
+        found = read_status(LocalBoard(), APP, root=place)
+        seen.add(found.state)
+        assert_old_or_new(scene, root)
+        deploy(old, LocalBoard(), root, scene.folder / "work")
+        after = read_status(LocalBoard(), APP, root=place)
+        assert (after.current, after.state) == (old.digest, "ready")
+        # Before it was noted that one goes back, the way back is where one is going.
+        begun = found.state == "restoring" or found.current == old.digest
+        assert after.previous == (first.digest if begun else "")
+        if not board.dead:
+            break
+    assert 10 < turn < ENDLESS
+    assert seen == {"checking", "restoring", "ready"}
 
 
 def test_what_is_renamed_was_flushed_before_and_its_folder_is_after(

@@ -200,3 +200,20 @@ def test_a_bundle_file_with_a_hostile_name_is_refused(tmp_path: Path, bundle: Bu
             tmp_path / "w",
         )
     assert not (tmp_path / "board").exists()
+
+
+def test_a_board_that_cannot_hash_is_refused_before_anything_is_sent(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for each in Path("/usr/bin").iterdir():
+        if each.name != "sha256sum":
+            (tools / each.name).symlink_to(each)
+    monkeypatch.setenv("PATH", str(tools))
+    root = tmp_path / "board"
+    board = DyingBoard(LocalBoard())
+    with pytest.raises(BoardIncompatible, match="it has no sha256sum") as refused:
+        deploy(bundle, board, root, tmp_path / "w")
+    assert "coreutils or busybox" in (refused.value.fix or "")
+    assert (root.exists(), "put" in board.calls) == (False, False)

@@ -16,6 +16,7 @@ from edgeopt.deploy import (
 )
 from edgeopt.errors import (
     BoardIncompatible,
+    BoardUnreachable,
     BudgetExceeded,
     ConfigError,
     DeployFailed,
@@ -244,6 +245,42 @@ def test_a_program_that_fails_once_it_is_current_is_taken_back_and_the_old_one_i
     assert_whole(root, one.digest)
 
 
+def test_a_rollback_after_a_switch_that_was_cut_off_goes_back(tmp_path: Path, root: Path) -> None:
+    one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
+    place = PurePosixPath(root)
+    for each in (one, two):
+        deploy(each, LocalBoard(), root, tmp_path / "w")
+    home = root / "apps" / APP
+    event = (home / "history.jsonl").read_text().splitlines()[-1]
+    (home / "state").write_text(f"switch {two.digest} {one.digest}\n{event}\n")
+    found = read_status(LocalBoard(), APP, root=place)
+    assert (found.state, found.subject) == ("switching", two.digest)
+    assert two.digest[:12] in found.meaning
+    assert rollback_release(LocalBoard(), APP, root=place).current == one.digest
+    assert link_of(root, "previous") == two.digest
+    assert leftovers(root) == []
+
+
+def test_what_was_never_seen_to_run_is_no_way_back(tmp_path: Path, root: Path) -> None:
+    one, two, three = (make_bundle(tmp_path / str(seed), seed=seed) for seed in range(3))
+    place = PurePosixPath(root)
+    deploy(one, LocalBoard(), root, tmp_path / "w")
+    staged = stage_bundle(two, LocalBoard(), facts=board_facts(), app=APP, root=place)
+
+    def vanish() -> None:
+        raise BoardUnreachable("the board is gone")
+
+    with pytest.raises(BoardUnreachable):
+        activate_release(staged, LocalBoard(), health=vanish)
+    found = read_status(LocalBoard(), APP, root=place)
+    assert (found.state, found.subject, found.proven) == ("checking", two.digest, False)
+    deploy(three, LocalBoard(), root, tmp_path / "w")
+    found = read_status(LocalBoard(), APP, root=place)
+    assert (found.state, found.meaning) == ("ready", "")
+    assert (found.current, found.previous) == (three.digest, one.digest)
+    assert set(found.releases) == {one.digest, three.digest}
+
+
 def test_a_way_back_that_does_not_run_is_said_to_be_none(tmp_path: Path, root: Path) -> None:
     one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
     deploy(one, LocalBoard(), root, tmp_path / "w")
@@ -350,6 +387,8 @@ def test_an_object_damaged_on_disk_is_replaced_while_it_is_current(
     )
     assert release.sent == weights.stat().st_size
     assert_whole(root, bundle.digest)
+    assert read_status(LocalBoard(), APP, root=place, check=True).state == "trying"
+    deploy(bundle, LocalBoard(), root, tmp_path / "w")
     assert leftovers(root) == []
     assert read_status(LocalBoard(), APP, root=place, check=True).files_good is True
 

@@ -21,10 +21,12 @@ from edgeopt.artifact import Bundle
 from edgeopt.board import TIMED_OUT, Board, Completed
 from edgeopt.board.lease import hold, kick_owner, read_tenancy
 from edgeopt.board.local import LocalBoard
-from edgeopt.deploy import preflight, switch, upload
-from edgeopt.errors import BoardUnreachable, EdgeoptError, LeaseLost
+from edgeopt.deploy import preflight, read_status, switch, upload
+from edgeopt.deploy.states import State
+from edgeopt.errors import BoardUnreachable, EdgeoptError, Interrupted, LeaseLost
 from tests.board.wrapped import Wrapped
 from tests.deploy.kit import (
+    APP,
     assert_whole,
     copy_tree,
     deploy,
@@ -49,8 +51,23 @@ STATES = {
     "collecting": switch._COLLECT,
 }
 #: error: the command fails. hang: it never ends. lost: the board is gone before or after it.
-#: killed: edgeopt is, before or after it. taken: another host has the lease by then.
-FAULTS = ("error", "hang", "lost", "lost after", "killed", "killed after", "taken")
+#: killed: edgeopt is, before or after it. taken: another host has the lease by then. stopped: the
+#: user presses Ctrl-C.
+FAULTS = ("error", "hang", "lost", "lost after", "killed", "killed after", "taken", "stopped")
+
+#: What the board itself says that it is in the middle of, when edgeopt was killed before the
+#: command of a state, or after it.
+SEEN: "dict[str, tuple[State, State]]" = {
+    "surveying": ("ready", "ready"),
+    "preparing": ("ready", "staging"),
+    "uploading": ("staging", "staging"),
+    "sealing": ("staging", "staging"),
+    "assembling": ("staging", "trying"),
+    "trying": ("trying", "trying"),
+    "switching": ("trying", "checking"),
+    "checking": ("checking", "checking"),
+    "collecting": ("checking", "ready"),
+}
 
 #: Faults that another test causes at every state, each at every command or at random.
 SWEPT = {
@@ -126,6 +143,8 @@ class Faulty(Wrapped):
         if self.fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "stopped":
+            raise Interrupted("Ctrl-C")
+        if self.fault == "asleep":
             os.kill(os.getpid(), signal.SIGSTOP)
         if self.fault == "taken":
             kick_owner(self.inner, ROOT, read_tenancy(self.inner, ROOT).owner, by="another")
@@ -205,13 +224,17 @@ def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
     scene.fresh()
     begun = time.monotonic()
     ending, _, hit = attempt(scene, state, fault).partition(" ")
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < (15 if fault == "stopped" else 60)
     if fault.startswith("killed"):
         assert (ending, hit) == ("killed", "-9")
     else:
         # One failure: what only mends what follows a switch may be left to the next command.
         assert hit == "1", ending
-        wanted = {"taken": LeaseLost.__name__, "lost": BoardUnreachable.__name__}
+        wanted = {
+            "taken": LeaseLost.__name__,
+            "lost": BoardUnreachable.__name__,
+            "stopped": Interrupted.__name__,
+        }
         assert ending == wanted.get(fault.removesuffix(" after"), ending)
         assert ending.isidentifier()
     after = link_of(scene.root)
@@ -235,7 +258,31 @@ def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", ["killed", "killed after", "stopped"])
+@pytest.mark.parametrize("moment", ["killed", "killed after"])
+@pytest.mark.parametrize("state", STATES)
+def test_another_host_reads_on_the_board_what_was_under_way_and_deploys_something_else(
+    scene: Scene, state: str, moment: str
+) -> None:
+    """Nothing but the board tells it: neither what was meant, nor by whom."""
+    scene.fresh()
+    attempt(scene, state, moment)
+    here = LocalBoard(home=scene.folder / "home")
+    found = read_status(here, APP, root=ROOT, check=True)
+    assert found.state == SEEN[state][moment == "killed after"]
+    done = found.current == scene.new.digest
+    expected = "" if found.state == "ready" else scene.new.digest
+    assert (found.subject, found.proven) == (expected, found.state != "checking")
+    assert (found.files_good, scene.new.digest[:12] in found.meaning) == (True, bool(expected))
+    third = make_bundle(scene.folder / f"third {state} {moment}", seed=2)
+    with hold(here, ROOT, owner="another", seconds=60) as lease:
+        deploy(third, lease.board, scene.root, scene.folder / "work")
+    good = scene.new if done and found.proven else scene.old
+    assert (link_of(scene.root), link_of(scene.root, "previous")) == (third.digest, good.digest)
+    assert_whole(scene.root, good.digest)
+    assert leftovers(scene.root) == []
+
+
+@pytest.mark.parametrize("moment", ["killed", "killed after", "asleep"])
 def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -259,7 +306,7 @@ def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
         assert time.monotonic() - begun < 15 + 10 + 2
         assert lease.fence == 3
         deploy(third, lease.board, scene.root, scene.folder / "other")
-        if moment == "stopped":
+        if moment == "asleep":
             os.kill(pid, signal.SIGCONT)
             assert os.read(read, 1000) == b"LeaseLost"
             os.waitpid(pid, 0)

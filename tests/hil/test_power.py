@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import platform
 import socket
+import subprocess
 import sys
 import time
 import zlib
@@ -28,7 +29,13 @@ from edgeopt.board.local import LocalBoard
 from edgeopt.board.recover import recover_board
 from edgeopt.board.ssh import SshBoard
 from edgeopt.confine import confine_release
-from edgeopt.deploy import deploy_bundle, read_history, read_status, stage_bundle
+from edgeopt.deploy import (
+    deploy_bundle,
+    read_history,
+    read_status,
+    rollback_release,
+    stage_bundle,
+)
 from edgeopt.errors import BoardUnreachable, BudgetExceeded, ConfigError, LeaseLost
 from edgeopt.measure import measure_release
 from edgeopt.surroundings import Confinement
@@ -184,6 +191,95 @@ def test_what_was_not_flushed_is_lost_so_that_these_power_cuts_are_some() -> Non
     again = start()
     done = again.run(["sh", "-c", "cat kept; cat lost"], timeout=60)
     assert done.stdout == b"kept\n"
+    again.close()
+
+
+@dataclasses.dataclass
+class Keeping(Wrapped):
+    """A board whose disk keeps nothing of what it takes after its Nth call, and says it does."""
+
+    at: int
+    calls: int = 0
+    kept: Path | None = None
+
+    def close(self) -> None:
+        pass
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
+        self._count()
+        return self.inner.run(argv, stdin=stdin, timeout=timeout)
+
+    def put(self, local: Path, remote: PurePosixPath, *, offset: int = 0, timeout: float) -> None:
+        self._count()
+        self.inner.put(local, remote, offset=offset, timeout=timeout)
+
+    def get(self, remote: PurePosixPath, local: Path, *, limit: int, timeout: float) -> None:
+        self._count()
+        self.inner.get(remote, local, limit=limit, timeout=timeout)
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            self.kept = disk_of_board().with_suffix(".kept")
+            subprocess.run(["cp", "--sparse=always", disk_of_board(), self.kept], check=True)
+
+
+def disk_of_board() -> Path:
+    return next((default_cache() / "boards" / INSTANCE).glob("disk-*.ext4"))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_a_disk_that_lied_has_a_release_that_a_rerun_replaces(
+    tmp_path: Path, root: PurePosixPath, bundles: list[Bundle], share: float
+) -> None:
+    """ "Deployed" was said; with the power goes all that was flushed since some call before."""
+    old, new = bundles
+    board = start()
+    calls = count_calls(new, tmp_path)
+    install(old, board, root, tmp_path)
+    lying = Keeping(board, round(calls * share))
+    install(new, lying, root, tmp_path)
+    lose_power()
+    board.close()
+    assert lying.kept is not None
+    lying.kept.replace(disk_of_board())
+    again = start()
+    status = read_status(again, APP, root=root, check=True)
+    assert (status.current, status.files_good) == (old.digest, True)
+    install(new, again, root, tmp_path)
+    status = read_status(again, APP, root=root, check=True)
+    assert (status.state, status.current, status.previous) == ("ready", new.digest, old.digest)
+    assert status.files_good
+    again.close()
+
+
+def test_a_file_of_zeros_after_a_power_cut_is_seen_and_replaced(
+    tmp_path: Path, root: PurePosixPath, bundles: list[Bundle]
+) -> None:
+    """Its name was kept, its data were not; the program runs all the same."""
+    old, new = bundles
+    board = start()
+    for each in bundles:
+        install(each, board, root, tmp_path)
+    weights = f"{root}/apps/{APP}/current/weights.bin".removeprefix("~/")
+    size = (new.path / "weights.bin").stat().st_size
+    script = (
+        'chmod u+w "$1" && head -c "$2" /dev/zero >"$1.z" && cat "$1.z" >"$1" && rm "$1.z"; sync'
+    )
+    done = board.run(["sh", "-c", script, "sh", weights, str(size)], timeout=60)
+    assert done.status == 0
+    # The board has not started again since it was seen to be good: only who asks finds it.
+    assert read_status(board, APP, root=root).state == "ready"
+    assert read_status(board, APP, root=root, check=True).state == "broken"
+    lose_power()
+    board.close()
+    again = start()
+    assert read_status(again, APP, root=root).state == "broken"
+    assert rollback_release(again, APP, root=root).current == old.digest
+    assert read_status(again, APP, root=root).state == "ready"
+    install(new, again, root, tmp_path)
+    status = read_status(again, APP, root=root, check=True)
+    assert (status.state, status.current, status.files_good) == ("ready", new.digest, True)
     again.close()
 
 

@@ -59,6 +59,29 @@ def test_two_plans_take_turns_and_nothing_of_them_is_left(host: Host, boards: Bo
     assert board.current("tiny") == digest
 
 
+def test_two_plans_are_compared_on_several_boards_side_by_side(host: Host, boards: Boards) -> None:
+    homes = boards.add(2)
+    boards.name("absent", 1)
+    names = [*(each.name for each in homes), "absent"]
+    lines = "".join(f'[[board]]\naddress = "{each}"\n' for each in names)
+    fleet = host.project / "fleet.toml"
+    fleet.write_text(f'target = "x86-64"\n{lines}')
+    argv = ("bench", "--target", "x86-64", "--blocks", "4", "--boards", "fleet.toml")
+    done = host.types(*argv, "--json", "--ab", "float32", "float16")
+    assert done.returncode == 6, done.stderr
+    found = json.loads(done.stdout)["boards"]
+    assert list(found) == names
+    for each in homes:
+        assert found[each.name]["comparison"]["count"] == 4
+        assert found[each.name]["verdict"] in {"faster", "slower", "inconclusive"}
+        assert list((each.folder / ".edgeopt" / "apps").iterdir()) == []
+    assert found["absent"]["error"]
+    both = host.types(*argv, "--board", homes[0].name, "--ab", "float32", "float16")
+    assert (both.returncode, "exclude" in both.stderr) == (2, True)
+    none = ("bench", "--target", "rpi4", "--boards", "fleet.toml", "--ab", "float32", "float16")
+    assert "no board of the kind rpi4" in host.types(*none).stderr
+
+
 def test_what_cannot_be_compared_is_said_before_any_board_is_asked(host: Host) -> None:
     argv = ("bench", "--target", "x86-64", "--board", "nowhere", "--ab")
     unknown = host.types(*argv, "0123456789ab", "float32")

@@ -45,9 +45,18 @@ CONTROLS = {
     ),
     "digest of what is restored": Control(
         "from edgeopt.deploy import switch\n"
-        "switch._CHECK_RELEASE = switch._COMMON",
+        "switch._CHECK_RELEASE = switch.COMMON",
         "tests/deploy/test_release.py::test_a_rollback_to_a_damaged_release_is_refused",
         "DID NOT RAISE|Regex",
+    ),
+    "digest of what lay there before a restart": Control(
+        "from edgeopt.deploy import preflight\n"
+        "asks = '/boot\" 2>/dev/null)\" = \"$boot\"'\n"
+        "assert asks in preflight._SURVEY\n"
+        "preflight._SURVEY = preflight._SURVEY.replace(asks, '/boot\")\" = \"$boot\" ] || [ 1')",
+        "tests/host/test_power.py::"
+        "test_a_file_of_zeros_after_a_restart_is_seen_and_replaced[weights.bin]",
+        "assert sent",
     ),
     "lease of every command": Control(
         "from edgeopt.board import fence\n"

@@ -285,7 +285,7 @@ def test_normalization_by_constant_statistics_is_one_multiplication_and_addition
 
 def test_a_pyramid_of_images_is_transposed_at_its_input_only(tmp_path: Path) -> None:
     def build(graph: Graph, x: str) -> Any:
-        x = graph.add("Conv", x, graph.weight(16, 3, 3, 3), pads=[1] * 4)
+        x = graph.add("Conv", x, graph.weight(16, 6, 3, 3), pads=[1] * 4)
         small = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
         factors = graph.constant(np.array([1, 1, 2, 2], np.float32))
         large = graph.add("Resize", small, "", factors, mode="nearest")
@@ -298,7 +298,20 @@ def test_a_pyramid_of_images_is_transposed_at_its_input_only(tmp_path: Path) -> 
         scores = graph.add("Conv", padded, graph.weight(8, 12, 3, 3))
         return graph.add("GlobalAveragePool", scores)
 
-    path = compare(tmp_path, (1, 3, 16, 16), build)
+    path = compare(tmp_path, (1, 6, 16, 16), build)
     module, _ = lower_natively(path)
     names = [variable.name_hint for variable in module.functions]
     assert sum("transpose" in name for name in names) == 1
+
+
+@pytest.mark.parametrize("pads", [[1, 0, 2, 1], [0, 0, 0, 0]])
+def test_an_image_of_few_channels_is_convolved_from_where_it_is(
+    pads: list[int], tmp_path: Path
+) -> None:
+    def build(graph: Graph, x: str) -> Any:
+        x = graph.add("Conv", x, graph.weight(16, 3, 3, 3), strides=[2, 2], pads=pads)
+        return graph.add("GlobalAveragePool", graph.add("Relu", x))
+
+    path = compare(tmp_path, (2, 3, 19, 21), build)
+    module, _ = lower_natively(path)
+    assert not any("transpose" in variable.name_hint for variable in module.functions)

@@ -13,9 +13,10 @@ from tvm import relax
 
 from edgeopt.cli.places import cache_folder
 from edgeopt.compile import compile_model
-from edgeopt.compile.build import build_executable, plan_module
+from edgeopt.compile.build import plan_module
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.import_onnx import import_model
+from edgeopt.compile.in_process import open_machine
 from edgeopt.compile.lower import lower_module
 from edgeopt.compile.views import constant_of
 from edgeopt.model.oracle import run_model
@@ -28,15 +29,20 @@ pytestmark = pytest.mark.host
 
 SEEDS = (0, 1, 2)
 #: Instruction sets that this machine may have: AVX2 everywhere, VNNI where the kernel lists it.
-FEATURES = {"avx2": (), "vnni": ("avx512f", "avx512_vnni")}
+FEATURES = {
+    "avx2": (),
+    "vnni": ("avx512f", "avx512_vnni"),
+    "amx": ("avx512f", "avx512_vnni", "amx_int8"),
+}
 #: AVX2's products widen either type in the same way.
-EACH = [("int8", "vnni"), ("uint8", "vnni"), ("uint8", "avx2")]
+EACH = [("int8", "vnni"), ("uint8", "vnni"), ("uint8", "avx2"), ("int8", "amx"), ("uint8", "amx")]
 KINDS = {"int8": (np.int8(-3), TensorProto.INT8), "uint8": (np.uint8(120), TensorProto.UINT8)}
 
 
 def cpu_of(features: str) -> Cpu:
-    if features == "vnni" and "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this machine has no AVX-512 VNNI")
+    missing = set(FEATURES[features]) - set(Path("/proc/cpuinfo").read_text().split())
+    if missing:
+        pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
     return describe_cpu(make_target("x86_64", features=FEATURES[features]))
 
 
@@ -123,9 +129,7 @@ def run_lowered(path: Path, feeds: dict[str, Array], cpu: Cpu) -> tuple[Array, l
     """Run what is compiled for a CPU; return its output and the functions' names."""
     lowered = lower_module(import_model(path), cpu)
     assert lowered.refusals == ()
-    machine = relax.VirtualMachine(
-        build_executable(plan_module(lowered.module, cpu), cpu), tvm.cpu()
-    )
+    machine = open_machine(plan_module(lowered.module, cpu), cpu)
     found = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
     return found.numpy(), [variable.name_hint for variable in lowered.module.functions]
 

@@ -234,14 +234,13 @@ def test_row_numbers_outside_the_table_never_read_other_memory(tmp_path: Path) -
     assert np.array_equal(found, table[[0, 9, 9, 0, 9, 0]])
 
 
-def test_a_reduction_without_a_rule_is_refused_with_its_reason(tmp_path: Path) -> None:
+def test_what_scatters_has_no_rule_and_says_so(tmp_path: Path) -> None:
     graph = Graph()
-    x = graph.input("x", (4, 8))
-    graph.output(graph.add("ReduceProd", x, graph.constant(np.array([1]))), (4, 1))
+    x, at = graph.input("x", (4, 8)), graph.input("at", (4, 2), TensorProto.INT64)
+    values = graph.input("values", (4, 2))
+    graph.output(graph.add("ScatterElements", x, at, values, axis=1), (4, 8))
     _, refusals = lower_natively(graph.save(tmp_path / "m.onnx"))
-    assert [(refusal.reduction, refusal.reason) for refusal in refusals] == [
-        (True, "no kernel rule reduces like this")
-    ]
+    assert [refusal.reason for refusal in refusals] == ["it is one opaque block"]
 
 
 def test_a_rule_that_fails_is_a_refusal_and_never_silence() -> None:

@@ -1,6 +1,7 @@
 """SSH boards against a real OpenSSH server on loopback, and a network that fails on purpose."""
 
 import getpass
+import random
 import shutil
 import socket
 import subprocess
@@ -172,6 +173,35 @@ def test_a_silent_server_is_given_up_in_time(sshd: Sshd, tmp_path: Path) -> None
         assert time.monotonic() - begun < 8
 
 
+def test_a_server_with_too_many_connections_is_asked_again(
+    start_sshd: Callable[..., Sshd], tmp_path: Path
+) -> None:
+    """With MaxStartups 1 it hangs up on whoever comes while somebody else is logging in."""
+    crowded = start_sshd("MaxStartups 1\nLoginGraceTime 60")
+    config = crowded.write_config(tmp_path / "config")
+    with socket.create_connection(("127.0.0.1", crowded.port)) as other:
+        assert other.recv(4) == b"SSH-"
+        begun = time.monotonic()
+        with pytest.raises(BoardUnreachable, match="does not complete an SSH handshake"):
+            connect(config, patience=Patience(connect=2.0, silence=2.0)).connect()
+        assert time.monotonic() - begun < 5
+        threading.Timer(1.5, other.shutdown, (socket.SHUT_RDWR,)).start()
+        board = connect(config, patience=Patience(connect=20.0, silence=20.0))
+        assert board.run(["true"], timeout=30).status == 0
+        board.close()
+    assert crowded.log.count("MaxStartups") >= 3, crowded.log
+
+
+def test_a_server_whose_greeting_comes_late_is_waited_for(sshd: Sshd, tmp_path: Path) -> None:
+    with FaultProxy(sshd.port, delay=0.5) as proxy:
+        config = sshd.write_config(tmp_path / "config", port=proxy.port)
+        board = connect(config, patience=Patience(connect=20.0, silence=20.0))
+        assert board.run(["true"], timeout=60).status == 0
+        board.close()
+        with pytest.raises(BoardUnreachable, match="no answer"):
+            connect(config, patience=Patience(connect=0.3, silence=20.0)).connect()
+
+
 def test_a_server_of_weak_ciphers_only_is_refused(
     start_sshd: Callable[..., Sshd], tmp_path: Path
 ) -> None:
@@ -203,6 +233,35 @@ def test_a_jump_host_that_forwards_nothing_is_named(
     jump.write_config(config, alias="gate")
     with pytest.raises(BoardUnreachable, match="the jump host does not connect"):
         connect(config).connect()
+
+
+def test_a_jump_host_that_goes_is_noticed_as_a_board_that_goes(
+    sshd: Sshd, start_sshd: Callable[..., Sshd], tmp_path: Path
+) -> None:
+    """Cut in the middle it is passed again for a file; silent it is given up, and named."""
+    jump = start_sshd()
+    content = bytes(range(256)) * 12_000
+    (tmp_path / "sent").write_bytes(content)
+    there = PurePosixPath(str(tmp_path / "there"))
+    with FaultProxy(jump.port, fault="reset", at_byte=1_000_000, faults=1) as proxy:
+        config = sshd.write_config(tmp_path / "config", extra="  ProxyJump gate")
+        jump.write_config(config, alias="gate", port=proxy.port)
+        board = connect(config, patience=HASTY)
+        board.put(tmp_path / "sent", there, timeout=60)
+        assert (tmp_path / "there").read_bytes() == content
+        assert board.reconnects == 1
+        board.close()
+    with FaultProxy(jump.port) as proxy:
+        config = sshd.write_config(tmp_path / "other", extra="  ProxyJump gate")
+        jump.write_config(config, alias="gate", port=proxy.port)
+        board = connect(config, patience=HASTY)
+        board.connect()
+        proxy.at_byte, proxy.fault = 0, "blackhole"
+        begun = time.monotonic()
+        with pytest.raises(BoardUnreachable, match=r"nothing was heard|no answer|gate"):
+            board.put(tmp_path / "sent", there, timeout=100)
+        assert time.monotonic() - begun < 3 * (HASTY.silence + 2 * HASTY.connect)
+        board.close()
 
 
 LOGINS = {
@@ -298,6 +357,24 @@ def test_an_upload_cut_by_a_reset_is_sent_again(sshd: Sshd, tmp_path: Path, at_b
         assert board.reconnects == 1
         assert proxy.accepted == 2
         board.close()
+
+
+def test_an_upload_cut_at_any_byte_is_sent_again(sshd: Sshd, tmp_path: Path) -> None:
+    """The bytes of the handshake count: a cut within it is one before anything was sent."""
+    content = random.Random(3).randbytes(200_000)
+    (tmp_path / "sent").write_bytes(content)
+    there = tmp_path / "there"
+    edges = [0, 1, (32 << 10) - 1, 32 << 10, (32 << 10) + 1, len(content) - 1, len(content)]
+    chosen = random.Random(1)
+    for at_byte in (*edges, *(chosen.randrange(len(content)) for _ in range(50))):
+        there.unlink(missing_ok=True)
+        with FaultProxy(sshd.port, fault="reset", at_byte=at_byte, faults=1) as proxy:
+            config = sshd.write_config(tmp_path / f"config{at_byte}", port=proxy.port)
+            board = connect(config)
+            board.put(tmp_path / "sent", PurePosixPath(str(there)), timeout=60)
+            assert there.read_bytes() == content, at_byte
+            assert proxy.accepted == 2, at_byte
+            board.close()
 
 
 def test_an_upload_with_a_bit_flipped_on_the_wire_is_sent_again(sshd: Sshd, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Dense convolutions of codes on 64-bit ARM: products whose rows are packed from the image."""
+"""Dense convolutions of codes as products whose rows are packed from the image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import code_products, tile
 from edgeopt.compile.kernels.code_products import CodeProduct
 from edgeopt.compile.kernels.code_runs import Runs, pad_filters, pad_lines
-from edgeopt.compile.kernels.code_tile import STEP
 from edgeopt.compile.kernels.conv import UNFOLDED, Window
 from edgeopt.compile.kernels.scheduling import mark
 
@@ -24,16 +23,16 @@ class CodeConv:
 
     @property
     def moved(self) -> int:
-        """What the conversion to int8 adds to each code, and the zero point must gain."""
+        """What the conversion of codes adds to each, and the zero point must gain."""
         return self.product.moved
 
 
 def plan_conv(cpu: Cpu, window: Window, filters: np.ndarray, codes: str) -> CodeConv | None:
     """Choose the tile for int8 filters [KH, KW, I, O].
 
-    None where the CPU is no 64-bit ARM, or no vector divides a group's outputs.
+    None where the CPU has no tile for it, or none divides a group's outputs.
     """
-    runs = Runs(window, STEP)
+    runs = Runs(window, code_products.step_of(cpu))
     shape = (window.shape[0], *window.output, runs.depth)
     weight = pad_filters(filters, runs)
     product = code_products.plan_product(cpu, shape, weight, codes, groups=window.groups)
@@ -82,5 +81,5 @@ def _unfold(plan: CodeConv, x: te.Tensor, zero: int) -> te.Tensor:
 
     groups = [window.groups] if window.groups > 1 else []
     shape = (window.shape[0], *window.output, *groups, runs.depth)
-    marks = mark(role=UNFOLDED, inputs=runs.length // STEP, across=runs.taps[1])
+    marks = mark(role=UNFOLDED, inputs=runs.length // runs.step, across=runs.taps[1])
     return te.compute(shape, element, name=UNFOLDED, attrs=marks)

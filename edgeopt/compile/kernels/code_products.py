@@ -1,6 +1,7 @@
-"""Products of codes on 64-bit ARM: both operands packed, around a tile that is written in assembly.
+"""Products of codes whose operands are both packed, around a tile that is written in assembly.
 
-Rows of codes are packed as the tile reads them, and become int8 on the way.
+Rows of codes are packed as the tile reads them. On 64-bit ARM they become int8 on the way; x86's
+tile registers (AMX) multiply codes of either type.
 """
 
 import dataclasses
@@ -14,8 +15,9 @@ from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import code_quads, packed, tile
+from edgeopt.compile.kernels.amx_tile import AmxTile, tiles_of, write_amx_tile
 from edgeopt.compile.kernels.code_tile import STEP, CodeTile, Method, write_code_tile
-from edgeopt.compile.kernels.gemm import Gemm, RowReader
+from edgeopt.compile.kernels.gemm import FEWEST_PACKED, Gemm, RowReader
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Schedule,
@@ -30,6 +32,8 @@ from edgeopt.tiles import Tile, TileKey
 KIND = "packed_integer"
 #: Those whose weights may be -128, where that makes a difference, for the choice of a tile.
 SINGLE = "packed_single"
+#: Those of tile registers, for the choice of a tile.
+AMX = "packed_amx"
 #: Heights and widths of tiles that are tried.
 _HEIGHTS = range(1, 11)
 _WIDTHS = (4, 8, 12, 16, 24, 32)
@@ -40,7 +44,7 @@ class CodeProduct:
     """A product of codes: its shape, its tile and the codes' type."""
 
     gemm: Gemm
-    tile: CodeTile
+    tile: CodeTile | AmxTile
     codes: str
     #: Groups of columns, each of which has rows of its own.
     groups: int = 1
@@ -48,15 +52,15 @@ class CodeProduct:
     @property
     def depth(self) -> int:
         """Length of the sum, rounded up to whole steps."""
-        return tile.round_up(self.gemm.depth, STEP)
+        return tile.round_up(self.gemm.depth, self.tile.step)
 
     @property
     def moved(self) -> int:
-        """What the conversion to int8 adds to each code, and the zero point must gain."""
-        return -128 if self.codes == "uint8" else 0
+        """What the conversion of codes adds to each, and the zero point must gain."""
+        return -128 if self.codes != self.tile.dtype else 0
 
     def convert(self, code: tirx.Expr) -> tirx.Expr:
-        """Convert a code to int8: flipping the top bit moves it by 128."""
+        """Convert a code to what is multiplied: flipping the top bit moves it by 128."""
         if self.moved == 0:
             return code
         return tirx.reinterpret("int8", tirx.bitwise_xor(code, tirx.const(128, "uint8")))
@@ -65,15 +69,19 @@ class CodeProduct:
 def plan_product(
     cpu: Cpu, shape: tuple[int, ...], weight: np.ndarray, codes: str, *, groups: int = 1
 ) -> CodeProduct | None:
-    """Choose the tile of least work, edges included; None where the CPU is no 64-bit ARM.
+    """Choose the tile of least work, edges included; None where the CPU has no such tile.
 
     None as well where no tile divides a group of columns of the int8 weight [K, N].
     """
     columns = weight.shape[1]
     each = columns // groups
+    plan = Gemm(shape, columns, 1, 1)
+    if cpu.amx and groups == 1 and plan.rows >= FEWEST_PACKED:
+        key = TileKey(AMX, plan.rows, columns, plan.depth, codes)
+        chosen = tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
+        return CodeProduct(Gemm(shape, columns, *chosen), AmxTile(codes, *chosen), codes)
     if cpu.machine != "aarch64" or (groups > 1 and each % _WIDTHS[0]):
         return None
-    plan = Gemm(shape, columns, 1, 1)
     method: Method = "dot" if cpu.dot_product else "single" if is_extreme(weight) else "pair"
     kind = SINGLE if method == "single" else KIND
     key = TileKey(kind, plan.rows, columns, plan.depth, codes)
@@ -82,6 +90,11 @@ def plan_product(
     product = CodeProduct(Gemm(shape, columns, *chosen), CodeTile(method, *chosen), codes, groups)
     fours = dataclasses.replace(product, tile=CodeTile("quad", *chosen))
     return fours if method == "pair" and _gains(weight, fours) else product
+
+
+def step_of(cpu: Cpu) -> int:
+    """Count the codes of a row that lie together in packed rows."""
+    return AmxTile.step if cpu.amx else STEP
 
 
 def is_extreme(weight: np.ndarray) -> bool:
@@ -102,7 +115,9 @@ def _gains(weight: np.ndarray, plan: CodeProduct) -> bool:
 
 def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     """List the tiles of a product of codes, that of least work first; none on other CPUs."""
-    if cpu.machine != "aarch64":
+    if cpu.amx and key.kind == AMX:
+        return _rank_amx_tiles(key)
+    if cpu.machine != "aarch64" or key.kind == AMX:
         return []
     method: Method = "single" if key.kind == SINGLE else "dot" if cpu.dot_product else "pair"
     tried = [CodeTile(method, height, width) for height in _HEIGHTS for width in _WIDTHS]
@@ -115,6 +130,17 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
 
     fitting = [each for each in tried if each.fits and each.height <= key.rows]
     return [(each.height, each.width) for each in sorted(fitting, key=work)]
+
+
+def _rank_amx_tiles(key: TileKey) -> list[Tile]:
+    steps = -(-key.depth // AmxTile.step)
+
+    def work(each: AmxTile) -> float:
+        tiles = -(-key.rows // each.height) * -(-key.columns // each.width)
+        return tiles * each.work(steps)
+
+    ranked = sorted(tiles_of(key.dtype, key.rows), key=work)
+    return [(each.height, each.width) for each in ranked]
 
 
 def pack_weight(weight: np.ndarray, plan: CodeProduct) -> np.ndarray:
@@ -154,6 +180,7 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
         bytes=gemm.depth * gemm.columns,
         method=plan.tile.method,
         depth=plan.depth,
+        codes=plan.tile.dtype,
     )
 
     def define(codes: te.Tensor, weight: te.Tensor) -> te.Tensor:
@@ -173,35 +200,35 @@ def define_product(plan: CodeProduct) -> Callable[[te.Tensor, te.Tensor], te.Ten
 
 
 def _pack_rows(plan: CodeProduct, codes: te.Tensor) -> RowReader:
-    """Pack A by tiles of rows, [*outer, group if any, MO, K / 16, row in it, code of 16].
+    """Pack A by tiles of rows, [*outer, group if any, MO, K / step, row in it, code of a step].
 
     Codes beyond K repeat those of the last piece, which the matrix multiplies by zero: a piece is
     what divides K and a step, and is moved as one vector.
     """
-    gemm = plan.gemm
-    piece = math.gcd(gemm.depth, STEP)
+    gemm, step = plan.gemm, plan.tile.step
+    piece = math.gcd(gemm.depth, step)
 
     def element(*at: tirx.Expr) -> tirx.Expr:
         *outer, mo, ko, mi, ki = at
         part = [outer.pop()] if plan.groups > 1 else []
-        row, k = mo * gemm.height + mi, ko * STEP + ki
+        row, k = mo * gemm.height + mi, ko * step + ki
         row = row if gemm.rows % gemm.height == 0 else tirx.min(row, gemm.rows - 1)
         if plan.depth != gemm.depth:
             last = gemm.depth // piece - 1
             k = tirx.min(tirx.floordiv(k, piece), last) * piece + tirx.floormod(k, piece)
         code = codes(*gemm.index(outer, row), *part, k)
-        return code if codes.dtype == "int8" else plan.convert(code)
+        return code if codes.dtype == plan.tile.dtype else plan.convert(code)
 
     groups = [plan.groups] if plan.groups > 1 else []
-    steps = plan.depth // STEP
-    shape = [*gemm.outer_shape, *groups, gemm.tiled_shape[-4], steps, gemm.height, STEP]
+    steps = plan.depth // step
+    shape = [*gemm.outer_shape, *groups, gemm.tiled_shape[-4], steps, gemm.height, step]
     buffer = te.compute(
         shape, element, name="packed", attrs=mark(role="packed", item=1, piece=piece)
     )
 
     def read(*at: tirx.Expr) -> tirx.Expr:
         *tiles, mi, k = at
-        return buffer(*tiles, tirx.floordiv(k, STEP), mi, tirx.floormod(k, STEP))
+        return buffer(*tiles, tirx.floordiv(k, step), mi, tirx.floormod(k, step))
 
     return read
 
@@ -210,14 +237,22 @@ def schedule_product(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule a product of codes: pack rows, then compute tiles of them for each panel."""
     columns, _ = packed.place_tiles(sch, cpu, product)
     row, column, _ = sch.get_loops(product)[-3:]
-    method = cast("Method", marked(sch, product, "method"))
-    chosen = CodeTile(method, extent(sch, row), extent(sch, column))
+    chosen = _tile_of(sch, product, (extent(sch, row), extent(sch, column)))
     depth = marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, row)
     begin = register_start(chosen.height, chosen.width, "int32")
     sch.tensorize(sch.get_loops(start)[-1 if chosen.height == 1 else -2], begin)
-    intrinsic = register_code_tile(
-        chosen.name, (chosen.height, chosen.width, depth), STEP, chosen.group
-    )
+    shape = (chosen.height, chosen.width, depth)
+    intrinsic = register_code_tile(chosen.name, shape, (chosen.step, chosen.group), chosen.dtype)
     sch.tensorize(sch.get_loops(product)[-2 if chosen.height == 1 else -3], intrinsic)
-    sch.annotate(columns, "pragma_import_llvm", write_code_tile(chosen))
+    write = write_amx_tile(chosen) if isinstance(chosen, AmxTile) else write_code_tile(chosen)
+    sch.annotate(columns, "pragma_import_llvm", write)
+
+
+def _tile_of(sch: Schedule, product: Block, size: Tile) -> CodeTile | AmxTile:
+    method = marked(sch, product, "method")
+    if method == AmxTile.method:
+        codes = marked(sch, product, "codes")
+        assert codes is not None
+        return AmxTile(codes, *size)
+    return CodeTile(cast("Method", method), *size)

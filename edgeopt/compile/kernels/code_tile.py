@@ -47,6 +47,16 @@ class CodeTile:
     width: int
 
     @property
+    def dtype(self) -> str:
+        """What codes of rows are when they are multiplied."""
+        return "int8"
+
+    @property
+    def step(self) -> int:
+        """Codes of a row that lie together in A."""
+        return STEP
+
+    @property
     def group(self) -> int:
         """Codes of a column that lie together in B."""
         return {"dot": 4, "quad": code_quads.BLOCK}.get(self.method, STEP)

@@ -106,6 +106,24 @@ def pad(window: Window, x: te.Tensor, value: tirx.Expr) -> te.Tensor:
     return te.compute(shape, element, name="padded", attrs=mark(role="padded"))
 
 
+def pad_planar(window: Window, x: te.Tensor) -> te.Tensor:
+    """Surround an image [batch, channels, height, width] by zeros, as it lies in memory.
+
+    Rows stay loops, which LLVM makes masked vectors of.
+    """
+    if not any(window.pads):
+        return x
+    batch, height, width, channels = window.shape
+    top, left, bottom, right = window.pads
+
+    def element(b: tirx.Expr, c: tirx.Expr, y: tirx.Expr, z: tirx.Expr) -> tirx.Expr:
+        inside = tirx.all(y >= top, y < height + top, z >= left, z < width + left)
+        return tirx.if_then_else(inside, x(b, c, y - top, z - left), tirx.const(0, x.dtype))
+
+    shape = (batch, channels, height + top + bottom, width + left + right)
+    return te.compute(shape, element, name="padded", attrs=mark(role="padded", lanes=1))
+
+
 def pack_filters(filters: np.ndarray, width: int) -> np.ndarray:
     """Lay out [KH, KW, I, O] as panels [O / width, KH, KW, I, width], zeros beyond O."""
     kernel_height, kernel_width, inputs, outputs = filters.shape
@@ -163,15 +181,20 @@ def _lanes_within(cpu: Cpu, channels: int) -> int:
     return lanes
 
 
-def define_dense(window: Window, outputs: int, shape: tuple[int, int]) -> Callable[..., te.Tensor]:
-    """Make the TE definition: image, packed filters and, if any, scales of outputs."""
+def define_dense(
+    window: Window, outputs: int, shape: tuple[int, int], *, planar: bool = False
+) -> Callable[..., te.Tensor]:
+    """Make the TE definition: image, packed filters and, if any, scales of outputs.
+
+    A planar image is [batch, channels, height, width].
+    """
     rows, columns = window.output
     height, width = shape
     panels_per_group = max(1, outputs // window.groups // width)
     tiled = (window.shape[0], rows, -(-columns // height), -(-outputs // width), height, width)
 
     def define(x: te.Tensor, filters: te.Tensor, *scales: te.Tensor) -> te.Tensor:
-        padded = pad(window, x, tirx.const(0, x.dtype))
+        padded = pad_planar(window, x) if planar else pad(window, x, tirx.const(0, x.dtype))
         panels = tile.widen_panels(filters)
         ry = te.reduce_axis((0, window.kernel[0]), "ry")
         rx = te.reduce_axis((0, window.kernel[1]), "rx")
@@ -184,7 +207,8 @@ def define_dense(window: Window, outputs: int, shape: tuple[int, int]) -> Callab
             channel = rc
             if window.groups > 1:
                 channel = tirx.floordiv(no, panels_per_group) * window.inputs + rc
-            return te.sum(padded(b, y, z, channel) * panels(no, ry, rx, rc, ni), axis=[ry, rx, rc])
+            place = (channel, y, z) if planar else (y, z, channel)
+            return te.sum(padded(b, *place) * panels(no, ry, rx, rc, ni), axis=[ry, rx, rc])
 
         product = te.compute(
             tiled,

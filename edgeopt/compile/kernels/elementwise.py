@@ -187,10 +187,11 @@ def schedule_elementwise(sch: Schedule, cpu: Cpu) -> None:
     outputs = [block for block in blocks if not sch.get_consumers(block)]
     inline_all(sch, blocks[: len(blocks) - len(outputs)])
     for block in blocks_of(sch):
-        _schedule_output(sch, cpu, block)
+        schedule_nest(sch, cpu, block)
 
 
-def _schedule_output(sch: Schedule, cpu: Cpu, block: Block) -> None:
+def schedule_nest(sch: Schedule, cpu: Cpu, block: Block) -> None:
+    """Schedule one block without a reduction: vectors, shared between cores where worth it."""
     loops = sch.get_loops(block)
     if not loops:
         return

@@ -1,7 +1,7 @@
 """Convolutions of codes, channels last, summed in int32: exact, padded by the zero point's code.
 
 A dense convolution is the product of integer.py: one run of codes after the other is multiplied
-from where it is. On 64-bit ARM it is that of code_conv.py.
+from where it is. Where a CPU has a tile for products of codes, it is that of code_conv.py.
 """
 
 import dataclasses
@@ -66,8 +66,9 @@ def plan_conv(
 
     None for groups whose outputs no vector divides.
     """
-    if cpu.machine == "aarch64":
-        return code_conv.plan_conv(cpu, window, filters, codes)
+    packed = code_conv.plan_conv(cpu, window, filters, codes)
+    if packed is not None or cpu.machine == "aarch64":
+        return packed
     outputs = filters.shape[3]
     dot = choose_dot(cpu, extreme=is_extreme(filters))
     each = outputs // window.groups

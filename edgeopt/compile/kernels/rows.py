@@ -122,6 +122,28 @@ def define_softmax(cpu: Cpu, shape: Sequence[int]) -> Callable[[te.Tensor], te.T
     return define
 
 
+def define_log_softmax(cpu: Cpu, shape: Sequence[int]) -> Callable[[te.Tensor], te.Tensor]:
+    """Make the TE definition of the logarithm of softmax over the last axis."""
+    rows, length = list(shape[:-1]), shape[-1]
+
+    def define(x: te.Tensor) -> te.Tensor:
+        top = fold_rows(cpu, rows, length, x, MAXIMUM, name="top")
+
+        def power(*at: tirx.Expr) -> tirx.Expr:
+            return functions.exp(x(*at) - top(*at[:-1]), highest=0.0)
+
+        total = fold_rows(cpu, rows, length, power, SUM, name="total")
+        offset = te.compute(
+            rows,
+            lambda *at: top(*at) + tirx.log(total(*at)),
+            name="offset",
+            attrs=mark(role="row"),
+        )
+        return te.compute([*shape], lambda *at: x(*at) - offset(*at[:-1]), name="log_softmax")
+
+    return define
+
+
 def define_layer_norm(
     cpu: Cpu, shape: Sequence[int], epsilon: float
 ) -> Callable[[te.Tensor, te.Tensor, te.Tensor], te.Tensor]:

@@ -20,6 +20,7 @@ from edgeopt.compile.kernels import (
     integer_conv,
     packed,
     recurrent,
+    reduction,
     rows,
     winograd,
 )
@@ -96,19 +97,18 @@ def schedule_function(function: tirx.PrimFunc, cpu: Cpu, name: str) -> tirx.Prim
     except (RuntimeError, ValueError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return Refusal(name, lines[-1] if lines else type(error).__name__, reduces)
-    if applied is None:
-        return Refusal(name, "no kernel rule reduces like this", reduces)
     return sch.mod["main"].with_attr({"tirx.is_scheduled": True, RULE: applied})
 
 
-def _apply_rule(sch: Schedule, cpu: Cpu, *, reduces: bool) -> str | None:
-    """Apply the rule that a function is for and name it; None when there is none."""
+def _apply_rule(sch: Schedule, cpu: Cpu, *, reduces: bool) -> str:
+    """Apply the rule that a function is for, and name it."""
     for block in blocks_of(sch):
         kind = marked(sch, block, "kind")
         if kind is not None:
             _RULES[kind](sch, cpu, block)
             return kind
     if reduces:
-        return None
+        reduction.schedule_reduction(sch, cpu)
+        return reduction.KIND
     elementwise.schedule_elementwise(sch, cpu)
     return "elementwise"

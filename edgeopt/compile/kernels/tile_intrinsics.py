@@ -190,7 +190,7 @@ def column_of(a, place: int):
     return shuffled(lanes.bit_length() - 1, place)
 
 
-def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
+def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int, dtype: str):
     """Say what a tile of codes computes."""
     height, width, depth = shape
     steps, groups = depth // step, -(-depth // group)
@@ -198,7 +198,7 @@ def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
     @script.prim_func(s_tir=True)
     def meaning(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
         stride_c = T.int32()
-        a = T.match_buffer(pa, (steps, height, step), "int8", offset_factor=1)
+        a = T.match_buffer(pa, (steps, height, step), dtype, offset_factor=1)
         b = T.match_buffer(pb, (groups, width, group), "int8", offset_factor=1)
         c = T.match_buffer(pc, (height, width), "int32", strides=[stride_c, 1], offset_factor=1)
         with T.sblock("root"):
@@ -226,19 +226,22 @@ def _make_code_meaning(shape: tuple[int, int, int], step: int, group: int):
 
 
 @cache
-def register_code_tile(name: str, shape: tuple[int, int, int], step: int, group: int) -> str:
+def register_code_tile(
+    name: str, shape: tuple[int, int, int], sizes: tuple[int, int], dtype: str
+) -> str:
     """Make a function name(A, B, C, K / step) known to schedules: C[height, width] = A B, int32.
 
-    A is int8 [K / step, height, step] and B is [K / group, width, group]; the shape is height,
-    width and K. C, whose start is register_start's, is overwritten. Returns the intrinsic's name.
+    A is [K / step, height, step] of a dtype and B int8 [K / group, width, group]; the sizes are
+    those of step and group, the shape is height, width and K. C, whose start is register_start's,
+    is overwritten. Returns the intrinsic's name.
     """
-    height, width, depth = shape
+    (height, width, depth), (step, group) = shape, sizes
     steps, groups = depth // step, -(-depth // group)
 
     @script.prim_func(s_tir=True)
     def code(pa: T.handle, pb: T.handle, pc: T.handle) -> None:
         stride_c = T.int32()
-        a = T.match_buffer(pa, (steps, height, step), "int8", offset_factor=1)
+        a = T.match_buffer(pa, (steps, height, step), dtype, offset_factor=1)
         b = T.match_buffer(pb, (groups, width, group), "int8", offset_factor=1)
         c = T.match_buffer(pc, (height, width), "int32", strides=[stride_c, 1], offset_factor=1)
         with T.sblock("root"):
@@ -258,5 +261,6 @@ def register_code_tile(name: str, shape: tuple[int, int, int], step: int, group:
             )
 
     intrinsic = f"{name}_{depth}"
-    TensorIntrin.register(intrinsic, _make_code_meaning(shape, step, group), code, override=True)
+    meaning = _make_code_meaning(shape, step, group, dtype)
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
     return intrinsic

@@ -20,6 +20,7 @@
 #include "process.h"
 #include "report.h"
 #include "threads.h"
+#include "tiles.h"
 #include "vm.h"
 #include "weights.h"
 
@@ -63,6 +64,7 @@ static void open_inputs(Session* session, const Options* options) {
 static void load_session(Session* session, const Options* options) {
   Weights weights = {.tensors = NULL, .count = 0};
   session->vm = load_vm(options->model);
+  allow_tiles(options->model);
   if (options->weights != NULL) weights = map_weights(options->weights);
   session->argument_count = options->input_count + weights.count;
   session->arguments = allocate((size_t)session->argument_count, sizeof(TVMFFIAny));
