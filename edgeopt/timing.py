@@ -5,7 +5,6 @@ what the device program takes for any call is measured with the smallest model, 
 """
 
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgeopt.errors import BoardIncompatible, BudgetExceeded
 from edgeopt.job import Run
 from edgeopt.measure import summarize_samples
 from edgeopt.program import run_program
+from edgeopt.scratch import scratch
 from edgeopt.times import KernelTime, Times, WholeTime, read_times, write_times
 from edgeopt.trial import ROOT
 
@@ -55,9 +55,9 @@ def measure_times(
     no product. What was measured is written to the job's file at once; renew is called meanwhile.
     """
     known = _read(run)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-times-") as folder:
-        bench = _Bench(run, board, read_facts(board), Path(folder))
-        missing = list(_missing(run, model, known, Path(folder)))
+    with scratch() as folder:
+        bench = _Bench(run, board, read_facts(board), folder)
+        missing = list(_missing(run, model, known, folder))
         fixed = _time_nothing(bench)
         for number, each in enumerate(missing):
             renew()
