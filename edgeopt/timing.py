@@ -26,6 +26,8 @@ from edgeopt.trial import ROOT
 
 #: Calls that say how long one takes, and ns that the timed ones of a kernel should take together.
 _PROBE, _TIMED_NS = 5, 100_000_000
+#: Shapes of each form that are measured, those of most work: others are as their kind is.
+_SHAPES = 12
 #: Launches of the whole model: what else a board does now and then shows in one of them.
 _LAUNCHES = 3
 #: Timed calls at least and at most.
@@ -130,7 +132,7 @@ def _missing(run: Run, model: Model, known: Times, folder: Path) -> Iterator[_Ke
     for number, made in enumerate(_forms(run, model, folder)):
         nodes = {each.key: each for each in predict_nodes(made, clock) if each.key}
         whole = inferred(made)
-        for product in distinct(list_products(whole)):
+        for product in distinct(list_products(whole))[:_SHAPES]:
             if product.key in seen or product.key not in nodes:
                 continue
             seen.add(product.key)
