@@ -1,7 +1,8 @@
 """Judge plans: what they need is predicted, what they keep is measured with onnxruntime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,10 @@ class Bench:
     #: What the model keeps as it is, and what drops count from.
     own: Kept
     baseline: float | None
+    #: Draws the samples that this effort may use, once.
+    calibration: Callable[[], Calibration]
+    #: The model's outputs on those of them that are held back, computed once.
+    expected: Callable[[], Sequence[Array]]
 
     def predict(self, made: Model) -> Needs:
         """Predict what a model needs; the values of its weights do not matter."""
@@ -81,24 +86,18 @@ class Bench:
             checks=check_needs(needs.footprint, drop, needs.latency, self.budget),
         )
 
-    def calibration(self) -> Calibration:
-        """Draw the samples that this effort may use."""
-        return draw_calibration(self.model, self.task, effort=self.effort)
-
     def harm(self, made: Model) -> float:
         """Return how far a plan moves the outputs on samples that it was not fitted on."""
         calibration = self.calibration()
-        held = calibration.held
-        found, expected = (run_samples(each, held) for each in (made, self.model))
-        return measure_harm(found, expected, classes=calibration.classes)
+        found = run_samples(made, calibration.held)
+        return measure_harm(found, self.expected(), classes=calibration.classes)
 
     def is_better(self, made: Model, other: Model) -> bool:
         """Compare two plans on samples that neither was fitted on."""
         calibration = self.calibration()
-        expected = run_samples(self.model, calibration.held)
         first, second = (
             measure_distance(
-                run_samples(each, calibration.held), expected, classes=calibration.classes
+                run_samples(each, calibration.held), self.expected(), classes=calibration.classes
             )
             for each in (made, other)
         )
@@ -119,7 +118,18 @@ def set_up(
     measure = _scorer(model, task, effort.scored)
     own = measure(model)
     baseline = own.accuracy if baseline is None else baseline
-    return Bench(model, task, budget, cost, effort, directory, measure, own, baseline)
+
+    @cache
+    def calibration() -> Calibration:
+        return draw_calibration(model, task, effort=effort)
+
+    @cache
+    def expected() -> Sequence[Array]:
+        return run_samples(model, calibration().held)
+
+    return Bench(
+        model, task, budget, cost, effort, directory, measure, own, baseline, calibration, expected
+    )
 
 
 def _scorer(model: Model, task: Task | None, count: int | None) -> Callable[[Model], Kept]:

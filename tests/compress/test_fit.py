@@ -19,7 +19,7 @@ from edgeopt.compress import (
 from edgeopt.errors import ConfigError
 from edgeopt.model.oracle import run_samples, seeded_inputs
 from edgeopt.task import Arrays
-from tests.graphs import image_model
+from tests.graphs import image_model, text_model
 
 METHODS: tuple[Method, ...] = ("float32", "float16", "int8-weights", "int8-static")
 
@@ -210,6 +210,31 @@ def test_a_search_that_is_stopped_gives_the_best_plan_that_was_verified(
     # Without one, there is nothing to give.
     with pytest.raises(KeyboardInterrupt):
         answer(("float32", "float16"), Budget(ram=10), 100, 80)
+
+
+@pytest.mark.parametrize(("method", "searched"), [("float16", False), ("int4-blocks", True)])
+def test_a_whole_plan_that_moves_the_outputs_is_compared_with_mixtures(
+    tmp_path: Path, method: Method, searched: bool
+) -> None:
+    def stop() -> Sensitivity:
+        raise KeyboardInterrupt
+
+    def answer() -> Fit:
+        return fit_plan(
+            text_model(tmp_path),
+            ("float32", method),
+            Budget(ram=80),
+            None,
+            cost=Cost(costs(100, 80)),
+            directory=tmp_path / "fit",
+            search=Search(stop),
+        )
+
+    if searched:
+        with pytest.raises(Stopped, match=f"{method} is the best plan"):
+            answer()
+    else:
+        assert answer().plan.name == method
 
 
 def test_what_is_refused_for_its_bytes_is_never_made(tmp_path: Path) -> None:
