@@ -21,8 +21,8 @@ from edgeopt.compile.kernels import (
     packed,
     recurrent,
     reduction,
-    row,
     rows,
+    single_row,
     winograd,
 )
 from edgeopt.compile.kernels.scheduling import (
@@ -38,7 +38,7 @@ RULE = "edgeopt.rule"
 _RULES = {
     gemm.KIND: gemm.schedule_gemm,
     gemm.PACKED: packed.schedule_packed,
-    gemm.ROW: row.schedule_row,
+    gemm.ROW: single_row.schedule_row,
     blocked.KIND: blocked.schedule_blocked,
     integer.KIND: integer.schedule_integer,
     code_products.KIND: code_products.schedule_product,
