@@ -52,6 +52,8 @@ OPSETS: Mapping[Method, int] = {
 _RATIOS = tuple(np.linspace(0.4, 1.05, 14, dtype=np.float32))
 #: float16 holds scales to 11 bits when the largest is in this range; smaller ones hardly matter.
 _HALF_RANGE = (2.0**-12, 2.0**14)
+#: The least number above zero that float16 holds.
+_LEAST_HALF = 2.0**-24
 #: Values searched at a time: what that needs stays in a core's own cache.
 _PIECE = 1 << 16
 
@@ -100,8 +102,8 @@ def search_scales(
     if levels is not None and is_signs(levels):
         return rounded(find_magnitudes(blocks, levels, importance))
     if not blocks.any():
-        # As where only sizes count: every scale is as good.
-        return np.ones(len(blocks), np.float32)
+        # As where only sizes count.
+        return rounded(np.zeros(len(blocks), np.float32))
     lowest, highest = _ends(bits, levels)
     largest = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
     best = np.full(len(blocks), np.inf, np.float32)
@@ -153,11 +155,13 @@ def scale_rounding(
     largest = float(np.abs(values).max(initial=0)) / steps
     half = _HALF_RANGE[0] <= largest <= _HALF_RANGE[1]
     tiny = np.finfo(np.float32).tiny
+    # A block of zeros, or of what is nothing beside the others, has codes of zero, and any scale.
+    # Levels may have no zero: there the least scale brings all of them next to it.
+    least = np.float32(1 if levels is None else _LEAST_HALF if half else tiny)
 
     def rounded(scales: Floats) -> Floats:
         stored = scales.astype(np.float16).astype(np.float32) if half else scales
-        # A block of zeros, or of what is nothing beside the others, has codes of zero.
-        return np.where(np.abs(stored) < tiny, np.float32(1), stored).astype(np.float32)
+        return np.where(np.abs(stored) < tiny, least, stored).astype(np.float32)
 
     return rounded
 

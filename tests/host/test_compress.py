@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from edgeopt.artifact import Method, Model
 from edgeopt.compress import apply_plan, make_plan
 from edgeopt.model import load_model, normalize_model
-from edgeopt.model.oracle import Array, run_samples, seeded_inputs
+from edgeopt.model.oracle import Array, run_model, run_samples, seeded_inputs
+from tests.compile.kit import Graph, run_natively
 
 pytestmark = pytest.mark.host
 
@@ -67,3 +69,27 @@ def test_a_detector_whose_outputs_are_near_zero_is_normalized(tmp_path: Path) ->
     loaded = load_model("ch_PP-OCRv4_det_infer.onnx", directory=tmp_path, search=models)
     made = normalize_model(loaded, shapes={"x": (1, 3, 320, 320)}, directory=tmp_path)
     assert made.outputs[0].shape == (1, 1, 320, 320)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_weights_that_are_nothing_stay_nothing(method: Method, tmp_path: Path) -> None:
+    """Every third output has weights of zero, and a second matrix is below the normal numbers."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 96)).astype(np.float32)
+    weight[:, ::3] = 0
+    graph = Graph()
+    x = graph.input("x", (4, 64))
+    graph.output(graph.add("MatMul", x, graph.constant(weight)), (4, 96))
+    least = (rng.standard_normal((64, 96)) * 1e-40).astype(np.float32)
+    graph.output(graph.add("MatMul", x, graph.constant(least)), (4, 96))
+    graph.save(tmp_path / "m.onnx")
+    loaded = load_model("m.onnx", directory=tmp_path / "load", search=tmp_path)
+    model = normalize_model(loaded, shapes={}, directory=tmp_path / "normal")
+    samples = {"x": rng.standard_normal((8, 4, 64)).astype(np.float32)}
+    plan = make_plan(model, method, samples=samples, directory=tmp_path / "plan")
+    made = apply_plan(model, plan, directory=tmp_path / "made")
+    feeds = {"x": samples["x"][0]}
+    for found in (run_model(made.path, feeds), run_natively(made.path, feeds)):
+        assert np.abs(found[0][:, ::3]).max() < 1e-4
+        assert np.abs(found[0][:, 1::3]).max() > 1
+        assert np.abs(found[1]).max() < 1e-30

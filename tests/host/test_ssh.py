@@ -346,8 +346,11 @@ def test_a_server_without_sftp_is_told(start_sshd: Callable[..., Sshd], tmp_path
     board.close()
 
 
-def test_one_session_at_a_time_is_enough(start_sshd: Callable[..., Sshd], tmp_path: Path) -> None:
-    server = start_sshd("MaxSessions 1")
+@pytest.mark.parametrize("sessions", [1, 2, 10])
+def test_one_session_at_a_time_is_enough(
+    start_sshd: Callable[..., Sshd], tmp_path: Path, sessions: int
+) -> None:
+    server = start_sshd(f"MaxSessions {sessions}")
     board = connect(server.write_config(tmp_path / "config"))
     (tmp_path / "file").write_text("x")
     for _ in range(3):
