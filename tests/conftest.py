@@ -14,7 +14,20 @@ import pytest
 
 pytest.register_assert_rewrite("tests.board.contract")
 
+#: Where the files are that take minutes.
+_SLOW = ("host", "hil", "plugin")
+
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that none is left to one worker at the end."""
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return _SLOW.index(folder) if folder in _SLOW else len(_SLOW)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)
