@@ -220,7 +220,8 @@ def test_a_small_vision_network_keeps_its_channels_last_between_convolutions(
         assert distance(run_natively(path, feeds)[0], run_model(path, feeds)[0]) < 2e-6
     module, _ = lower_natively(path)
     names = [variable.name_hint for variable in module.functions]
-    assert sum("transpose" in name for name in names) == 1  # the input alone
+    # Not even of the input: an image of few channels is read from where it is.
+    assert not any("transpose" in name for name in names)
 
 
 def test_row_numbers_outside_the_table_never_read_other_memory(tmp_path: Path) -> None:
