@@ -4,12 +4,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from edgeopt import cli
 from edgeopt.cli.again import list_commands
 from edgeopt.cli.request import Request
 
@@ -245,3 +247,22 @@ def test_the_commands_of_a_report_have_every_option_that_decided_the_plan() -> N
     (fit,) = (each for each in found.values() if each.startswith("edgeopt fit"))
     assert "--latency" not in fit
     assert "--effort quick" in fit
+
+
+def test_an_interrupt_that_a_compiled_module_makes_an_error_of_its_own_is_still_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*, interrupted: bool) -> None:
+        try:
+            if interrupted:
+                cli._interrupt(signal.SIGINT, None)
+        except KeyboardInterrupt:
+            pass
+        raise ValueError("the module could not be loaded")
+
+    monkeypatch.setattr(cli, "_interrupted", threading.Event())
+    monkeypatch.setattr(cli, "app", lambda **_: fails(interrupted=False))
+    with pytest.raises(ValueError, match="could not be loaded"):
+        cli._run()
+    monkeypatch.setattr(cli, "app", lambda **_: fails(interrupted=True))
+    assert cli._run() == 130

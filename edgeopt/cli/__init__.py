@@ -4,6 +4,7 @@ import errno
 import json
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -73,7 +74,12 @@ _REFUSALS |= {errno.ENOTDIR, errno.ENAMETOOLONG}
 _STOPPED = 130
 
 
+#: Whether the user stopped this run.
+_interrupted = threading.Event()
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    _interrupted.set()
     raise KeyboardInterrupt
 
 
@@ -109,6 +115,11 @@ def _run() -> int | None:
                 fix="check its permissions, and make room: edgeopt cache --clear",
             )
         )
+    except Exception:
+        # Compiled modules make errors of their own of a KeyboardInterrupt that meets them.
+        if not _interrupted.is_set():
+            raise
+        return _STOPPED
     return status
 
 
