@@ -34,8 +34,6 @@ _MACS = (
 _WEAK_KEYS = ("ssh-rsa", "ssh-dss")
 #: known_hosts names a kind of key, the handshake a kind of signature.
 _SIGNATURES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
-
-
 #: Bytes of a server's first words that are kept.
 _GREETING = 300
 #: Seconds before a server that hung up is asked again, at first.

@@ -73,7 +73,6 @@ _REFUSALS |= {errno.ENOTDIR, errno.ENAMETOOLONG}
 #: The exit code of a shell's command that was ended by Ctrl-C.
 _STOPPED = 130
 
-
 #: Whether the user stopped this run.
 _interrupted = threading.Event()
 

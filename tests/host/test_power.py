@@ -109,17 +109,23 @@ def test_without_flushing_a_power_cut_loses_the_release(
     assert link_of(root) == ""
 
 
-@pytest.mark.parametrize("moment", range(6))
-def test_a_power_cut_during_a_deploy_has_the_old_release_or_the_new(
-    tmp_path: Path, disk: Disk, moment: int
-) -> None:
-    root = disk.point / "edgeopt"
+def rehearse(tmp_path: Path, root: Path) -> tuple[Bundle, Bundle, int]:
+    """Deploy one release below root; return it, another one, and the calls that deploying it is."""
     old = make_bundle(tmp_path / "a", weights=layers())
     new = make_bundle(tmp_path / "b", weights=layers(layer_2=9))
     deploy(old, LocalBoard(), root, tmp_path / "w")
     rehearsal = DyingBoard(LocalBoard())
     deploy(new, rehearsal, tmp_path / "rehearsal", tmp_path / "w")
-    at = len(rehearsal.calls) * (moment + 1) // 7
+    return old, new, len(rehearsal.calls)
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_power_cut_during_a_deploy_has_the_old_release_or_the_new(
+    tmp_path: Path, disk: Disk, moment: int
+) -> None:
+    root = disk.point / "edgeopt"
+    old, new, calls = rehearse(tmp_path, root)
+    at = calls * (moment + 1) // 7
     board = DyingBoard(LocalBoard(), at=at, moment="after")
     with pytest.raises(Exception, match="gone"):
         deploy(new, board, root, tmp_path / "w")
@@ -153,12 +159,8 @@ def test_a_disk_that_lied_about_its_last_writes_has_a_release_that_a_rerun_repla
 ) -> None:
     """ "Deployed" was said; the power cut takes all that was flushed since some call before."""
     root = disk.point / "edgeopt"
-    old = make_bundle(tmp_path / "a", weights=layers())
-    new = make_bundle(tmp_path / "b", weights=layers(layer_2=9))
-    deploy(old, LocalBoard(), root, tmp_path / "w")
-    rehearsal = DyingBoard(LocalBoard())
-    deploy(new, rehearsal, tmp_path / "rehearsal", tmp_path / "w")
-    board = Lying(LocalBoard(), lies=len(rehearsal.calls) * (moment + 1) // 7, disk=disk)
+    old, new, calls = rehearse(tmp_path, root)
+    board = Lying(LocalBoard(), lies=calls * (moment + 1) // 7, disk=disk)
     deploy(new, board, root, tmp_path / "w")
     assert board.kept is not None
     disk.cut_power(board.kept)

@@ -11,6 +11,7 @@ from edgeopt.compile.kernels.scheduling import (
     Block,
     Schedule,
     blocks_of,
+    count_steps,
     extent,
     fuse,
     inline_all,
@@ -229,12 +230,9 @@ def _joins_planes(sch: Schedule, block: Block) -> bool:
     loops, facts = sch.get_loops(block), sch.get(block)
     if len(loops) < 3 or extent(sch, loops[-1]) not in _FEW or len(facts.reads) != 1:
         return False
-    total = 1
-    for loop in loops:
-        total *= extent(sch, loop)
     index = [axis.min for axis in facts.reads[0].region]
     moved = len(index) == len(loops) and index[-1].same_as(facts.iter_vars[-2].var)
-    return total >= WORTH_SHARING and moved
+    return moved and count_steps(sch, loops) >= WORTH_SHARING
 
 
 def schedule_nest(sch: Schedule, cpu: Cpu, block: Block) -> None:
@@ -242,9 +240,7 @@ def schedule_nest(sch: Schedule, cpu: Cpu, block: Block) -> None:
     loops = sch.get_loops(block)
     if not loops:
         return
-    total = 1
-    for loop in loops:
-        total *= extent(sch, loop)
+    total = count_steps(sch, loops)
     # Fused loops recompute every index by division, which what moves data cannot vectorize.
     inner = loops[-1] if extent(sch, loops[-1]) % 4 == 0 else fuse(sch, loops)
     outer = loops[:-1] if inner is loops[-1] else []
@@ -256,10 +252,7 @@ def schedule_nest(sch: Schedule, cpu: Cpu, block: Block) -> None:
         lanes //= 2
     rest, vector = sch.split(inner, [None, lanes])
     sch.vectorize(vector)
-    lead = 1
-    for loop in outer[:-1]:
-        lead *= extent(sch, loop)
-    if lead >= _CHUNKS * cpu.threads:
+    if count_steps(sch, outer[:-1]) >= _CHUNKS * cpu.threads:
         # Whole rows of an image: what is fused costs a division per vector.
         sch.parallel(fuse(sch, outer[:-1]))
         return

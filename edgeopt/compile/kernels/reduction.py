@@ -13,6 +13,7 @@ from edgeopt.compile.kernels.scheduling import (
     Loop,
     Schedule,
     blocks_of,
+    count_steps,
     extent,
     fuse,
     is_reduction,
@@ -42,16 +43,8 @@ def _inline_once(sch: Schedule) -> None:
         readers = sch.get_consumers(block)
         if is_reduction(sch, block) or len(readers) != 1:
             continue
-        if _steps(sch, block) == _steps(sch, readers[0]):
+        if count_steps(sch, sch.get_loops(block)) == count_steps(sch, sch.get_loops(readers[0])):
             sch.compute_inline(block)
-
-
-def _steps(sch: Schedule, block: Block) -> int:
-    """Count the times that a block runs."""
-    total = 1
-    for loop in sch.get_loops(block):
-        total *= extent(sch, loop)
-    return total
 
 
 def _schedule_fold(sch: Schedule, cpu: Cpu, block: Block) -> None:
@@ -64,7 +57,7 @@ def _schedule_fold(sch: Schedule, cpu: Cpu, block: Block) -> None:
         if not _fold_in_lanes(sch, cpu, block, steps):
             _share(sch, block, outputs)
         return
-    share = _steps(sch, block) >= WORTH_SHARING
+    share = count_steps(sch, sch.get_loops(block)) >= WORTH_SHARING
     width = extent(sch, beside)
     for vectors in (_VECTORS, 1):
         if width % (vectors * cpu.lanes) == 0:
@@ -114,5 +107,5 @@ def _fold_in_lanes(sch: Schedule, cpu: Cpu, block: Block, steps: list[Loop]) -> 
 
 def _share(sch: Schedule, block: Block, outputs: list[Loop]) -> None:
     """Fold different outputs on different cores where that is worth waking them."""
-    if outputs and _steps(sch, block) >= WORTH_SHARING:
+    if outputs and count_steps(sch, sch.get_loops(block)) >= WORTH_SHARING:
         sch.parallel(fuse(sch, outputs))

@@ -1,5 +1,6 @@
 """The few questions and moves that every schedule is made of."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -53,6 +54,11 @@ def name_of(sch: Schedule, block: Block) -> str:
 def extent(sch: Schedule, loop: Loop) -> int:
     """Count the iterations of a loop, which are constant in every kernel of ours."""
     return int(sch.get(loop).extent)
+
+
+def count_steps(sch: Schedule, loops: Sequence[Loop]) -> int:
+    """Count the iterations of nested loops."""
+    return math.prod(extent(sch, loop) for loop in loops)
 
 
 def is_reduction(sch: Schedule, block: Block) -> bool:
