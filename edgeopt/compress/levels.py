@@ -8,7 +8,7 @@ They are whole numbers, so that the standard's DequantizeLinear multiplies them 
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.compress.codes import Floats
+from edgeopt.compress.codes import Floats, is_blank
 
 #: The largest level in magnitude: rounding levels costs a thousandth of what 16 of them lose.
 LARGEST = 64
@@ -24,7 +24,7 @@ def find_levels(rows: Floats, *, block: int, bits: int, importance: Floats | Non
 
     importance [K]: how much the squared error of each column counts; None: all as much.
     """
-    if not rows.any():
+    if is_blank(rows):
         # As where only sizes count: every level is as good.
         return np.zeros(1 << bits, np.int8)
     blocks = rows.reshape(-1, block)
