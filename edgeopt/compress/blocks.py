@@ -71,7 +71,7 @@ def encode_blocks(
     the codes are the levels themselves.
     """
     rows, depth = values.shape
-    if (levels is None or not levels.any()) and is_blank(values):
+    if (levels is None or not levels.all()) and is_blank(values):
         # As where only sizes count: every scale is as good.
         return np.zeros(values.shape, np.int8), np.ones((rows, depth // block), np.float32)
     rounded = scale_rounding(values, bits, levels)
