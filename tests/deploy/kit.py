@@ -63,8 +63,9 @@ fi
 times=; count=$iterations
 while [ $count -gt 0 ]; do times=$times${times:+,}$((1000 + count)); count=$((count - 1)); done
 shape="$samples, 4"
-frequency=1500000
+frequency=1500000 flags='"0x0"'
 case $mode in
+    mute) flags=null ;;
     noise) echo 'this is not JSON' ;;
     infinite) times=NaN ;;
     short) times=1000 ;;
@@ -78,8 +79,8 @@ cat <<END
  "samples_ns": [$times], "realtime_drift_ns": 0,
  "memory": {"start": 1000000, "loaded": 2000000, "peak": 3000000, "anonymous": 1000000,
             "file_backed": 2000000, "minor_faults": 10, "major_faults": 0},
- "before": {"temperature_c": 40.5, "frequency_khz": [1500000], "throttled": "0x0"},
- "after": {"temperature_c": null, "frequency_khz": [$frequency], "throttled": "0x0"},
+ "before": {"temperature_c": 40.5, "frequency_khz": [1500000], "throttled": $flags},
+ "after": {"temperature_c": null, "frequency_khz": [$frequency], "throttled": $flags},
  "outputs": [{"path": "$output/0.npy", "dtype": "float32", "shape": [$shape]}]}
 END
 """
