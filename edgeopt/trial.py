@@ -230,10 +230,14 @@ def activate(seat: Seat, release: Release, bundle: Bundle, model: Model) -> None
     def health() -> None:
         _smoke(seat, release, bundle, _expect(seat.run, seat.samples, model), name="health")
 
-    by_board = activate_release(release, seat.board, signed=signed, health=health)
+    done = activate_release(release, seat.board, signed=signed, health=health)
+    seconds = time.monotonic() - started
     if signed is not None:
-        who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
-        seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)
+        who = "here and by the board" if done.verified else "here; the board has no ssh-keygen"
+        seat.run.note("sign", f"verified {who}", cached=False, seconds=seconds)
+    if done.left:
+        left = f"older releases stay until the next deploy: {done.left}"
+        seat.run.note("collect", left, cached=False, seconds=seconds)
 
 
 def _expect(run: Run, drawn: Samples, model: Model) -> Golden:

@@ -25,6 +25,7 @@ ORDER = (
     ("project",),
     ("store",),
     ("tiles", "times"),
+    ("ending",),
     ("program",),
     ("model",),
     ("runner",),

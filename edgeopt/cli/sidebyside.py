@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from edgeopt.cli import options
-from edgeopt.errors import BoardUnreachable, ConfigError
+from edgeopt.errors import BoardUnreachable, ConfigError, visible
 from edgeopt.scratch import scratch
 
 #: Exit codes of pytest, and the plugin's for boards that were gone while nothing else failed.
@@ -135,8 +135,7 @@ class _Run:
         )
         said, _ = self.process.communicate()
         if self.process.returncode != 0:
-            shown = "".join(c for c in said if c == "\n" or c.isprintable())
-            typer.echo(f"---- {self.member.label}\n{shown}", err=True)
+            typer.echo(f"---- {self.member.label}\n{visible(said)}", err=True)
         return _read(self.member, self.process.returncode, junit, time.monotonic() - started)
 
     def end(self) -> None:
