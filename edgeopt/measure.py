@@ -105,6 +105,7 @@ def measure_release(
         after=conditions_of(report.after, run.after),
         around=around_of(run),
         process=report.process,
+        sensor=report.sensor or "",
         invalid=_invalid_reasons(run),
     )
     return measurement, list(run.outputs)
