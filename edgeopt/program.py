@@ -21,7 +21,7 @@ from edgeopt.board.script import QUICK, SLOWEST_LINK, printable, run_script, scr
 from edgeopt.board.state import STATE, BoardState, read_state
 from edgeopt.ending import raise_failure
 from edgeopt.errors import ConfigError, DeployFailed, EdgeoptError
-from edgeopt.surroundings import Conditions, Memory, Process
+from edgeopt.surroundings import Conditions, Energy, Memory, Process
 
 Array = NDArray[Any]
 
@@ -92,6 +92,9 @@ class ProgramReport(Fact):
     memory: Memory
     before: Conditions
     after: Conditions
+    #: The board's power sensor, and what it showed where that was asked for.
+    sensor: str | None = Field(default=None, pattern=r"^[ -~]{1,96}$")
+    energy: Energy | None = None
     outputs: tuple[OutputFile, ...]
 
 
@@ -155,14 +158,17 @@ def run_within(
     feeds: Mapping[str, Array],
     threads: int,
     directory: Path,
+    energy_ms: int = 0,
 ) -> ProgramRun:
-    """Run every sample once with so many bytes of memory, by a control group of its own.
+    """Run every sample once with so many bytes of memory, by a control group of its own (0: all).
 
+    energy_ms: how long to rest before, and to run after that, under the board's power sensor.
     Raises what run_program raises: BudgetExceeded where the kernel killed it for the limit.
     """
     inputs = _ordered_inputs(bundle, feeds)
     samples = len(inputs[0])
     counts = {"warmup": 0, "iterations": samples, "threads": threads, "samples": samples}
+    counts |= {"energy-ms": energy_ms} if energy_ms else {}
     return _launch(board, _Launch(release, bundle, inputs, counts, limit), directory)
 
 

@@ -14,6 +14,7 @@ from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
 from edgeopt.confine import confine_release
 from edgeopt.deploy import Smoke, activate_release, discard_release, smoke_release, stage_bundle
+from edgeopt.energy import measure_energy
 from edgeopt.job import Job, Run, Samples, Trial, plan_name
 from edgeopt.measure import measure_release
 from edgeopt.program import run_program
@@ -169,6 +170,9 @@ def _measure(seat: Seat, release: Release, bundle: Bundle, expected: Golden, fol
             directory=folder,
         )
         measurement = measurement.model_copy(update={"confined": confined})
+    measurement = measure_energy(
+        release, bundle, seat.board, feeds=few, measurement=measurement, directory=folder
+    )
     names = [each.name for each in bundle.outputs]
     return Trial(
         measurement=measurement, parity=_compare(job.task, labels, outputs, expected, names)

@@ -31,7 +31,7 @@ ORDER = (
     ("runner",),
     ("compress", "compile", "trim", "deploy", "measure", "verify", "compare"),
     ("example",),
-    ("steady", "confine"),
+    ("steady", "confine", "energy"),
     ("job",),
     ("trial", "prepare", "interleave"),
     ("fitting", "timing"),
