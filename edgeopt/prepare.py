@@ -36,8 +36,8 @@ def prepare_model(run: Run) -> Model:
     loaded = run.stage("load", [job.model, _digest_source(run)], Model, load, detail=job.model)
 
     def normalize(folder: Path) -> Model:
-        from edgeopt.compile import check_operators
         from edgeopt.model import normalize_model
+        from edgeopt.model.operators import check_operators
 
         model = normalize_model(loaded, shapes=job.shapes, values=job.values, directory=folder)
         check_operators(model.path)
