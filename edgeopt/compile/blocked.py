@@ -29,6 +29,8 @@ DECODE = "edgeopt.decode_blocks"
 LOOK_UP = "edgeopt.look_up"
 #: Levels of one group that kernels choose from: as many as a byte can tell apart.
 _MOST_LEVELS = 256
+#: Bits of codes whose levels are read one by one.
+_BYTE = 8
 #: What codes of one bit stand for.
 _SIGNS = np.array([-1, 1], np.int8)
 
@@ -160,8 +162,11 @@ def _with_levels(
 
 
 def _fill_levels(levels: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Give groups of levels [groups, n] as many as codes of so many bits can tell apart."""
-    count = 1 << blocked.bits_of(codes)
+    """Give groups of levels [groups, n] as many as codes of few bits can tell apart."""
+    bits = blocked.bits_of(codes)
+    if bits == _BYTE:
+        return np.ascontiguousarray(levels)
+    count = 1 << bits
     spread = np.zeros((len(levels), count), np.float32)
     kept = levels[:, :count]
     spread[:, : kept.shape[1]] = kept

@@ -18,7 +18,7 @@ LARGEST = 64
 _MOST_VALUES = 1 << 18
 _STEPS = 200
 #: Levels that are found from quantiles, and pieces of the range that a density is known by.
-_FEW, _BINS = 16, 512
+_FEW, _BINS = 16, 64
 
 Levels = npt.NDArray[np.int8]
 

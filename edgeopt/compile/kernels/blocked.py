@@ -160,12 +160,10 @@ def _level(
 
     Of more than 16 levels each lane reads its own: registers hold no more.
     """
+    if bits > _CHOSEN:
+        kept = tirx.shift_right(word, place * bits)
+        return levels(*group, tirx.bitwise_and(kept, tirx.const(2**bits - 1, "int32")))
     width = int(levels.shape[-1]).bit_length() - 1
-    if width > _CHOSEN:
-        kept = tirx.bitwise_and(
-            tirx.shift_right(word, place * width), tirx.const(2**width - 1, "int32")
-        )
-        return levels(*group, kept)
     if bits == 0:
         return levels(*group, first)
     half = 1 << (bits - 1)
