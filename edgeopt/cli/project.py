@@ -79,7 +79,7 @@ def doctor(
     ssh_config: SshConfig = None,
     bundle: Annotated[
         Path | None,
-        Option("--bundle", help="Scan what 'edgeopt compile -o' wrote for --target here."),
+        Option("--bundle", help="Scan this folder of 'edgeopt compile -o', not the last deploy's."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -91,8 +91,8 @@ def doctor(
     folder = cache_folder()
     free = shutil.disk_usage(folder).free
     findings = [*examine(), judge_cache(Store(folder).size(), free)]
-    if target is not None and bundle is not None:
-        findings += _examine_bundle(target, project, bundle)
+    if target is not None:
+        findings += _examine_code(target, project, bundle)
     if target is not None and (bundle is None or board is not None):
         findings += _examine_board(
             Request(target=target, project=project, board=board, ssh_config=ssh_config)
@@ -112,11 +112,18 @@ def doctor(
         raise typer.Exit(2)
 
 
-def _examine_bundle(target: str, project: Path, bundle: Path) -> "list[Finding]":
-    from edgeopt.cli.security import judge_bundle
+def _examine_code(target: str, project: Path, bundle: Path | None) -> "list[Finding]":
+    """Scan what the user named, or what the project's last deploy to such a board sent."""
+    from edgeopt.cli.places import cache_folder
+    from edgeopt.cli.security import find_pushed, judge_bundle, judge_pushed
+    from edgeopt.store import Store
     from edgeopt.target import load_target
 
-    return judge_bundle(load_target(target, project=project.resolve()), bundle)
+    folder = project.resolve()
+    kind = load_target(target, project=folder)
+    if bundle is not None:
+        return judge_bundle(kind, bundle)
+    return judge_pushed(kind, find_pushed(kind, folder, Store(cache_folder())))
 
 
 def _examine_board(request: Request) -> "list[Finding]":
