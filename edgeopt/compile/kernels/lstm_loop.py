@@ -45,8 +45,18 @@ def called_shapes(layer: Recurrent, tiling: Tiling) -> dict[str, tuple[int, ...]
     return shapes
 
 
+def called_results(layer: Recurrent, tiling: Tiling) -> list[tuple[int, ...]]:
+    """List the shapes of Y, Y_h and Y_c, and of the inputs' share where the layer makes it.
+
+    The share is no buffer within: TVM shrinks those to the elements that it sees accessed, and
+    what assembly does with a pointer it does not see.
+    """
+    share = (layer.steps, len(layer.reverse) * layer.gates * tiling.width)
+    return [*output_shapes(layer), *([share] if layer.inputs else [])]
+
+
 def define_called(layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
-    """Write the function of a layer: arguments of called_shapes, then Y, Y_h and Y_c."""
+    """Write the function of a layer: arguments of called_shapes, then results of called_results."""
     with IRBuilder() as made, builder.prim_func(s_tir=True):
         builder.func_attr({"tirx.noalias": True})
         named = {
@@ -55,7 +65,7 @@ def define_called(layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
         }
         outputs = [
             builder.arg(f"output{number}", builder.buffer(shape, "float32"))
-            for number, shape in enumerate(output_shapes(layer))
+            for number, shape in enumerate(called_results(layer, tiling))
         ]
         with builder.sblock("root"), builder.sblock("recurrent"):
             builder.reads(*[_whole(buffer) for buffer in named.values()])
@@ -114,8 +124,8 @@ class _Loops:
     def _project(self) -> tirx.Buffer:
         """Write x @ W + bias, a tile of columns after the other, of which each takes all rows."""
         layer = self.layer
-        (columns,) = (int(size) for size in self.named["bias"].shape)
-        projected = builder.sblock_alloc_buffer((layer.steps, columns), "float32")
+        projected = self.outputs[-1]
+        columns = int(projected.shape[1])
         whole, left = divmod(layer.steps, _HEIGHT)
         packed = self._pack_rows(0, whole, _HEIGHT)
         rest = self._pack_rows(whole * _HEIGHT, 1, left) if left else packed
