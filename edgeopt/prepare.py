@@ -37,8 +37,8 @@ def prepare_model(run: Run) -> Model:
     fixed = _shapes_of(job, loaded)
 
     def normalize(folder: Path) -> Model:
-        from edgeopt.compile import check_operators
         from edgeopt.model import normalize_model
+        from edgeopt.model.operators import check_operators
 
         model = normalize_model(
             loaded, shapes=fixed, values=job.values, outputs=job.outputs, directory=folder

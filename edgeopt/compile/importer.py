@@ -156,11 +156,11 @@ _QUANTIZED = {
     "DynamicQuantizeLSTM": lstm.dynamic_lstm,
 }
 _LINEAR = {"DequantizeLinear": linear.dequantize, "QuantizeLinear": linear.quantize}
-#: Operators of onnxruntime's own domain that can be imported.
-KNOWN_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)
+#: Operators of onnxruntime's own domain that have a converter.
+CONVERTED_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)
 
-#: Every operator that can be imported, other than those that the standard defines by others.
-KNOWN = (
+#: Those of the standard: edgeopt.model.operators lists the same without importing TVM.
+CONVERTED = (
     frozenset(CONVERTERS)
     | TRUSTED
     | frozenset(_CONVERTERS)

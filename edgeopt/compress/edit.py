@@ -7,7 +7,14 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from edgeopt.model.graph import Weight, consumers, infer_types, initializers, is_hollow
+from edgeopt.model.graph import (
+    Weight,
+    consumers,
+    copy_without,
+    infer_types,
+    initializers,
+    is_hollow,
+)
 
 Array = npt.NDArray[Any]
 
@@ -112,10 +119,7 @@ class Edit:
                 nodes.append(node)
             if node.output[0] in self._behind:
                 nodes.append(self._behind[node.output[0]])
-        changed = ModelProto()
-        changed.CopyFrom(self._model)
-        for field in ("node", "initializer", "value_info"):
-            changed.graph.ClearField(field)
+        changed = copy_without(self._model, ("node", "initializer", "value_info"))
         changed.graph.node.extend(nodes)
         changed.graph.initializer.extend(self._stored.values())
         return infer_types(changed)

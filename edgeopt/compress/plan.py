@@ -143,12 +143,12 @@ def apply_plan(
         require_packages("layers cannot be fitted in turn here", "torch")
         from edgeopt.compress.sequence import fit_in_turn
 
-        learned = fit_in_turn(loaded, wanted, require_samples(samples, "fitted"), _rewrite)
+        learned = fit_in_turn(loaded, wanted, require_samples(samples, "fitted"), rewrite_weights)
     learned = learned or learn(loaded, wanted, samples)
     before = onnx.ModelProto()
     if plan.recipe.correct_bias:
         before.CopyFrom(loaded)
-    made = _rewrite(loaded, plan, learned)
+    made = rewrite_weights(loaded, plan, learned)
     if plan.recipe.correct_bias:
         drawn = require_samples(samples, "corrected")
         made = correct_biases(before, made, wanted, drawn)
@@ -156,8 +156,11 @@ def apply_plan(
     return _made(model, path, plan)
 
 
-def _rewrite(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> onnx.ModelProto:
-    """Rewrite each weight in the form of its choice, by what was learned from samples."""
+def rewrite_weights(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> onnx.ModelProto:
+    """Rewrite each weight in the form of its choice, by what was learned from samples.
+
+    The model has the operator set that the plan's forms need.
+    """
     found = {each.name: each for each in weights(loaded.graph)}
     wanted = [(found[each.weight], each) for each in plan.choices]
     shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)

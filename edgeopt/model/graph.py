@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +69,27 @@ def infer_types(model: onnx.ModelProto, *, values: bool = True) -> onnx.ModelPro
                 if tensor.name in stored:
                     tensor.raw_data = stored[tensor.name]
     return found
+
+
+def copy_without(model: onnx.ModelProto, fields: Collection[str]) -> onnx.ModelProto:
+    """Copy a model, but for some fields of its graph, whose values may be most of it."""
+    made = onnx.ModelProto()
+    _copy_fields(model, made, {"graph"})
+    _copy_fields(model.graph, made.graph, fields)
+    return made
+
+
+def _copy_fields(source: Any, made: Any, left_out: Collection[str]) -> None:
+    """Copy the fields of a protobuf message that are set, but for some."""
+    for field, value in source.ListFields():
+        if field.name in left_out:
+            continue
+        if hasattr(value, "append"):
+            getattr(made, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(made, field.name).CopyFrom(value)
+        else:
+            setattr(made, field.name, value)
 
 
 def is_hollow(tensor: TensorProto) -> bool:

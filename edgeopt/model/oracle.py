@@ -24,9 +24,9 @@ Feeds = Mapping[str, Array]
 
 
 def open_session(
-    path: Path, *, threads: int = 1, optimize: bool = True
+    model: Path | bytes, *, threads: int = 1, optimize: bool = True
 ) -> onnxruntime.InferenceSession:
-    """Open a model for repeated runs that compute what its operators say, on every machine.
+    """Open a file or its content for repeated runs that compute what its operators say, anywhere.
 
     Its threads sleep between runs instead of spinning.
     """
@@ -43,7 +43,7 @@ def open_session(
     options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def run_model(model: Model | Path, feeds: Feeds, *, optimize: bool = True) -> list[Array]:

@@ -191,27 +191,26 @@ def write_row(sums: int) -> str:
     assert row_fits_registers(sums)
     turn = [
         load_vectors(list(range(sums, sums + _MOST_LOADED)), "$0"),
-        *_multiply_row(sums, _UNROLL),
+        *multiply_row(sums, _UNROLL, ahead=row_runs_ahead(sums)),
     ]
-    step = [f"ldr s{sums}, [$0], #4", *_multiply_row(sums, 1)]
+    step = [f"ldr s{sums}, [$0], #4", *multiply_row(sums, 1, ahead=row_runs_ahead(sums))]
     parts = [list(range(sums))[i : i + _MOST_LOADED] for i in range(0, sums, _MOST_LOADED)]
     lines = [
         f"mov x11, {_STARTS}",
         *(load_vectors(part, "x11") for part in parts),
         *walk_depth(turn, step, unroll=_UNROLL),
-        *(_store_together(part) for part in parts),
+        *(store_together(part, "$2") for part in parts),
     ]
     return write_function(name_row(sums), lines, starts=True)
 
 
-def _multiply_row(sums: int, steps: int) -> list[str]:
-    """Multiply rows of B by values of A, which lie in the registers after the sums.
+def multiply_row(sums: int, steps: int, *, ahead: bool) -> list[str]:
+    """Multiply rows of B, at $1, by values of A, which lie in the registers after the sums.
 
-    Where registers suffice a load runs ahead of the multiplications that use the one before: cores
-    in program order would wait for it.
+    Ahead, where registers suffice, a load precedes the multiplications that use the one before:
+    cores in program order would wait for it.
     """
     first = sums + _MOST_LOADED
-    ahead = row_runs_ahead(sums)
     loads: list[str] = []
     parts: list[list[str]] = []
     for start in range(0, sums * steps, _MOST_LOADED):
@@ -356,6 +355,6 @@ def store_vectors(registers: list[int]) -> list[str]:
     return [*stores, *([f"str q{registers[-1]}, [$2], #16"] if len(registers) % 2 else [])]
 
 
-def _store_together(registers: list[int]) -> str:
-    """Store at most four neighbouring registers at $2 by one instruction, as they are loaded."""
-    return load_vectors(registers, "$2").replace("ld", "st", 1)
+def store_together(registers: list[int], pointer: str) -> str:
+    """Store at most four neighbouring registers by one instruction, as they are loaded."""
+    return load_vectors(registers, pointer).replace("ld", "st", 1)

@@ -49,6 +49,8 @@ static void read_option(Options* options, const char* name, const char* value) {
     options->core_part = read_count(name, value, 0, 0xffff);
   } else if (strcmp(name, "--spin-us") == 0) {
     options->spin_us = read_count(name, value, 0, many);
+  } else if (strcmp(name, "--energy-ms") == 0) {
+    options->energy_ms = read_count(name, value, 0, many);
   } else {
     fail_usage("unknown option %s", name);
   }
