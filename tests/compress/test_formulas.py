@@ -33,7 +33,8 @@ def save_lookup(folder: Path) -> Model:
 def by_rows(values: Array) -> Array:
     """int8 with a scale for each row: s = max |w| / 127, c = round(w / s)."""
     scale = (np.abs(values).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float64)
-    return np.clip(np.rint(values / scale), -127, 127) * scale
+    found: Array = np.clip(np.rint(values / scale), -127, 127) * scale
+    return found
 
 
 def in_blocks(values: Array, bits: int) -> Array:
@@ -79,7 +80,7 @@ def test_a_product_is_that_with_the_decoded_matrix(tmp_path: Path, method: Metho
     x = normal(5, ROWS, DEPTH)
     weight = normal(0, DEPTH, WIDTH) / np.float32(8)
     found = run_model(made, {"x": x})[0]
-    wanted = {
+    wanted: dict[Method, Array] = {
         name: x.astype(np.float64) @ decode(weight.T).T
         for name, decode in DECODED.items()
         if name != "int8-rows"
