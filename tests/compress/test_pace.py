@@ -150,11 +150,12 @@ def test_every_form_is_a_kind_of_its_own(tmp_path: Path) -> None:
     model, clock = product(tmp_path), Clock(pace_of(load_target("rpi4"), threads=1))
     forms: tuple[Method, ...] = (
         "float16", "int8-weights", "int8-dynamic", "int4-blocks", "codebook16-blocks",
-        "codebook4-blocks", "ternary-blocks",
+        "codebook4-blocks", "ternary-blocks", "int8-blocks", "codebook-weights",
     )  # fmt: skip
     models = [model, *(compressed(model, each, tmp_path) for each in forms)]
     kinds = [next(each.kind for each in predict_nodes(made, clock) if each.key) for made in models]
     assert kinds == [
         "MatMul FLOAT", "MatMul FLOAT16", "MatMul INT8", "MatMulInteger INT8", "MatMul INT4",
-        "MatMul levels UINT4", "MatMul levels UINT2", "MatMul INT2",
+        "MatMul levels UINT4", "MatMul levels UINT2", "MatMul INT2", "MatMul INT8 blocks",
+        "MatMul levels UINT8",
     ]  # fmt: skip

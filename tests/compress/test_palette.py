@@ -60,11 +60,11 @@ def test_each_value_has_the_nearest_number_of_its_group(channels: int | None) ->
 
 
 def test_groups_of_channels_pay_where_channels_differ() -> None:
-    rows = normal(3, 24, 200) * np.repeat(np.float32([1, 10, 100]), 8)[:, None]
+    rows = normal(3, 24, 200) * np.repeat(np.array([1, 10, 100], np.float32), 8)[:, None]
     relative = [
         np.square((rows - decode_palette(encode_palette(rows, book(16, size)), size)) / scale)
         for size in (None, 8)
-        for scale in (np.repeat(np.float32([1, 10, 100]), 8)[:, None],)
+        for scale in (np.repeat(np.array([1, 10, 100], np.float32), 8)[:, None],)
     ]
     assert relative[1].mean() < 0.1 * relative[0].mean()
 

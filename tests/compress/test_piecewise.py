@@ -68,7 +68,7 @@ def test_tails_pay_for_two_steps_and_k_means_for_none(seed: int) -> None:
                 rows,
                 block=128,
                 bits=4,
-                levels=find_levels(rows, block=128, bits=4, spacing=spacing),  # type: ignore[arg-type]
+                levels=find_levels(rows, block=128, bits=4, spacing=spacing),
             ),
         )
         for spacing in ("kmeans", "piecewise")

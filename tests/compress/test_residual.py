@@ -39,11 +39,11 @@ deep (float[1,8,16] x) => (float[1,8,4] y) {
 
 
 def save_deep(folder: Path, *, second: float = 1.0) -> Model:
-    stored = {
+    stored: dict[str, Array] = {
         "one_up": normal(0, 16, 48) / 4,
         "one_down": normal(1, 48, 16) / 7,
         "one_bias": normal(2, 16),
-        "one_factor": np.float32([0.5]),
+        "one_factor": np.array([0.5], np.float32),
         "two_up": normal(3, 16, 48) / 4,
         "two_down": np.float32(second) * normal(4, 48, 16) / 7,
         "head": normal(5, 16, 4) / 4,
