@@ -19,6 +19,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeopt.artifact import Choice
+from edgeopt.choice import Spacing
 from edgeopt.compress.blocks import (
     BITS,
     CODEBOOKS,
@@ -119,7 +120,12 @@ def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> R
         bits, levels = BITS[choice.method], SIGNS.get(choice.method)
         book = choice.method in CODEBOOKS
         return round_blocks(
-            rows, factor, block=choice.block, bits=bits, codebook=book, levels=levels
+            rows,
+            factor,
+            block=choice.block,
+            bits=bits,
+            spacing=choice.numbers.levels if book else None,
+            levels=levels,
         )
     _, scales = encode_weight(rows, axis=0)
     return round_channels(rows, factor, scales)
@@ -206,18 +212,18 @@ def round_blocks(
     *,
     block: int,
     bits: int,
-    codebook: bool = False,
+    spacing: Spacing | None = None,
     levels: Levels | None = None,
 ) -> Rounded:
     """Round W [N, K] by its inverse_factor, with scales chosen as blocks are reached.
 
     By then the block holds what the columns before left it. A scale is the one of least squared
     error, each column weighted by how much is lost by its error, 1 / U[k, k]^2. Levels of a
-    codebook are found with the same weights before anything is rounded, or given.
+    codebook are found with the same weights before anything is rounded, by their spacing, or given.
     """
     importance = (1 / np.diag(factor) ** 2).astype(np.float32)
-    if codebook:
-        levels = find_levels(rows, block=block, bits=bits, importance=importance)
+    if spacing is not None:
+        levels = find_levels(rows, block=block, bits=bits, importance=importance, spacing=spacing)
     rounded = scale_rounding(rows, bits, levels)
     found = np.empty((len(rows), rows.shape[1] // block), np.float32)
 

@@ -108,6 +108,34 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: node for node in graph.node for name in node.output}
 
 
+def drop_unread(graph: GraphProto) -> None:
+    """Remove nodes and stored tensors that no output needs; the graph's inputs stay."""
+    needed = {each.name for each in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            needed.update(_read_inside(node))
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    tensors = [each for name, each in initializers(graph).items() if name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+
+
+def _read_inside(node: NodeProto) -> set[str]:
+    """Return what the graphs in a node read, of their own tensors too."""
+    inner = [each.g for each in node.attribute if each.HasField("g")]
+    inner += [each for own in node.attribute for each in own.graphs]
+    read: set[str] = set()
+    for graph in inner:
+        read |= {each.name for each in graph.output}
+        for own in graph.node:
+            read |= set(own.input) | _read_inside(own)
+    return read
+
+
 def attribute(node: NodeProto, name: str, default: int) -> int:
     """Return an integer attribute of a node."""
     for each in node.attribute:

@@ -15,7 +15,7 @@ from edgeopt.artifact import TensorSpec
 from edgeopt.errors import ModelError
 from edgeopt.model.branches import inline_branches
 from edgeopt.model.describe import check_values, facts, spec, tensors
-from edgeopt.model.graph import initializers, strip_remarks, used_domains
+from edgeopt.model.graph import drop_unread, initializers, strip_remarks, used_domains
 from edgeopt.model.oracle import Array, draw_inputs, open_session, run_model
 from edgeopt.model.stored import hide_stored, show_stored
 
@@ -47,6 +47,7 @@ def normalize_file(
     output: str,
     shapes: Mapping[str, list[int]],
     values: Mapping[str, float],
+    outputs: Sequence[str] = (),
     lowest: int = 0,
 ) -> dict[str, object]:
     """Write the normalized model and return its facts and how far its outputs moved.
@@ -67,6 +68,7 @@ def normalize_file(
     check_values(model)
     _fix_shapes(model, shapes)
     _bind_values(model, values)
+    _keep_outputs(model, outputs)
     names = [each.name for each in model.graph.input], [each.name for each in model.graph.output]
     model = inline_branches(model)
     hidden = hide_stored(model)
@@ -80,15 +82,16 @@ def normalize_file(
     _clean(model)
     _save(model, Path(output))
     reference = Path(original)
-    if shapes or values:
+    if shapes or values or outputs:
         reference = folder / "reference.onnx"
         fixed = onnx.load(original, load_external_data=False)
         _fix_shapes(fixed, shapes)
         _bind_values(fixed, values)
+        _keep_outputs(fixed, outputs)
         onnx.save_model(fixed, reference)
         del fixed
-    difference, outputs = _compare(reference, Path(output), model)
-    if _fix_outputs(model, outputs):
+    difference, found = _compare(reference, Path(output), model)
+    if _fix_outputs(model, found):
         _save(model, Path(output))
     if reference != Path(original):
         reference.unlink()
@@ -122,6 +125,22 @@ def _bind_values(model: ModelProto, values: Mapping[str, float]) -> None:
             graph.initializer.append(numpy_helper.from_array(filled, each.name))
     del graph.input[:]
     graph.input.extend(kept)
+
+
+def _keep_outputs(model: ModelProto, outputs: Sequence[str]) -> None:
+    """Leave out the other outputs, and all that only they are computed of, inputs too."""
+    if not outputs:
+        return
+    graph = model.graph
+    known = {each.name: each for each in graph.output}
+    kept = [known[name] for name in outputs]
+    del graph.output[:]
+    graph.output.extend(kept)
+    drop_unread(graph)
+    needed = {name for node in graph.node for name in node.input}
+    inputs = [each for each in graph.input if each.name in needed]
+    del graph.input[:]
+    graph.input.extend(inputs)
 
 
 def _fold(model: ModelProto, folder: Path) -> ModelProto:
