@@ -59,10 +59,11 @@ bench-boards: install board-packages ## instructions per inference on the emulat
 mca: install bench-packages ## cycles per multiply-add of every inner loop, by LLVM's models of the cores
 	$(BIN)/python -m tests.bench.mca --suite --json build/bench/mca.json
 
-check: install ## format, lint and types
+check: install ## format, lint, types and flaws
 	$(BIN)/ruff format --check edgeopt tests
 	$(BIN)/ruff check edgeopt tests
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive edgeopt
 
 install: $(VENV)/.installed
 
