@@ -104,7 +104,7 @@ def install(key: Path, bundle: Bundle, board: SshBoard, root: Path, serial: int)
     place = PurePosixPath(root)
     staged = stage_bundle(bundle, board, facts=board_facts(), app=APP, root=place)
     signed = sign_release(Signer(key), app=APP, digest=bundle.digest, target="here", serial=serial)
-    return activate_release(staged, board, signed=signed)
+    return activate_release(staged, board, signed=signed).verified
 
 
 @pytest.mark.skipif(
