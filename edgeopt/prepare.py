@@ -3,7 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from edgeopt.artifact import Fact, Model
@@ -24,14 +26,22 @@ class Baseline(Fact):
     accuracy: float
 
 
-def prepare_model(run: Run) -> Model:
-    """Load the model, normalize it, and refuse operators that cannot be compiled."""
+def prepare_model(run: Run, *, ahead: Sequence[str] = ()) -> Model:
+    """Load the model, normalize it, and refuse operators that cannot be compiled.
+
+    ahead: modules that later stages need, imported while another process reads the model.
+    """
     job = run.job
 
     def load(folder: Path) -> Model:
         from edgeopt.model import load_model
 
-        return load_model(job.model, directory=folder, search=job.project)
+        importing = Thread(target=lambda: list(map(import_module, ahead)))
+        importing.start()
+        loaded = load_model(job.model, directory=folder, search=job.project)
+        # What two threads import at once may be seen unfinished.
+        importing.join()
+        return loaded
 
     loaded = run.stage("load", [job.model, _digest_source(run)], Model, load, detail=job.model)
     fixed = _shapes_of(job, loaded)

@@ -254,17 +254,18 @@ def make_visit(request: Request, app: str | None) -> Visit:
 
 def _last_pace(project: Path, target: str, kind: "Kind") -> float | None:
     """Return how fast the last report found such a board; None where it says nothing of one."""
-    last = _last_report(project, target)
+    last = last_report(project, target)
     return last.pace if last is not None and last.kind == kind else None
 
 
 def _reported_app(folder: Path, target: str) -> str | None:
     """Return the app of the last report, which a model without a project file leaves."""
-    last = _last_report(folder, target)
+    last = last_report(folder, target)
     return None if last is None else last.app
 
 
-def _last_report(folder: Path, target: str) -> "Report | None":
+def last_report(folder: Path, target: str) -> "Report | None":
+    """Return what the last deploy from a folder to such a board found; None before the first."""
     from edgeopt.artifact import Report
     from edgeopt.cli.places import report_folder
 

@@ -9,6 +9,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from edgeopt.compile.kernels.lstm_inputs import HEIGHT, pack_columns
+from edgeopt.compile.kernels.lstm_loop import called_results, define_called
 from edgeopt.compile.kernels.lstm_row import GATE_FACTORS
 from edgeopt.compile.kernels.recurrent import (
     Recurrent,
@@ -170,11 +172,16 @@ def lower_recurrent(multiply: Multiply) -> Callable[[Site, relax.Call], relax.Ex
         assert again is not None, "checked on import"
         layer = replace(layer, dtype=str(again.values.dtype), scaled=again.scales is not None)
         plain = weight.scales is None and weight.values.dtype == np.float32
-        layer = replace(layer, called=plain and is_callable(site.cpu, layer))
+        if plain and is_callable(site.cpu, layer):
+            own = shape_of(given["x"])[-1] if layer.steps >= HEIGHT else 0
+            layer = replace(layer, called=True, inputs=own)
         tiling = choose_tiling(site.cpu, layer)
         shares = _bias_shares(layer, bias)
-        projected = _project(site, multiply, (layer, tiling), given["x"], weight, shares[0])
-        arguments = [projected, *_packed(layer, tiling, again, shares[1], peepholes)]
+        if layer.inputs:
+            arguments = _own_inputs(site, (layer, tiling), given["x"], weight, shares[0])
+        else:
+            arguments = [_project(site, multiply, (layer, tiling), given["x"], weight, shares[0])]
+        arguments += _packed(layer, tiling, again, shares[1], peepholes)
         if layer.lengths:
             arguments.append(site.emit(relax.op.astype(given["lengths"], "int32")))
         arguments += [given[name] for name in ("hidden", "cell") if name in given]
@@ -257,6 +264,17 @@ def _project(
     return site.emit(relax.op.add(product, relax.const(added)))
 
 
+def _own_inputs(
+    site: Site, shape: tuple[Recurrent, Tiling], x: relax.Expr, weight: Stored, bias: np.ndarray
+) -> list[relax.Expr]:
+    """List what a layer that multiplies its inputs itself takes, in the order of called_shapes."""
+    layer, tiling = shape
+    matrix = _arrange_gates(layer, weight.values, tiling).reshape(-1, layer.inputs)
+    added = _arrange_gates(layer, bias, tiling).reshape(-1)
+    flat = site.reshape(x, (layer.steps, layer.inputs))
+    return [flat, relax.const(pack_columns(matrix.T)), relax.const(added)]
+
+
 def _packed(
     layer: Recurrent,
     tiling: Tiling,
@@ -284,8 +302,13 @@ def _packed(
 def _emit(
     site: Site, layer: Recurrent, tiling: Tiling, arguments: Sequence[relax.Expr]
 ) -> relax.Expr:
-    function = define_recurrent(site.cpu, layer, tiling)
+    shapes = called_results(layer, tiling) if layer.called else output_shapes(layer)
+    if layer.called:
+        function = define_called(layer, tiling)
+    else:
+        function = define_recurrent(site.cpu, layer, tiling)
     variable: tvm.ir.GlobalVar = site.builder.add_func(function, layer.cell.lower())
-    results = [relax.TensorType(shape, "float32") for shape in output_shapes(layer)]
+    results = [relax.TensorType(shape, "float32") for shape in shapes]
     made = site.emit(relax.call_tir(variable, relax.Tuple(list(arguments)), results))
-    return relax.Tuple([site.emit(relax.TupleGetItem(made, i)) for i in range(len(results))])
+    count = len(output_shapes(layer))
+    return relax.Tuple([site.emit(relax.TupleGetItem(made, i)) for i in range(count)])

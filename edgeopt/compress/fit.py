@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan, Recipe
 from edgeopt.budget import Budget
@@ -227,13 +228,16 @@ def _climb(
     fitted = bench.calibration().fitted if recipe.needs_samples else None
     if fitted is None:
         recipe = recipe.model_copy(update={"smooth": None, "correct_bias": False})
-    plain = make_plan(bench.model, "float32", directory=bench.directory)
+    loaded = onnx.load(bench.model.path)
+    plain = make_plan(bench.model, "float32", directory=bench.directory, loaded=loaded)
     every = [each.weight for each in plain.choices]
     hollow = hollow_model(bench.model, every, bench.directory / "hollow")
     for method in tried:
         folder = bench.directory / method
         needed = fitted or _calibration(bench.model, method, bench.task)
-        plan = make_plan(bench.model, method, samples=needed, directory=folder, recipe=recipe)
+        plan = make_plan(
+            bench.model, method, samples=needed, directory=folder, recipe=recipe, loaded=loaded
+        )
         bare = plan.model_copy(update={"recipe": Recipe()})
         shape = apply_plan(hollow, bare, directory=bench.directory / "hollow")
         needs = bench.predict(shape)

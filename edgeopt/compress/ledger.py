@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-import onnx
-
 from edgeopt.artifact import MIXED, Choice, Entry, Line, Model
 from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import filed_bytes
 from edgeopt.compress.pace import Clock, predict_weights, sum_by_weight
+from edgeopt.model.skim import skim_model
 from edgeopt.units import format_bytes
 
 #: Times that differ by less are the same: what is predicted is no closer.
@@ -42,7 +41,7 @@ def write_ledger(fit: Fit, source: Model, clock: Clock) -> tuple[Line, ...]:
 
 
 def _sizes(model: Model) -> Iterator[tuple[str, float]]:
-    for tensor in onnx.load(model.path).graph.initializer:
+    for tensor in skim_model(model.path).graph.initializer:
         yield tensor.name, float(filed_bytes(tensor))
 
 

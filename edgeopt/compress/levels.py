@@ -35,6 +35,9 @@ def find_levels(
 
     importance [K]: how much the squared error of each column counts; None: all as much.
     """
+    if not rows.any():
+        # As where only sizes count: every level is as good.
+        return np.zeros(1 << bits, np.int8)
     blocks = rows.reshape(-1, block)
     size = np.sqrt(np.square(blocks).mean(axis=1, keepdims=True))
     size = np.maximum(size, np.finfo(np.float32).tiny)

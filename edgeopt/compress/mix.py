@@ -26,6 +26,7 @@ from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.probe import Samples
 from edgeopt.compress.sensitivity import Option, Sensitivity
 from edgeopt.effort import STANDARD, Effort
+from edgeopt.model.skim import skim_model
 from edgeopt.store import digest_file
 
 #: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
@@ -334,13 +335,14 @@ def hollow_model(
 
     With values these are zeros, and the model can be compiled.
     """
-    loaded = onnx.load(model.path)
+    loaded = onnx.load(model.path) if values else skim_model(model.path)
     for tensor in loaded.graph.initializer:
-        if tensor.name in names:
+        if tensor.name in names and values:
             zeros = np.zeros(tuple(tensor.dims), np.float32)
             tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
-            if not values:
-                tensor.ClearField("raw_data")
+        elif tensor.name in names:
+            for field in ("raw_data", "float_data"):
+                tensor.ClearField(field)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / "hollow.onnx"
     onnx.save_model(loaded, path)

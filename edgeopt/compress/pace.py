@@ -134,6 +134,8 @@ class NodeTime:
     key: str = ""
     #: ns by the roofline alone.
     bound: float = 0.0
+    #: Bytes of the weights of such a product, as they are stored.
+    stored: int = 0
 
 
 def predict_weights(model: Model, clock: Clock, names: Sequence[str]) -> dict[str, float]:
@@ -182,8 +184,8 @@ def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
         key = keys.get(output, "")
         if key:
             kind = work.kind(node)
-            time = bound if times is None else times.kernel(key, kind, bound)
-            yield NodeTime(time, tensors, kind, key, bound)
+            time = bound if times is None else times.kernel(key, kind, bound, model=clock.model)
+            yield NodeTime(time, tensors, kind, key, bound, work.stored(node))
         else:
             time = bound if times is None else times.others(clock.model, bound)
             yield NodeTime(time, tensors, bound=bound)

@@ -60,14 +60,15 @@ def make_plan(
     samples: Mapping[str, Array] | None = None,
     directory: Path,
     recipe: Recipe | None = None,
+    loaded: onnx.ModelProto | None = None,
 ) -> Plan:
     """Choose for every weight what a method means for it; the plan has the method's name.
 
-    recipe: what is done around it; None: nothing.
+    recipe: what is done around it; None: nothing. loaded: the model's file, where it was read.
 
     int8-static needs samples, inputs as [S, *shape], and raises ConfigError without them.
     """
-    loaded = onnx.load(model.path)
+    loaded = loaded or onnx.load(model.path)
     found = [each for each in weights(loaded.graph) if each.size >= SMALLEST]
     recipe = recipe or Recipe()
     choices = tuple(choose(loaded, each, method, recipe.numbers) for each in found)
@@ -164,13 +165,18 @@ def rewrite_weights(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> on
     found = {each.name: each for each in weights(loaded.graph)}
     wanted = [(found[each.weight], each) for each in plan.choices]
     shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
-    low = factorize(shared.model, [each for each in wanted if each[1].rank], learned.hessians)
+    ranked = [each for each in wanted if each[1].rank]
+    low = factorize(shared.model, ranked, learned.hessians, learned.factors)
     loaded = low.model
     kept = (each for each in plan.choices if not each.rank and not each.rows)
     choices = (*kept, *shared.choices, *low.choices)
     found = {each.name: each for each in weights(loaded.graph)}
     edit = Edit(loaded)
-    learned = Learned({**learned.hessians, **low.hessians}, {**learned.reads, **shared.reads})
+    learned = Learned(
+        {**learned.hessians, **low.hessians},
+        {**learned.reads, **shared.reads},
+        learned.factors,
+    )
     fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned)
     for choice in choices:
         _apply(edit, found[choice.weight], choice, plan, fitted)
@@ -210,7 +216,8 @@ def _fit(
 ) -> _Fitted:
     """Round the codes of weights whose choices say so."""
     asked = [each for each in wanted if each[1].reconstruct and each[0].name in learned.hessians]
-    return _Fitted(reconstruct(model, asked, learned.hessians), learned.reads)
+    found = reconstruct(model, asked, learned.hessians, learned.factors)
+    return _Fitted(found, learned.reads)
 
 
 def _made(model: Model, path: Path, plan: Plan) -> Model:

@@ -28,6 +28,8 @@ from edgeopt.model.oracle import Array, run_samples
 Samples = Mapping[str, Array]
 #: Ends of the graph that are kept to run from: each holds the weights from its place on.
 _TAILS = 4
+#: Of fewer samples, opening ends of the graph takes longer than they save.
+_FEW = 8
 #: Bytes of all samples' tensors that ends are given.
 _MOST_GIVEN = 256_000_000
 
@@ -86,6 +88,8 @@ class Probe:
 
     def open_ends(self) -> None:
         """Run single weights of layers from the first node that reads them on, where that pays."""
+        if self._judged.first < _FEW:
+            return
         self._stages = _open_stages(
             self._model, self._nodes, self._names, self._whole, self._judged.first
         )

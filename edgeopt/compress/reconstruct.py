@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -31,6 +30,7 @@ from edgeopt.compress.blocks import (
     search_scales,
 )
 from edgeopt.compress.codes import Codes, Floats, encode_weight
+from edgeopt.compress.factors import Doubles, Factors
 from edgeopt.compress.levels import Levels, find_levels
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.model.extra import require_packages
@@ -44,12 +44,9 @@ Source: TypeAlias = tuple[str, bool]
 _Scales: TypeAlias = Callable[[int, Floats], Floats]
 #: Gives the codes [N] of values [N] at scales [N].
 _Code: TypeAlias = Callable[[Floats, Floats], Floats]
-Doubles = npt.NDArray[np.float64]
 
 #: Samples that a Hessian is summed over: the paper takes 128.
 MOST_SAMPLES = 128
-#: Share of the mean of H's diagonal that is added to it, as in the paper.
-DAMPING = 0.01
 #: Columns whose errors are spread over the rest at once.
 _LAZY = 128
 
@@ -65,22 +62,25 @@ class Rounded:
 
 
 def reconstruct(
-    model: ModelProto, wanted: Sequence[tuple[Weight, Choice]], hessians: Mapping[str, Doubles]
+    model: ModelProto,
+    wanted: Sequence[tuple[Weight, Choice]],
+    hessians: Mapping[str, Doubles],
+    factors: Factors | None = None,
 ) -> dict[str, Rounded]:
-    """Round each weight by its choice; hessians are those of its layer, by its name."""
+    """Round each weight by its choice; hessians are those of its layer, by its name.
+
+    factors: those that were found of them before; None: none were.
+    """
     stored = initializers(model.graph)
     result = {}
-    factors: dict[int, Doubles] = {}
+    factors = factors or Factors(hessians.values())
     for weight, choice in wanted:
         values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
         hessian = hessians[weight.name]
         if choice.rounding == "adaround":
             result[weight.name] = _round_adaptively(weight, values, choice, hessian)
             continue
-        if id(hessian) not in factors:
-            # Query, key and value read the same tensor.
-            factors[id(hessian)] = inverse_factor(hessian)
-        result[weight.name] = _round(weight, values, choice, factors[id(hessian)])
+        result[weight.name] = _round(weight, values, choice, factors.inverse(hessian))
     return result
 
 
@@ -204,20 +204,6 @@ def _require_finite(name: str, rows: Array) -> None:
             why="no rounding of the weights after it can be judged by that",
             fix="check the model and the samples in onnxruntime",
         )
-
-
-def inverse_factor(hessian: Doubles) -> Doubles:
-    """Return the upper Cholesky factor U of the damped inverse: (H + damping)^-1 = U^T U.
-
-    Row k of U, divided by its first element, says how the error of column k is best made up for
-    by the columns after it once those before are fixed.
-    """
-    damped = hessian.copy()
-    mean = float(np.diag(damped).mean())
-    # An input that is zero on all samples tells nothing: its weights are rounded to the nearest.
-    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
-    factor: Doubles = np.linalg.cholesky(np.linalg.inv(damped)).T
-    return factor
 
 
 def round_blocks(

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import onnx
-
 from edgeopt.artifact import Choice, Entry, Fact, Line, Model, Plan
 from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import stored_bytes
 from edgeopt.errors import ConfigError
+from edgeopt.model.skim import skim_model
 
 #: Its name in the folder that edgeopt fit writes.
 FILE = "fit.json"
@@ -139,7 +138,7 @@ def _sizes(model: Model, plan: Plan) -> dict[str, int]:
     """Add up what is stored for each weight: forms name their parts after it."""
     names = {each.weight for each in plan.choices}
     sizes = dict.fromkeys(sorted(names), 0)
-    for tensor in onnx.load(model.path, load_external_data=False).graph.initializer:
+    for tensor in skim_model(model.path).graph.initializer:
         owner = tensor.name
         while owner not in names and "." in owner:
             owner = owner.rpartition(".")[0]

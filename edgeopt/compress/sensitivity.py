@@ -25,6 +25,7 @@ from edgeopt.compress.probe import Judged, Probe, Samples, applied
 from edgeopt.effort import STANDARD, Effort
 from edgeopt.model.graph import infer_types, initializers, weights
 from edgeopt.model.oracle import draw_inputs
+from edgeopt.model.skim import skim_model
 from edgeopt.task import Task, has_classes, samples
 
 #: Calibration samples: on the example, 32, 128 and 512 keep the same accuracy within 0.5 %.
@@ -100,7 +101,7 @@ class Calibration:
 def draw_calibration(model: Model, task: Task | None, *, effort: Effort = STANDARD) -> Calibration:
     """Draw samples from the task's training set; random inputs without, or where none may count."""
     if task is None or effort.data_free:
-        graph = onnx.load(model.path, load_external_data=False).graph
+        graph = skim_model(model.path).graph
         count = max(effort.judged, _DRAWN)
         drawn = [draw_inputs(graph, model.inputs, seed) for seed in range(2 * count)]
         stacked = {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}

@@ -11,6 +11,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from edgeopt.artifact import Arithmetic
+from edgeopt.model.skim import SMALL, skim_model
 
 #: How a weight is used. table: rows looked up by Gather. The others multiply activations.
 Role = Literal["table", "matmul", "gemm", "conv", "recurrent"]
@@ -21,8 +22,6 @@ _SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose"
 _UNSTORING = {"Cast", "DequantizeLinear", "Gather"}
 #: Operators whose weights a device may multiply as they are stored.
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
-#: Bytes of a tensor that may be a shape.
-_LARGEST_SHAPE = 4096
 #: Carriers of what depends on the exporter's machine and not on the model.
 _REMARKS = ("doc_string", "metadata_props")
 
@@ -55,9 +54,7 @@ def infer_types(model: onnx.ModelProto, *, values: bool = True) -> onnx.ModelPro
     where values are not needed they are left out for good, of the given model too.
     """
     stored = {
-        each.name: each.raw_data
-        for each in model.graph.initializer
-        if len(each.raw_data) > _LARGEST_SHAPE
+        each.name: each.raw_data for each in model.graph.initializer if len(each.raw_data) > SMALL
     }
     for tensor in model.graph.initializer:
         if tensor.name in stored:
@@ -248,7 +245,7 @@ def _multiplies(graph: GraphProto, halves: set[str]) -> bool:
 
 def read_arithmetic(path: Path, *, multiplies_halves: bool = False) -> Arithmetic:
     """Say what a model file computes with, on a device that multiplies halves or not."""
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = skim_model(path).graph
     return arithmetic_of(graph, multiplies_halves=multiplies_halves)
 
 

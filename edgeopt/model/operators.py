@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from edgeopt.errors import OperatorUnsupported
+from edgeopt.model.skim import skim_model
 from edgeopt.model.standard import STANDARD, inline_definitions
 
 #: The domain of onnxruntime's own operators.
@@ -58,8 +59,7 @@ def check_operators(path: Path) -> None:
 
     Raises OperatorUnsupported. Reads the graph only: no weights, nothing slow.
     """
-    model = onnx.load(path, load_external_data=False)
-    check_nodes(inline_definitions(model, KNOWN), path.name)
+    check_nodes(inline_definitions(skim_model(path), KNOWN), path.name)
 
 
 def check_nodes(model: onnx.ModelProto, name: str) -> None:

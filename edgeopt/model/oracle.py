@@ -15,6 +15,7 @@ import onnxruntime.capi.onnxruntime_pybind11_state as pybind
 from edgeopt.artifact import Model, TensorSpec
 from edgeopt.errors import ModelError
 from edgeopt.model.graph import lookup_limit
+from edgeopt.model.skim import skim_model
 
 #: What a session raises for inputs that its graph cannot take.
 _RUN_ERRORS = (pybind.Fail, pybind.InvalidArgument, pybind.RuntimeException)
@@ -88,7 +89,7 @@ def seeded_inputs(model: Model, seed: int) -> dict[str, Array]:
     Floats are normal; integers that index a table are below its rows; other integers and
     booleans are a mask, ones and then zeros along the last axis.
     """
-    graph = onnx.load(model.path, load_external_data=False).graph
+    graph = skim_model(model.path).graph
     return draw_inputs(graph, model.inputs, seed)
 
 

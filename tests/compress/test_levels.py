@@ -7,8 +7,9 @@ import pytest
 from edgeopt.artifact import Choice, Method, Plan
 from edgeopt.compress import apply_plan
 from edgeopt.compress.blocks import encode_blocks
+from edgeopt.compress.factors import inverse_factor
 from edgeopt.compress.levels import LARGEST, codes_of, find_levels, round_to_levels
-from edgeopt.compress.reconstruct import inverse_factor, round_blocks
+from edgeopt.compress.reconstruct import round_blocks
 from edgeopt.model.oracle import Array, run_samples
 from tests.compress.test_plan import draw
 from tests.compress.test_reconstruct import correlated, decoded, hessian_of

@@ -8,7 +8,7 @@ from edgeopt.artifact import Method, Model
 from edgeopt.compress import apply_plan, make_plan, pace_of, predict_latency
 from edgeopt.compress.pace import Clock, predict_nodes, predict_weights
 from edgeopt.target import Target, load_target
-from edgeopt.times import KernelTime, Times, WholeTime
+from edgeopt.times import KernelTime, Times, WholeTime, name_kernel
 from tests.graphs import describe, normal, save_graph
 
 DEPTH, WIDTH, ROWS = 256, 512, 64
@@ -96,7 +96,9 @@ def measured(model: Model, target: Target, *, times: float) -> Times:
     """Return a table in which each product of a model takes so many times its bound."""
     clock = Clock(pace_of(target, threads=1))
     kernels = {
-        each.key: KernelTime(kind=each.kind, ns=each.bound * times, bound=each.bound)
+        name_kernel(each.key, 0): KernelTime(
+            kind=each.kind, ns=each.bound * times, bound=each.bound
+        )
         for each in predict_nodes(model, clock)
         if each.key
     }

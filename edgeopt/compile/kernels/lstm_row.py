@@ -39,7 +39,8 @@ _FREE, _SQUARE = 1.4427040618647209, 0.05761803247689757
 _FREE_AT, _HALF_AT, _VALUES_AT = 29, 30, 31
 _VALUE_SQUARE, _VALUE_FACTOR = (f"v{_VALUES_AT}.s[{lane}]" for lane in range(2))
 _BITS = 26
-_UNROLL = 16
+#: Steps of the sum for each branch, and for each load of the state.
+_UNROLL, _LANES = 32, 16
 _LOADED = 4
 _SIMPLE, _DIVISION = 4, 34
 #: Vectors of units whose sums, four each, fit beside loads of A and B and the constants.
@@ -53,16 +54,17 @@ def name_cell(vectors: int) -> str:
 
 @cache
 def write_cell(vectors: int) -> str:
-    """Write the LLVM module of a step: int lstm(A, B, C, K, S, H, N).
+    """Write the LLVM module of a step: int lstm(A, B, C, K, S, H, Y, N).
 
     A is the state [K], B [N, K, 4, 4 * vectors] and S [N, 4, 4 * vectors] what the sums start
-    from, both times GATE_FACTORS; C, which is updated, is the cell's state [N, 4 * vectors] and H
-    the new state, likewise. All are float32 and contiguous. K may be zero, N may not.
+    from, both times GATE_FACTORS; C, which is updated, is the cell's state [N, 4 * vectors]. H
+    and Y, which may be one, are the new state, likewise. All are float32 and contiguous. K may
+    be zero, N may not.
     """
     assert 0 < vectors <= MOST_VECTORS
     sums = 4 * vectors
     values = load_vectors(list(range(sums, sums + _LOADED)), "$0")
-    turn = [values, *multiply_row(sums, _UNROLL, ahead=True)]
+    turn = [values, *multiply_row(sums, _LANES, ahead=True)] * (_UNROLL // _LANES)
     step = [f"ldr s{sums}, [$0], #4", *multiply_row(sums, 1, ahead=True)]
     cells = list(range(sums, sums + vectors))
     outputs = list(range(vectors, 2 * vectors))
@@ -70,14 +72,15 @@ def write_cell(vectors: int) -> str:
         *_load_constants(),
         "5:",
         *(load_vectors(part, "$3") for part in _parts(list(range(sums)))),
-        "mov $0, $6",
-        *walk_depth(turn, step, unroll=_UNROLL, count="$7"),
+        "mov $0, $7",
+        *walk_depth(turn, step, unroll=_UNROLL, count="$8"),
         "mov x9, $2",
         *(load_vectors(part, "x9") for part in _parts(cells)),
         *_update(vectors, cells, outputs),
         *(store_together(part, "$2") for part in _parts(cells)),
         *(store_together(part, "$4") for part in _parts(outputs)),
-        "subs $5, $5, #1",
+        *(store_together(part, "$5") for part in _parts(outputs)),
+        "subs $6, $6, #1",
         "b.ne 5b",
     ]
     return _write_function(name_cell(vectors), lines)
@@ -176,16 +179,17 @@ def _update_vector(place: int) -> list[Step]:
 
 
 def _write_function(name: str, lines: list[str]) -> str:
-    """Write the module: $0 is a pointer to move along A, $1 to $5 are B, C, S, H and N; A, K."""
+    """Write the module: $0 moves along A, $1 to $6 are B, C, S, H, Y and N, $7 and $8 A and K."""
     clobbers = ["x9", "x10", "memory", "cc", *(f"v{i}" for i in range(32))]
     constraints = ",".join(
-        [*["=&r"] * 6, "r", "r", *"12345", *(f"~{{{name}}}" for name in clobbers)]
+        [*["=&r"] * 7, "r", "r", *"123456", *(f"~{{{name}}}" for name in clobbers)]
     )
     text = "\\0A".join(lines)
+    made = "{ptr, ptr, ptr, ptr, ptr, ptr, i64}"
     return (
-        f"define linkonce_odr hidden i32 @{name}"
-        "(ptr %a, ptr %b, ptr %c, i64 %k, ptr %s, ptr %h, i64 %n) noinline nounwind {\n"
-        f'  %done = call {{ptr, ptr, ptr, ptr, ptr, i64}} asm sideeffect "{text}", "{constraints}"'
-        "(ptr %a, i64 %k, ptr %b, ptr %c, ptr %s, ptr %h, i64 %n)\n"
+        f"define linkonce_odr hidden i32 @{name}(ptr %a, ptr %b, ptr %c, i64 %k, "
+        "ptr %s, ptr %h, ptr %y, i64 %n) noinline nounwind {\n"
+        f'  %done = call {made} asm sideeffect "{text}", "{constraints}"'
+        "(ptr %a, i64 %k, ptr %b, ptr %c, ptr %s, ptr %h, ptr %y, i64 %n)\n"
         "  ret i32 0\n}\n"
     )

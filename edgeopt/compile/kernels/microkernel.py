@@ -61,7 +61,7 @@ def name_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
 @cache
 def count_instructions(height: int, vectors: int, numbers: Numbers = SINGLE) -> int:
     """Count the instructions of one turn of a tile's loop, which is the same K for any tile."""
-    turn = len(_multiply_steps(height, vectors, numbers)) + 2
+    turn = len(multiply_steps(height, vectors, numbers)) + 2
     if numbers is SINGLE:
         return turn
     return turn + len(_add_halves(_sums_of(height, vectors, numbers))) * _UNROLL // HALF_DEPTH
@@ -76,7 +76,7 @@ def write_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
     """
     assert fits_registers(height, vectors, numbers)
     sums = _sums_of(height, vectors, numbers)
-    turn, step = (make(height, vectors, numbers) for make in (_multiply_steps, _multiply_step))
+    turn, step = (make(height, vectors, numbers) for make in (multiply_steps, multiply_step))
     if numbers is SINGLE:
         lines = [
             *clear_vectors(sums),
@@ -261,7 +261,7 @@ def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
     )
 
 
-def _multiply_steps(height: int, vectors: int, numbers: Numbers) -> list[str]:
+def multiply_steps(height: int, vectors: int, numbers: Numbers) -> list[str]:
     """Multiply as many k as the loop unrolls; a load fills its registers when all were used."""
     first = height * vectors if numbers is SINGLE else 0
     for_left, for_right = _choose_loads(height, vectors, numbers)
@@ -304,7 +304,7 @@ def _choose_loads(height: int, vectors: int, numbers: Numbers) -> tuple[int, int
     return min(fitting, key=loads)
 
 
-def _multiply_step(height: int, vectors: int, numbers: Numbers) -> list[str]:
+def multiply_step(height: int, vectors: int, numbers: Numbers) -> list[str]:
     """Multiply one k: its row of B and its column of A, each loaded by one instruction."""
     first = height * vectors if numbers is SINGLE else 0
     of_k = -(-height // numbers.lanes)

@@ -52,6 +52,8 @@ class Recurrent:
     initial_cell: bool = False
     #: Whether a step is one call of assembly, which takes gates times its GATE_FACTORS.
     called: bool = False
+    #: Such a layer's inputs, where it multiplies them itself: enough steps for a tile.
+    inputs: int = 0
 
     @property
     def gates(self) -> int:

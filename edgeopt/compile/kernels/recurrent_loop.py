@@ -19,7 +19,6 @@ from edgeopt.compile.kernels.recurrent import (
     argument_shapes,
     output_shapes,
 )
-from edgeopt.compile.kernels.recurrent_calls import call_cell, call_row, point_at
 from edgeopt.compile.kernels.recurrent_cells import (
     Cell,
     Place,
@@ -67,7 +66,7 @@ class _Spot:
 
     direction: Index
     step: Index
-    panel: Index | int
+    panel: Index
     row: Index
 
 
@@ -125,23 +124,15 @@ class _Loops:
         self.staged = builder.alloc_buffer((tiling.rows, STEP), "float32")
         self._start(direction, first)
         with builder.serial(0, layer.steps) as step:
-            if layer.called:
-                self._call_cell(_Spot(direction, step, 0, first))
-            else:
-                self._compute_step(direction, step, first, cell)
+            for phase in range(len(layer.phases)):
+                with (
+                    builder.serial(0, tiling.panels) as panel,
+                    builder.serial(0, tiling.part // tiling.rows) as block,
+                ):
+                    row = first + block * tiling.rows
+                    self._compute(phase, _Spot(direction, step, panel, row), cell)
             self._for_rows(first, lambda row: self._store_step(direction, step, row))
         self._for_rows(first, lambda row: self._store_last(direction, row))
-
-    def _compute_step(self, direction: Index, step: Index, first: Index, cell: Cell) -> None:
-        """Write one step, a tile of units and rows at a time."""
-        tiling = self.tiling
-        for phase in range(len(self.layer.phases)):
-            with (
-                builder.serial(0, tiling.panels) as panel,
-                builder.serial(0, tiling.part // tiling.rows) as block,
-            ):
-                row = first + block * tiling.rows
-                self._compute(phase, _Spot(direction, step, panel, row), cell)
 
     def _start(self, direction: Index, first: Index) -> None:
         """Set the states to zero, or to what the model gives."""
@@ -196,7 +187,7 @@ class _Loops:
             return back
         return tirx.Select(direction.equal(0), step, back)
 
-    def _projected(self, at: _Spot, row: Index, gate: int, unit: Index | int) -> Index:
+    def _projected(self, at: _Spot, row: Index, gate: int, unit: Index) -> Index:
         layer, tiling = self.layer, self.tiling
         time, real = self._time(at.direction, at.step, row), self._real(row)
         flat = real * layer.steps + time if layer.batch_first else time * layer.batch + real
@@ -261,11 +252,15 @@ class _Loops:
     def _multiply(self, phase: int, at: _Spot) -> None:
         """Write the sum over the state, none in a first step that starts from zeros."""
         layer, tiling = self.layer, self.tiling
+        blocks = layer.depth // STEP
+        extent: Index | int = blocks
+        if not layer.initial_hidden:
+            extent = tirx.min(at.step, 1) * blocks
         weight = self.named[f"weight{phase}"]
         if self._takes_row(phase):
-            self._call_row(phase, at, weight)
+            self._call_row(phase, at, weight, extent)
             return
-        with builder.serial(0, self._blocks(at)) as block:
+        with builder.serial(0, extent) as block:
             for row in range(tiling.rows):
                 with builder.vectorized(0, STEP) as k:
                     value = self._source(phase, at, at.row + row, block * STEP + k)
@@ -286,35 +281,25 @@ class _Loops:
         """Tell whether what a tile of assembly starts from lies in one piece among the inputs."""
         return self._takes_row(phase) and not self.layer.linear_before_reset
 
-    def _blocks(self, at: _Spot) -> Index | int:
-        """Count the steps of the sum: none in a first step that starts from zeros."""
-        blocks = self.layer.depth // STEP
-        return blocks if self.layer.initial_hidden else tirx.min(at.step, 1) * blocks
-
-    def _call_row(self, phase: int, at: _Spot, weight: tirx.Buffer) -> None:
+    def _call_row(self, phase: int, at: _Spot, weight: tirx.Buffer, blocks: Index | int) -> None:
         """Let assembly compute the accumulators: the product, and what it is added to."""
-        source, into = self._source(phase, at, at.row, 0), self.accumulators[0, 0, 0]
-        pointers = point_at(source, weight[at.direction, at.panel, 0, 0, 0], into)
-        start = into
+        gate = self.layer.phases[phase][0]
+        start = self.accumulators[0, 0, 0]
         if self._starts_in_place(phase):
-            start = self._projected(at, at.row, self.layer.phases[phase][0], 0)
+            start = self._projected(at, at.row, gate, tirx.const(0, "int32"))
         sums = len(self.layer.phases[phase]) * self.tiling.vectors
-        call_row(sums, pointers, point_at(start), self._blocks(at) * STEP)
-
-    def _call_cell(self, at: _Spot) -> None:
-        """Let assembly compute a whole step of one row."""
-        weight, cell = self.named["weight0"], self.kept[0]
-        new = self.state[tirx.floormod(at.step + 1, 2), at.direction, at.row, 0]
-        call_cell(
-            (self.tiling.vectors, self.tiling.panels),
-            point_at(
-                self._source(0, at, at.row, 0),
-                weight[at.direction, 0, 0, 0, 0],
-                cell[at.direction, at.row, 0],
-            ),
-            point_at(self._projected(at, at.row, 0, 0), new),
-            self._blocks(at) * STEP,
+        first = tirx.const(0, "int32")
+        call = tirx.call_extern(
+            "int32",
+            microkernel.name_row(sums),
+            tirx.address_of(self._source(phase, at, at.row, first)),
+            tirx.address_of(weight[at.direction, at.panel, 0, 0, 0]),
+            tirx.address_of(self.accumulators[0, 0, 0]),
+            tirx.Cast("int64", blocks * STEP),
+            tirx.address_of(start),
         )
+        with builder.attr(first, "pragma_import_llvm", microkernel.write_row(sums)):
+            builder.evaluate(call)
 
     def _accumulate(
         self, weight: tirx.Buffer, at: _Spot, depth: Index, place: tuple[int, int, int]
@@ -329,7 +314,7 @@ class _Loops:
                 total = self.accumulators[row, gate, unit] + self.staged[row, k] * factor
                 _store(self.accumulators, total, row, gate, unit)
 
-    def _source(self, phase: int, at: _Spot, row: Index, k: Index | int) -> Index:
+    def _source(self, phase: int, at: _Spot, row: Index, k: Index) -> Index:
         if phase:
             return self.kept[1][at.direction, row, k]
         return self.state[tirx.floormod(at.step, 2), at.direction, row, k]

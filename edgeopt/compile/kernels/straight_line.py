@@ -50,8 +50,10 @@ class _Work:
         self.homes = homes
         self.free = free
         self.kept = {homes[name] for name in made if name in homes}
-        self.places = {name: home for name, home in homes.items() if name not in made}
         self.readers = Counter(name for each in steps for name in set(each.reads))
+        self.places = {
+            name: home for name, home in homes.items() if name not in made and name in self.readers
+        }
         self.ready_at = dict.fromkeys(self.places, 0)
         self.clock = 0
 
