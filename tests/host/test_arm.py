@@ -157,7 +157,7 @@ def save_recurrent(path: Path, steps: int = 21) -> Path:
         ("GRU", 3, 32, {"linear_before_reset": 1}),
         ("RNN", 1, 50, {}),
     ):
-        ways = 2 if options.get("direction") else 1
+        ways = 2 if options.get("direction") == "bidirectional" else 1
         name = f"{cell}{hidden}"
         for kind, shape in {
             "w": (ways, gates * hidden, 18),
@@ -174,10 +174,10 @@ def save_recurrent(path: Path, steps: int = 21) -> Path:
             inputs += ["", "h" + name, "c" + name]
         outputs = [f"{kind}{name}" for kind in ("s", "t", "u")[: 3 if cell == "LSTM" else 2]]
         nodes.append(helper.make_node(cell, inputs, outputs, hidden_size=hidden, **options))
-        for output in outputs[1:]:
+        for output in outputs:
             nodes.append(helper.make_node("Reshape", [output, "flat"], ["y" + output]))
-            joined.append("y" + output)
-        nodes.append(helper.make_node("Reshape", [outputs[0], "flat"], ["y" + name]))
+        parts = ["y" + output for output in outputs]
+        nodes.append(helper.make_node("Concat", parts, ["y" + name], axis=0))
         joined.append("y" + name)
     nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
     return _save(path, nodes, [*stored, flat], (steps, 1, 18))
