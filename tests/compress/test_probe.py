@@ -80,7 +80,8 @@ def test_rows_that_another_weight_chooses_are_not_given(tmp_path: Path) -> None:
     g (float[1,32] x) => (float[1,1,32] y) {
         scores = MatMul(x, mix)
         best = ArgMax<axis=1>(scores)
-        y = Gather<axis=0>(table, best)
+        rows = Gather<axis=0>(table, best)
+        y = Tanh(rows)
     }"""
     stored = {"mix": normal(0, 32, 64), "table": normal(1, 64, 32)}
     model = describe(save_graph(tmp_path / "m.onnx", text, stored))
