@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import ModelProto, NodeProto
 
 from edgeopt.artifact import Choice, Model, Plan
@@ -130,11 +131,18 @@ class Probe:
         found = self._run(stage, {name: wrap(values)}, self._judged.first)
         return self._harm(found, self.expected)
 
-    def read(self, table: str, part: ModelProto) -> float:
-        """Return the harm of another part of a table, see Parts, on all samples."""
+    def rows_of(self, table: str) -> npt.NDArray[np.intp]:
+        """Return the rows of a table that are enough to tell what its rows become."""
+        return self._lookups[table].rows
+
+    def read(self, table: str, part: ModelProto, *, few: bool = False) -> float:
+        """Return the harm of another part of a table, see Parts, on all samples.
+
+        few: the part has those rows alone that rows_of gives.
+        """
         rows = [
             {name: wrap(each) for name, each in found.items()}
-            for found in self._lookups[table].rows_of(part)
+            for found in self._lookups[table].rows_of(part, few=few)
         ]
         given = [{**feed, **own} for feed, own in zip(self._whole.given, rows, strict=True)]
         stage = _Stage(self._whole.tail, given)

@@ -10,8 +10,11 @@ import pytest
 from onnx import numpy_helper
 
 from edgeopt.artifact import Choice, Model
+from edgeopt.compress.choices import possible_choices
+from edgeopt.compress.decode import weigh_parts, weigh_rows
 from edgeopt.compress.distance import measure_harm
 from edgeopt.compress.learned import Learned
+from edgeopt.compress.lookup import is_by_rows
 from edgeopt.compress.part import Parts
 from edgeopt.compress.probe import Judged, Probe
 from edgeopt.model.graph import infer_types, weights
@@ -73,6 +76,19 @@ def test_rows_of_a_table_are_given_instead_of_the_table(tmp_path: Path) -> None:
     expected = run_samples(model, samples)
     harm = measure_harm(run_samples(path, samples), expected, classes=False)
     assert probe.read("table", part) == pytest.approx(harm, rel=1e-3)
+    # What samples read of it is enough, and says how large the whole is.
+    rows = probe.rows_of("table")
+    assert set(np.unique(samples["input_ids"])) < set(rows) < set(range(500))
+    for each in possible_choices(model)["table"]:
+        if not is_by_rows(each):
+            continue
+        whole, few = (
+            Parts(loaded).rewrite(known["table"], each, Learned({}, {}), given)
+            for given in (None, rows)
+        )
+        assert probe.read("table", few, few=True) == probe.read("table", whole)
+        assert weigh_rows(few, known["table"]) == weigh_parts(whole.graph, ["table"])["table"]
+    assert not is_by_rows(choice.model_copy(update={"rows": 100}))
 
 
 def test_rows_that_another_weight_chooses_are_not_given(tmp_path: Path) -> None:
