@@ -36,11 +36,12 @@ def test_a_layer_that_is_like_another_adds_no_code(tmp_path: Path) -> None:
     assert code(other) > code(once)
 
 
-def test_a_weight_that_is_decoded_adds_some_and_integers_add_more(tmp_path: Path) -> None:
+def test_forms_of_weights_count_the_same_and_integers_more(tmp_path: Path) -> None:
     model = layers(tmp_path, 64, 64)
 
     def form(method: Method) -> int:
         plan = make_plan(model, method, directory=tmp_path / method)
         return code(apply_plan(model, plan, directory=tmp_path / method))
 
-    assert code(model) < form("int8-weights") < form("int8-dynamic")
+    assert code(model) == form("float16") == form("int8-weights") == form("int4-blocks")
+    assert form("int8-dynamic") > code(model)
