@@ -42,13 +42,12 @@ def _constant(builder: relax.BlockBuilder, expr: relax.Expr | None) -> np.ndarra
 
 
 def is_sparse(rows: np.ndarray, places: np.ndarray) -> bool:
-    """Tell whether places choose each row once and in order, and the first, of zeros, elsewhere."""
+    """Tell whether places choose each row once and in order, and elsewhere the first, of zeros."""
     if rows.ndim != 2 or places.ndim != 2 or rows.dtype.name not in _TYPES or rows[:1].any():
         return False
     if not np.issubdtype(places.dtype, np.integer):
         return False
-    used = places[places != 0]
-    return len(used) < places.size and np.array_equal(used, np.arange(1, len(rows)))
+    return np.array_equal(places[places != 0], np.arange(1, len(rows)))
 
 
 def sparse_of(site: Site, expr: relax.Expr) -> Sparse | None:

@@ -13,6 +13,7 @@ from edgeopt.compress.codebook import possible_groups
 from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
 from edgeopt.compress.share import possible_shares
+from edgeopt.compress.sparse_choices import sparse_forms
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
 
 #: Smaller tensors (biases, norms, classifier heads) stay float32: their bytes do not matter.
@@ -48,6 +49,10 @@ _FORMS: Mapping[Role, tuple[Method, ...]] = {
 _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
     "float32": (),
     "float16": (),
+    # Sparse forms are chosen where the others are made: see sparse_choices.
+    "float32-sparse": (),
+    "float16-sparse": (),
+    "int8-sparse": (),
     "int8-rows": ("float16",),
     "int8-weights": ("int8-rows",),
     "int8-dynamic": ("int8-weights", "int8-rows"),
@@ -90,7 +95,12 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
             found.extend(Choice(weight=weight.name, method=method, group=each) for each in groups)
         elif _can_hold(model.graph, weight, method):
             found.append(Choice(weight=weight.name, method=method))
-    return (*found, *_shared_forms(weight), *_low_rank_forms(model, weight))
+    return (
+        *found,
+        *sparse_forms(model, weight),
+        *_shared_forms(weight),
+        *_low_rank_forms(model, weight),
+    )
 
 
 def _shared_forms(weight: Weight) -> Iterator[Choice]:

@@ -42,8 +42,8 @@ def write_ledger(fit: Fit, source: Model, clock: Clock) -> tuple[Line, ...]:
 
 
 def _sizes(model: Model) -> Iterator[tuple[str, float]]:
-    for tensor in onnx.load(model.path).graph.initializer:
-        yield tensor.name, float(filed_bytes(tensor))
+    for name, size in filed_bytes(onnx.load(model.path).graph).items():
+        yield name, float(size)
 
 
 def _reason(fit: Fit, choice: Choice, entry: Entry | None, *, before: float, after: float) -> str:

@@ -25,6 +25,8 @@ from edgeopt.compress.knapsack import Figures, Limit, choose_options
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.probe import Samples
 from edgeopt.compress.sensitivity import Option, Sensitivity
+from edgeopt.compress.sparse import LEAST_SAVED, SPARSE
+from edgeopt.compress.sparse_choices import SPARSE_OF
 from edgeopt.effort import STANDARD, Effort
 from edgeopt.store import digest_file
 
@@ -69,11 +71,17 @@ def mixable_choices(
     allowed = set(methods) & set(_STORED) & set(effort.methods or _STORED)
     if "int8-weights" in allowed:
         allowed.add("int8-rows")
+    # Zeros that are there are used by whatever is allowed; more are made where a profile asks.
+    kept = allowed | ({"float32"} & set(methods))
+    lossless = {method for base, method in SPARSE_OF.items() if base in kept}
+    sparse = set(methods) & set(effort.methods or SPARSE)
     return {
         name: tuple(
             _reconstructed(each) if reconstruct and (each.group or not by_rows) else each
             for each in given
-            if each.method in allowed and each.block in _sizes_of(each.method, effort)
+            if each.method
+            in (allowed if each.width is None else sparse if each.zeros else lossless)
+            if each.block in _sizes_of(each.method, effort)
             if each.rank is None or not effort.data_free
         )
         for name, given in possible_choices(model).items()
@@ -93,7 +101,10 @@ def can_mix(methods: Sequence[Method]) -> bool:
 
 def _reconstructed(choice: Choice) -> Choice:
     fitted = not {choice.block, choice.rank, choice.group} <= {None}
-    return choice.model_copy(update={"reconstruct": fitted})
+    zeros = choice.zeros
+    if zeros is not None:
+        zeros = zeros.model_copy(update={"criterion": "wanda", "refit": True})
+    return choice.model_copy(update={"reconstruct": fitted, "zeros": zeros})
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,11 +343,12 @@ def hollow_model(
 ) -> Model:
     """Write a model without the values of some weights, for no size depends on them.
 
-    With values these are zeros, and the model can be compiled.
+    With values these are zeros, and the model can be compiled. Weights that have zeros keep their
+    values: where the zeros are decides what storing them without takes.
     """
     loaded = onnx.load(model.path)
     for tensor in loaded.graph.initializer:
-        if tensor.name in names:
+        if tensor.name in names and not _has_zeros(tensor):
             zeros = np.zeros(tuple(tensor.dims), np.float32)
             tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
             if not values:
@@ -347,9 +359,15 @@ def hollow_model(
     return model.model_copy(update={"path": path, "sha256": digest_file(path)})
 
 
+def _has_zeros(tensor: onnx.TensorProto) -> bool:
+    values = numpy_helper.to_array(tensor)
+    return bool(np.count_nonzero(values) < (1 - LEAST_SAVED) * values.size)
+
+
 def nearest(choice: Choice) -> Choice:
     """Return a form whose codes are those nearest to each value: fitting changes no size."""
-    return choice.model_copy(update={"reconstruct": False})
+    zeros = None if choice.zeros is None else choice.zeros.by_size()
+    return choice.model_copy(update={"reconstruct": False, "zeros": zeros})
 
 
 def _is_table(layer: Sequence[Option]) -> bool:

@@ -8,7 +8,7 @@ import onnx
 
 from edgeopt.artifact import Choice, Entry, Fact, Line, Model, Plan
 from edgeopt.compress.candidate import Fit
-from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.cost import pushed_bytes
 from edgeopt.errors import ConfigError
 
 #: Its name in the folder that edgeopt fit writes.
@@ -139,10 +139,11 @@ def _sizes(model: Model, plan: Plan) -> dict[str, int]:
     """Add up what is stored for each weight: forms name their parts after it."""
     names = {each.weight for each in plan.choices}
     sizes = dict.fromkeys(sorted(names), 0)
-    for tensor in onnx.load(model.path, load_external_data=False).graph.initializer:
-        owner = tensor.name
+    graph = onnx.load(model.path, load_external_data=False).graph
+    for name, size in pushed_bytes(graph).items():
+        owner = name
         while owner not in names and "." in owner:
             owner = owner.rpartition(".")[0]
         if owner in names:
-            sizes[owner] += stored_bytes(tensor)
+            sizes[owner] += size
     return sizes

@@ -28,7 +28,7 @@ from edgeopt.compress.probe import (
     weigh_parts,
 )
 from edgeopt.effort import STANDARD, Effort
-from edgeopt.model.graph import initializers, weights
+from edgeopt.model.graph import weights
 from edgeopt.model.oracle import draw_inputs
 from edgeopt.task import Task, has_classes, samples
 
@@ -148,8 +148,7 @@ def measure_sensitivity(
     directory.mkdir(parents=True, exist_ok=True)
     meter = _Meter(model, choices, calibration, directory)
     layers = {
-        name: [Option(choice=_kept(name), size=filed_bytes(meter.stored[name]), harm=0.0)]
-        for name in choices
+        name: [Option(choice=_kept(name), size=meter.sizes[name], harm=0.0)] for name in choices
     }
     every = [each for given in choices.values() for each in given]
     done = 0
@@ -190,7 +189,7 @@ class _Meter:
         self._known = {each.name: each for each in weights(self._loaded.graph)}
         self._every = [(self._known[name], each) for name in choices for each in choices[name]]
         self._layered = [name for name in choices if self._known[name].role != "table"]
-        self.stored = initializers(self._loaded.graph)
+        self.sizes = filed_bytes(self._loaded.graph)
 
     @cached_property
     def _learned(self) -> Learned:
