@@ -61,15 +61,17 @@ def make_plan(
     """Choose for every weight what a method means for it; the plan has the method's name.
 
     recipe: what is done around it; None: nothing. zeros: what a sparse method sets to zero first;
-    None: nothing. Zeros that a model has are left out by any method that has a sparse form.
+    None: nothing. Zeros that a model has any method leaves out where that is smaller and faster.
 
     int8-static needs samples, inputs as [S, *shape], and raises ConfigError without them.
     """
     loaded = onnx.load(model.path)
     found = [each for each in weights(loaded.graph) if each.size >= SMALLEST]
-    rule = zeros if method in SPARSE else None
+    asked = method in SPARSE
     choices = tuple(
-        sparse_choice(loaded, each, choose(loaded, each, base_of(method)), rule) for each in found
+        sparse_choice(loaded, each, choice, zeros if asked else None, asked=asked)
+        for each in found
+        for choice in (choose(loaded, each, base_of(method)),)
     )
     recipe = recipe or Recipe()
     ranges: tuple[Range, ...] = ()

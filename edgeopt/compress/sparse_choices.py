@@ -32,22 +32,30 @@ def base_of(method: Method) -> Method:
 
 
 def sparse_choice(
-    model: ModelProto, weight: Weight, choice: Choice, rule: Sparsify | None = None
+    model: ModelProto,
+    weight: Weight,
+    choice: Choice,
+    rule: Sparsify | None = None,
+    *,
+    asked: bool,
 ) -> Choice:
     """Return the sparse form of a choice where it takes fewer bytes, or else the choice itself.
 
-    rule: which values are set to zero first; None: those that are.
+    rule: which values are set to zero first; None: those that are. Where it was not asked for, it
+    must not be slower either.
     """
     method = SPARSE_OF.get(choice.method)
     if method is None or choice != Choice(weight=weight.name, method=choice.method):
         return choice
-    width = _width(model, weight, method, rule)
+    width = _width(model, weight, method, rule, asked=asked)
     if width is None:
         return choice
     return Choice(weight=weight.name, method=method, width=width, zeros=rule)
 
 
-def _width(model: ModelProto, weight: Weight, method: Method, rule: Sparsify | None) -> int | None:
+def _width(
+    model: ModelProto, weight: Weight, method: Method, rule: Sparsify | None, *, asked: bool
+) -> int | None:
     """Return the columns of blocks that save bytes; None where none do."""
     tensor = initializers(model.graph)[weight.name]
     if weight.role not in _ROLES:
@@ -63,7 +71,7 @@ def _width(model: ModelProto, weight: Weight, method: Method, rule: Sparsify | N
         by_size = rule.by_size()
         (kept,) = choose_kept([score_blocks(values, 1, by_size.criterion)], by_size)
         values = np.where(kept, values, np.float32(0))
-    return choose_width(values, SPARSE[method][0])
+    return choose_width(values, SPARSE[method][0], faster=not asked)
 
 
 def widest(weight: Weight) -> int | None:
@@ -96,7 +104,7 @@ def sparse_forms(model: ModelProto, weight: Weight) -> Iterator[Choice]:
     for base in SPARSE_OF:
         if obstacle(model, OPSETS.get(base, 0)) is None:
             plain = Choice(weight=weight.name, method=base)
-            form = sparse_choice(model, weight, plain)
+            form = sparse_choice(model, weight, plain, asked=True)
             if form != plain:
                 yield form
     width = widest(weight) if weight.role in _ROLES else None

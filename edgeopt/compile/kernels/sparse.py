@@ -19,7 +19,7 @@ from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels.functions import number
 from edgeopt.compile.kernels.scheduling import Block, Schedule, mark
 
-KIND = "sparse"
+KIND = "sparse_gemm"
 #: Rows of A at a time, beyond which the values that they take lie too far apart for L1.
 _MOST_ROWS = 12
 #: Rows of W that one row of A takes at a time, at most: each has sums of its own.
@@ -107,7 +107,7 @@ def _whole(buffer: tirx.Buffer) -> object:
 def choose_rows(cpu: Cpu, count: int, width: int) -> int:
     """Choose how many rows of A share a block: as many as their sums fit registers, alike tiles."""
     vectors = -(-width // cpu.lanes)
-    most = (cpu.registers - vectors - 2) // vectors
+    most = (cpu.registers - vectors - 2 - int(cpu.in_order)) // vectors
     tiles = -(-count // max(1, min(most, _MOST_ROWS)))
     return -(-count // tiles)
 
