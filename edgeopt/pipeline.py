@@ -332,7 +332,7 @@ def survey_plans(run: Run) -> tuple[Tried, ...]:
     """Try every plan there is against the job's budget, also those that the profile leaves out."""
     run, model = shrink_model(run, prepare_model(run))
     samples = draw_samples(run, model)
-    found = []
+    found: "list[Candidate]" = []
     for method in get_args(Method):
         free = run.job.profile.model_copy(update={"methods": (method,), "budget": Budget()})
         alone = replace(run, job=replace(run.job, profile=free))
