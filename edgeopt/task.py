@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import ConfigError
+from edgeopt.units import Fraction
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,6 +50,9 @@ class TextClassification(_Table):
     #: Leave out the pieces that neither train nor unlabelled has, except what unseen words are
     #: cut into. The application must use the tokenizer that is written: its ids are others.
     trim_vocabulary: bool = False
+    #: Share of the texts of train and unlabelled that have to fit whole: texts are then no longer
+    #: than that takes, and the model's open dimensions follow. Absent: length as it is.
+    trim_length: Fraction | None = Field(default=None, gt=0, le=1)
     metric: Literal["accuracy"] = "accuracy"
 
 

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
-from edgeopt.compile.blocked import call_look_up, spell_out, stored_codes
+from edgeopt.compile.blocked import call_look_up, spell_out, stored_places
 from edgeopt.compile.operators import (
     CONVERTERS,
     Node,
@@ -71,11 +71,11 @@ def _gather(
     if constant_of(data) is not None and constant_of(indices) is not None:
         return None
     levels = None if data is None else constant_of(data)
-    codes = None if levels is None else stored_codes(builder, indices)
-    if codes is not None and levels is not None and levels.dtype == np.int8 and levels.ndim == 2:
-        return spell_out(codes, levels)
-    if codes is not None and levels is not None and levels.ndim == 1:
-        return builder.emit(call_look_up(codes, data))
+    found = None if levels is None else stored_places(builder, indices)
+    if found is not None and levels is not None and levels.dtype == np.int8 and levels.ndim == 2:
+        return spell_out(found[0], levels)
+    if found is not None and levels is not None and levels.ndim == 1:
+        return builder.emit(call_look_up(found[0], data, found[1]))
     if indices is None or not isinstance(indices.ty, relax.TensorType):
         return None
     return relax.op.take(data, indices, int(str(attributes.get("axis", 0))))
@@ -160,11 +160,11 @@ _QUANTIZED = {
     "DynamicQuantizeLSTM": lstm.dynamic_lstm,
 }
 _LINEAR = {"DequantizeLinear": linear.dequantize, "QuantizeLinear": linear.quantize}
-#: Operators of onnxruntime's own domain that can be imported.
-KNOWN_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)
+#: Operators of onnxruntime's own domain that have a converter.
+CONVERTED_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)
 
-#: Every operator that can be imported, other than those that the standard defines by others.
-KNOWN = (
+#: Those of the standard: edgeopt.model.operators lists the same without importing TVM.
+CONVERTED = (
     frozenset(CONVERTERS)
     | TRUSTED
     | frozenset(_CONVERTERS)

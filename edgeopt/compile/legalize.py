@@ -85,6 +85,8 @@ def multiply_stored(
     if static is not None:
         return static
     scales = weight.column_scales
+    if weight.scales is not None and weight.scales.size == 1:
+        scales = weight.scales.reshape(1)
     plan = gemm.plan_gemm(site.cpu, shape_of(left), shape[-1], weight.values.dtype)
     packed = gemm.pack_columns(weight.values, plan.width)
     extra = () if scales is None else (scales,)

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeopt.artifact import Footprint, Model
 from edgeopt.compress.arena import peak_activations
 from edgeopt.model.graph import attribute, consumers, infer_types, initializers, producers
 from edgeopt.model.oracle import Array
+from edgeopt.model.skim import skim_model
 from edgeopt.model.sparse import find_sparse
 from edgeopt.target import Target
 
@@ -43,7 +43,7 @@ def predict_footprint(
     in bytes. samples are the inputs that will run, as [S, *shape]: with them, exactly the
     touched pages of embedding tables count as resident; without, every row read is another.
     """
-    graph = infer_types(onnx.load(model.path), values=False).graph
+    graph = infer_types(skim_model(model.path), values=False).graph
     tables = _tables(graph)
     page = target.memory.page
     file = resident = _HEADER + _RECORD * len(graph.initializer)

@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan, Recipe
 from edgeopt.budget import Budget
 from edgeopt.compress.candidate import Candidate, Cost, Fit, Stopped
+from edgeopt.compress.hollow import hollow_model
 from edgeopt.compress.judge import Bench, set_up
-from edgeopt.compress.mix import Mixer, Mixture, Timer, hollow_model, nearest
+from edgeopt.compress.mix import Mixer, Mixture, Timer, nearest
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import CALIBRATION, Advance, Sensitivity, draw_calibration
 from edgeopt.compress.shortfall import explain_shortfall
 from edgeopt.compress.spare import spare_slow
+from edgeopt.compress.sparse_choices import zeroed_weights
 from edgeopt.effort import STANDARD, Effort
 from edgeopt.model.extra import runs_in_torch
 from edgeopt.model.oracle import Array
@@ -234,14 +237,22 @@ def _climb(
     fitted = bench.calibration().fitted if needs_samples else None
     if fitted is None:
         recipe = recipe.model_copy(update={"smooth": None, "correct_bias": False})
-    plain = make_plan(bench.model, "float32", directory=bench.directory)
+    loaded = onnx.load(bench.model.path)
+    plain = make_plan(bench.model, "float32", directory=bench.directory, loaded=loaded)
     every = [each.weight for each in plain.choices]
-    hollow = hollow_model(bench.model, every, bench.directory / "hollow")
+    kept = zeroed_weights(loaded)
+    hollow = hollow_model(bench.model, every, bench.directory / "hollow", kept=kept)
     for method in tried:
         folder = bench.directory / method
         needed = fitted or _calibration(bench.model, method, bench.task)
         plan = make_plan(
-            bench.model, method, samples=needed, directory=folder, recipe=recipe, zeros=zeros
+            bench.model,
+            method,
+            samples=needed,
+            directory=folder,
+            recipe=recipe,
+            zeros=zeros,
+            loaded=loaded,
         )
         choices = tuple(map(nearest, plan.choices))
         bare = plan.model_copy(update={"recipe": Recipe(), "choices": choices})

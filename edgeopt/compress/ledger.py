@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 
-import onnx
-
 from edgeopt.artifact import MIXED, Choice, Entry, Line, Model
 from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import filed_bytes
 from edgeopt.compress.pace import Clock, predict_weights, sum_by_weight
 from edgeopt.compress.sparse import BLOCKS
+from edgeopt.model.skim import skim_model
 from edgeopt.model.sparse import find_sparse
 from edgeopt.units import format_bytes
 
@@ -50,12 +49,12 @@ def _left_out(model: Model) -> dict[str, str]:
     return {
         each.blocks.removesuffix(BLOCKS): f"; {1 - each.share:.0%} of its blocks of {each.width}"
         " columns are zeros, which are neither stored nor multiplied"
-        for each in find_sparse(onnx.load(model.path).graph).values()
+        for each in find_sparse(skim_model(model.path).graph).values()
     }
 
 
 def _sizes(model: Model) -> Iterator[tuple[str, float]]:
-    for name, size in filed_bytes(onnx.load(model.path).graph).items():
+    for name, size in filed_bytes(skim_model(model.path).graph).items():
         yield name, float(size)
 
 

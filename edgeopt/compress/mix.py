@@ -5,10 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import onnx
-from onnx import numpy_helper
-
 from edgeopt.artifact import (
     MIXED,
     Choice,
@@ -21,14 +17,14 @@ from edgeopt.artifact import (
 from edgeopt.budget import Budget
 from edgeopt.compress.blocks import CODEBOOKS
 from edgeopt.compress.choices import possible_choices
+from edgeopt.compress.hollow import hollow_model
 from edgeopt.compress.knapsack import Figures, Limit, choose_options
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.probe import Samples
 from edgeopt.compress.sensitivity import Option, Sensitivity
-from edgeopt.compress.sparse import LEAST_SAVED, SPARSE
+from edgeopt.compress.sparse import SPARSE
 from edgeopt.compress.sparse_choices import SPARSE_OF
 from edgeopt.effort import STANDARD, Effort
-from edgeopt.store import digest_file
 
 #: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
 _ROUNDS = 8
@@ -158,7 +154,7 @@ class Mixer:
 
         Its files are written below directory. None where there is no such choice.
         """
-        hollow = hollow_model(self.model, self.weights, directory)
+        hollow = self._hollow(directory)
         wanted = self._wanted(budget)
         limits = self._limits(wanted, hollow, directory)
         harms = figures or [[option.harm for option in layer] for layer in self.layers]
@@ -212,7 +208,7 @@ class Mixer:
 
         None where no choice is within these.
         """
-        hollow = hollow_model(self.model, self.weights, directory)
+        hollow = self._hollow(directory)
         # Figures are never negative.
         costs = [
             [each - min(layer) for each in layer]
@@ -233,6 +229,15 @@ class Mixer:
     def weights(self) -> list[str]:
         """The names of the weights that have options."""
         return [layer[0].choice.weight for layer in self.sensitivity.layers]
+
+    def _hollow(self, directory: Path) -> Model:
+        """Write the model with the values of those weights alone whose zeros may be left out."""
+        kept = [
+            layer[0].choice.weight
+            for layer in self.sensitivity.layers
+            if any(each.choice.width and each.choice.zeros is None for each in layer)
+        ]
+        return hollow_model(self.model, self.weights, directory, kept=kept)
 
     def _wanted(self, budget: Budget) -> dict[_Figure, float]:
         """Return the limits that count here."""
@@ -336,32 +341,6 @@ class Mixer:
             for before, layer, option in zip(self.sensitivity.layers, layers, chosen, strict=True)
         )
         return Mixture(plan, model, self.cost(model), entries)
-
-
-def hollow_model(
-    model: Model, names: Sequence[str], directory: Path, *, values: bool = False
-) -> Model:
-    """Write a model without the values of some weights, for no size depends on them.
-
-    With values these are zeros, and the model can be compiled. Weights that have zeros keep their
-    values: where the zeros are decides what storing them without takes.
-    """
-    loaded = onnx.load(model.path)
-    for tensor in loaded.graph.initializer:
-        if tensor.name in names and not _has_zeros(tensor):
-            zeros = np.zeros(tuple(tensor.dims), np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
-            if not values:
-                tensor.ClearField("raw_data")
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory.resolve() / "hollow.onnx"
-    onnx.save_model(loaded, path)
-    return model.model_copy(update={"path": path, "sha256": digest_file(path)})
-
-
-def _has_zeros(tensor: onnx.TensorProto) -> bool:
-    values = numpy_helper.to_array(tensor)
-    return bool(np.count_nonzero(values) < (1 - LEAST_SAVED) * values.size)
 
 
 def nearest(choice: Choice) -> Choice:

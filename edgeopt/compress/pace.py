@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto
 
 from edgeopt.artifact import Model
 from edgeopt.compress.cost import pushed_bytes
-from edgeopt.model.graph import initializers, producers
+from edgeopt.model.graph import attribute, initializers, producers
 from edgeopt.model.product import (
     Types,
     constants_of,
@@ -135,6 +135,8 @@ class NodeTime:
     key: str = ""
     #: ns by the roofline alone.
     bound: float = 0.0
+    #: Bytes of the weights of such a product, as they are stored.
+    stored: int = 0
 
 
 def predict_weights(model: Model, clock: Clock, names: Sequence[str]) -> dict[str, float]:
@@ -190,8 +192,8 @@ def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
         key = keys.get(output, "")
         if key:
             kind = work.kind(node)
-            time = bound if times is None else times.kernel(key, kind, bound)
-            yield NodeTime(time, tensors, kind, key, bound)
+            time = bound if times is None else times.kernel(key, kind, bound, model=clock.model)
+            yield NodeTime(time, tensors, kind, key, bound, work.stored(node))
         else:
             time = bound if times is None else times.others(clock.model, bound)
             yield NodeTime(time, tensors, bound=bound)
@@ -236,15 +238,20 @@ class _Work:
         if decoded is not None and decoded.op_type == "DequantizeLinear":
             words.append("static")
         stored = [self.weights[name] for name in self._read(weight)]
+        makers = list(self._makers(weight))
         matrix = self._sparse(weight)
         if matrix is not None:
             words.append(f"sparse of {matrix.width}")
-        elif any(each.op_type == "Gather" for each in self._makers(weight)):
+        elif any(each.op_type == "Gather" for each in makers):
             words.append("levels")
         if matrix is not None:
             stored = [self.weights[matrix.blocks]]
         largest = max(stored, key=lambda each: math.prod(each.dims), default=None)
         kind = TensorProto.FLOAT if largest is None else largest.data_type
+        in_blocks = any(attribute(each, "block_size", 0) for each in makers)
+        if in_blocks and kind in (TensorProto.INT8, TensorProto.UINT8):
+            # Codes of fewer bits are always in blocks.
+            words.append("blocks")
         return " ".join([*words, TensorProto.DataType.Name(kind)])
 
     def share(self, node: NodeProto) -> float:

@@ -49,6 +49,8 @@ def choose_width(values: Floats, item: int, *, faster: bool = False) -> int | No
     where no blocks save enough of what it takes with its zeros.
     """
     kept, sizes = values != 0, {}
+    if kept.mean() > 1 - LEAST_SAVED:
+        return None
     for width in WIDTHS:
         if values.shape[1] % width == 0:
             blocks = kept_blocks(kept, width)

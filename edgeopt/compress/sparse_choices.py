@@ -13,7 +13,7 @@ from edgeopt.compress.blocks import OPSETS
 from edgeopt.compress.opset import obstacle
 from edgeopt.compress.sparse import SPARSE, WIDTHS, choose_width
 from edgeopt.compress.zeros import choose_kept, input_rows, score_blocks
-from edgeopt.model.graph import Weight, initializers, is_hollow
+from edgeopt.model.graph import Weight, initializers, is_hollow, weights
 from edgeopt.sparsify import Sparsify
 
 #: The sparse form of each method that has one.
@@ -72,6 +72,16 @@ def _width(
         (kept,) = choose_kept([score_blocks(values, 1, by_size.criterion)], by_size)
         values = np.where(kept, values, np.float32(0))
     return choose_width(values, SPARSE[method][0], faster=not asked)
+
+
+def zeroed_weights(model: ModelProto) -> list[str]:
+    """Name the weights that have zeros which may be left out."""
+    found = []
+    for weight in weights(model.graph):
+        plain = Choice(weight=weight.name, method="float32")
+        if sparse_choice(model, weight, plain, asked=True) != plain:
+            found.append(weight.name)
+    return found
 
 
 def widest(weight: Weight) -> int | None:

@@ -30,6 +30,7 @@ _BITS: dict[Method, int] = {
     "int8-weights": 8,
     "int8-dynamic": 8,
     "int8-static": 8,
+    "int8-blocks": 8,
     "codebook16-blocks": 4,
     "int4-blocks": 4,
     "codebook4-blocks": 2,

@@ -17,7 +17,7 @@ from onnx import ModelProto
 from edgeopt.artifact import Choice
 from edgeopt.compress.codes import Floats
 from edgeopt.compress.edit import Edit
-from edgeopt.compress.reconstruct import DAMPING, Doubles
+from edgeopt.compress.factors import DAMPING, Doubles
 from edgeopt.model.graph import Weight
 from edgeopt.sparsify import Criterion, Sparsify
 

@@ -12,9 +12,11 @@ from edgeopt.artifact import Choice, Method, Model, Plan
 from edgeopt.compress import apply_plan, make_plan, possible_choices
 from edgeopt.compress.codes import encode_weight
 from edgeopt.compress.cost import pushed_bytes
-from edgeopt.compress.mix import hollow_model, mixable_choices, nearest
+from edgeopt.compress.hollow import hollow_model
+from edgeopt.compress.mix import mixable_choices, nearest
 from edgeopt.compress.pace import Clock, Pace, predict_latency
 from edgeopt.compress.sparse import choose_width, kept_blocks
+from edgeopt.compress.sparse_choices import zeroed_weights
 from edgeopt.errors import ConfigError
 from edgeopt.model.graph import initializers, is_hollow
 from edgeopt.model.oracle import run_samples
@@ -182,7 +184,9 @@ def test_sizes_without_values_are_those_with(tmp_path: Path) -> None:
         rule = None if share else Sparsify(value=0.75, criterion="wanda", refit=True)
         plan = make_plan(model, "float32-sparse", directory=tmp_path, zeros=rule)
         made = apply_plan(model, plan, directory=tmp_path / "a", samples=draw(model, 8, 1))
-        hollow = hollow_model(model, ["wide", "turned"], tmp_path / "b")
+        names, kept = ["wide", "turned"], zeroed_weights(onnx.load(model.path))
+        assert kept == (names if share else [])
+        hollow = hollow_model(model, names, tmp_path / "b", kept=kept)
         assert is_hollow(stored_of(hollow)["wide"]) is not bool(share)
         bare = plan.model_copy(update={"choices": tuple(map(nearest, plan.choices))})
         shape = apply_plan(hollow, bare, directory=tmp_path / "c")

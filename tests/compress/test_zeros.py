@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from edgeopt.artifact import Choice
-from edgeopt.compress.reconstruct import DAMPING
+from edgeopt.compress.factors import DAMPING
 from edgeopt.compress.zeros import (
     choose_kept,
     fit_kept,

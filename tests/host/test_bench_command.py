@@ -111,6 +111,7 @@ def test_a_projects_tests_run_on_all_boards_at_once_with_a_line_for_each(
         row = rows[each.name]
         assert (row["result"], row["tests"], row["failed"], row["errors"]) == ("passed", 2, 0, 0)
         assert int(row["peak"]) > 0
+        assert row["fence"] > 0
         assert row["median"].endswith(" ns")
         # What the tests deployed is not left there.
         assert list((each.folder / ".edgeopt" / "apps").iterdir()) == []
