@@ -12,6 +12,7 @@ from edgeopt.compress.code import predict_code
 from edgeopt.model.graph import attribute, consumers, infer_types, initializers, producers
 from edgeopt.model.oracle import Array
 from edgeopt.model.skim import skim_model
+from edgeopt.model.sparse import find_sparse
 from edgeopt.target import Target
 
 #: Layout of weights.bin: its header, one record per tensor, and the alignment of each kind.
@@ -46,8 +47,9 @@ def predict_footprint(
     tables = _tables(graph)
     page = target.memory.page
     file = resident = _HEADER + _RECORD * len(graph.initializer)
+    sizes = pushed_bytes(graph)
     for tensor in graph.initializer:
-        size = stored_bytes(tensor)
+        size = sizes[tensor.name]
         if tensor.name in tables and size > _LARGE_TABLE:
             file = _align(file, _TABLE_ALIGNMENT) + _align(size, _TABLE_ALIGNMENT)
             resident += _touched(graph, tensor, tables[tensor.name], samples, page)
@@ -72,9 +74,17 @@ def stored_bytes(tensor: TensorProto) -> int:
     return count * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
-def filed_bytes(tensor: TensorProto) -> int:
-    """Return what the weights file grows by for a tensor: its record, and its values aligned."""
-    return _RECORD + _align(stored_bytes(tensor), _ALIGNMENT)
+def pushed_bytes(graph: GraphProto) -> dict[str, int]:
+    """Map each stored tensor to its size in the weights file, where sparse matrices are packed."""
+    sizes = {each.name: stored_bytes(each) for each in graph.initializer}
+    for matrix in find_sparse(graph).values():
+        sizes |= matrix.sizes
+    return sizes
+
+
+def filed_bytes(graph: GraphProto) -> dict[str, int]:
+    """Map each stored tensor to what the weights file grows by: record, and values aligned."""
+    return {name: _RECORD + _align(size, _ALIGNMENT) for name, size in pushed_bytes(graph).items()}
 
 
 def _tables(graph: GraphProto) -> dict[str, list[NodeProto]]:
@@ -84,9 +94,10 @@ def _tables(graph: GraphProto) -> dict[str, list[NodeProto]]:
     decode the rows that are read.
     """
     readers = consumers(graph)
+    sparse = {each.blocks for each in find_sparse(graph).values()}
     found = {}
     for name in initializers(graph):
-        nodes = _lookups(readers, name)
+        nodes = [] if name in sparse else _lookups(readers, name)
         if nodes:
             found[name] = nodes
     return found
