@@ -230,9 +230,7 @@ def _climb(
     What a method needs is predicted on zeros: one that is refused for that is never made.
     """
     candidates: list[Candidate] = []
-    recipe, zeros = search.recipe, search.zeros
-    if zeros is not None and bench.effort.data_free:
-        zeros = zeros.by_size()
+    recipe, zeros = search.recipe, _zeros_of(bench, search)
     needs_samples = recipe.needs_samples or (zeros is not None and zeros.needs_samples)
     fitted = bench.calibration().fitted if needs_samples else None
     if fitted is None:
@@ -279,6 +277,12 @@ def _climb(
         # Of what is passed over, the plan is enough to make it again.
         made.path.unlink()
     return candidates
+
+
+def _zeros_of(bench: Bench, search: Search) -> Sparsify | None:
+    """Return which values become zeros; without samples, their sizes say which."""
+    zeros = search.zeros
+    return zeros.by_size() if zeros is not None and bench.effort.data_free else zeros
 
 
 def _fit(
