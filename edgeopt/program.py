@@ -172,6 +172,29 @@ def run_within(
     return _launch(board, _Launch(release, bundle, inputs, counts, limit), directory)
 
 
+def run_cold(
+    others: int,
+    release: Release,
+    bundle: Bundle,
+    board: Board,
+    *,
+    feeds: Mapping[str, Array],
+    iterations: int,
+    threads: int,
+    directory: Path,
+) -> ProgramRun:
+    """Run a release on one sample, and before each timed inference read so many other bytes.
+
+    So a kernel finds its weights where it does in a whole model with as many others. It needs that
+    memory besides. Raises what run_program raises.
+    """
+    counts = {"warmup": 2, "iterations": iterations, "threads": threads, "samples": 1}
+    counts["cold-bytes"] = others
+    return _launch(
+        board, _Launch(release, bundle, _ordered_inputs(bundle, feeds), counts), directory
+    )
+
+
 def _launch(board: Board, launch: _Launch, directory: Path) -> ProgramRun:
     release, bundle, counts = launch.release, launch.bundle, launch.counts
     folder = PurePosixPath(release.path).parents[3] / "runs" / f"run-{secrets.token_hex(8)}"

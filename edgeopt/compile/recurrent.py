@@ -2,16 +2,21 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from edgeopt.compile.kernels.lstm_inputs import HEIGHT, pack_columns
+from edgeopt.compile.kernels.lstm_loop import define_called
+from edgeopt.compile.kernels.lstm_row import GATE_FACTORS
 from edgeopt.compile.kernels.recurrent import (
     Recurrent,
     Tiling,
     choose_tiling,
+    is_callable,
     output_shapes,
 )
 from edgeopt.compile.kernels.recurrent_cells import DEFAULTS, TAKES_ALPHA, TAKES_BETA, Activation
@@ -165,24 +170,24 @@ def lower_recurrent(multiply: Multiply) -> Callable[[Site, relax.Call], relax.Ex
         )
         assert weight is not None, "checked on import"
         assert again is not None, "checked on import"
-        layer = _with_storage(layer, again)
+        layer = replace(layer, dtype=str(again.values.dtype), scaled=again.scales is not None)
+        plain = weight.scales is None and weight.values.dtype == np.float32
+        if plain and is_callable(site.cpu, layer):
+            own = shape_of(given["x"])[-1] if layer.steps >= HEIGHT else 0
+            layer = replace(layer, called=True, inputs=own)
         tiling = choose_tiling(site.cpu, layer)
         shares = _bias_shares(layer, bias)
-        projected = _project(site, multiply, (layer, tiling), given["x"], weight, shares[0])
-        arguments = [projected, *_packed(layer, tiling, again, shares[1], peepholes)]
+        if layer.inputs:
+            arguments = _own_inputs(site, (layer, tiling), given["x"], weight, shares[0])
+        else:
+            arguments = [_project(site, multiply, (layer, tiling), given["x"], weight, shares[0])]
+        arguments += _packed(layer, tiling, again, shares[1], peepholes)
         if layer.lengths:
             arguments.append(site.emit(relax.op.astype(given["lengths"], "int32")))
         arguments += [given[name] for name in ("hidden", "cell") if name in given]
         return _emit(site, layer, tiling, arguments)
 
     return lower
-
-
-def _with_storage(layer: Recurrent, again: Stored) -> Recurrent:
-    options = {name: getattr(layer, name) for name in layer.__dataclass_fields__}
-    options["dtype"] = str(again.values.dtype)
-    options["scaled"] = again.scales is not None
-    return Recurrent(**options)
 
 
 def _arrange(values: np.ndarray, gates: int, tiling: Tiling) -> np.ndarray:
@@ -193,6 +198,15 @@ def _arrange(values: np.ndarray, gates: int, tiling: Tiling) -> np.ndarray:
     padded[:, :, :hidden] = values.reshape(directions, gates, hidden, *rest)
     panels = padded.reshape(directions, gates, tiling.panels, tiling.units, *rest)
     return np.ascontiguousarray(panels.swapaxes(1, 2))
+
+
+def _arrange_gates(layer: Recurrent, values: np.ndarray, tiling: Tiling) -> np.ndarray:
+    """Lay out what belongs to the gates, multiplied where assembly takes it so."""
+    arranged = _arrange(values, layer.gates, tiling)
+    if not layer.called:
+        return arranged
+    factors = np.array(GATE_FACTORS).reshape(-1, *[1] * (arranged.ndim - 3))
+    return np.asarray(arranged * factors, np.float32)
 
 
 def _row_scales(stored: Stored) -> np.ndarray:
@@ -234,7 +248,7 @@ def _project(
     """Emit x @ W + bias for all steps at once, columns by direction, panel, gate and unit."""
     layer, tiling = shape
     inputs = shape_of(x)[-1]
-    matrix = _arrange(weight.values, layer.gates, tiling).reshape(-1, inputs)
+    matrix = _arrange_gates(layer, weight.values, tiling).reshape(-1, inputs)
     right: relax.Expr = relax.const(np.ascontiguousarray(matrix.T))
     if weight.scales is not None:
         scales = _arrange(_row_scales(weight), layer.gates, tiling).reshape(-1)
@@ -246,8 +260,19 @@ def _project(
     flat = site.reshape(x, (rows, inputs))
     product = multiply(site, flat, right, (rows, len(matrix)))
     assert product is not None, "the matrix is constant"
-    added = _arrange(bias, layer.gates, tiling).reshape(-1)
+    added = _arrange_gates(layer, bias, tiling).reshape(-1)
     return site.emit(relax.op.add(product, relax.const(added)))
+
+
+def _own_inputs(
+    site: Site, shape: tuple[Recurrent, Tiling], x: relax.Expr, weight: Stored, bias: np.ndarray
+) -> list[relax.Expr]:
+    """List what a layer that multiplies its inputs itself takes, in the order of called_shapes."""
+    layer, tiling = shape
+    matrix = _arrange_gates(layer, weight.values, tiling).reshape(-1, layer.inputs)
+    added = _arrange_gates(layer, bias, tiling).reshape(-1)
+    flat = site.reshape(x, (layer.steps, layer.inputs))
+    return [flat, relax.const(pack_columns(matrix.T)), relax.const(added)]
 
 
 def _packed(
@@ -258,7 +283,7 @@ def _packed(
     peepholes: Stored | None,
 ) -> list[relax.Expr]:
     """Pack R by phases, and whatever goes with it, in the order of argument_shapes."""
-    arranged = _arrange(again.values, layer.gates, tiling)
+    arranged = _arrange_gates(layer, again.values, tiling)
     *lead, hidden = arranged.shape
     padded = np.zeros((*lead, layer.depth), arranged.dtype)
     padded[..., :hidden] = arranged
@@ -277,7 +302,10 @@ def _packed(
 def _emit(
     site: Site, layer: Recurrent, tiling: Tiling, arguments: Sequence[relax.Expr]
 ) -> relax.Expr:
-    function = define_recurrent(site.cpu, layer, tiling)
+    if layer.called:
+        function = define_called(layer, tiling)
+    else:
+        function = define_recurrent(site.cpu, layer, tiling)
     variable: tvm.ir.GlobalVar = site.builder.add_func(function, layer.cell.lower())
     results = [relax.TensorType(shape, "float32") for shape in output_shapes(layer)]
     made = site.emit(relax.call_tir(variable, relax.Tuple(list(arguments)), results))

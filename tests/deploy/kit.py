@@ -55,6 +55,10 @@ case $mode in
         exec dd if=/dev/zero of=/dev/null count=1 bs=$((total - 1024))k ;;
     fills) dd if=/dev/zero of=/dev/null count=1 bs=24M 2>/dev/null || kill -s KILL $$ ;;
     nan) value='\0\0\300\177' ;;
+    current)
+        release=${weights%/*}
+        [ ! "$release" -ef "${release%/releases/*}/current" ] ||
+            { echo '{"error": "not here"}' >&2; exit 1; } ;;
 esac
 cp "$first" "$output/0.npy"
 if [ "$mode" = nan ] || [ "$mode" = wrong ]; then

@@ -142,35 +142,51 @@ def save_unfolded(path: Path) -> Path:
     return _save(path, nodes, stored, (1, 24, 64))
 
 
-def save_recurrent(path: Path) -> Path:
-    """Write layers of one row: every cell, both ways, units that no vector divides."""
+def save_recurrent(path: Path, steps: int = 21) -> Path:
+    """Write layers of one row: every cell, every way, units that no vector divides.
+
+    Those of odd size start from states and give their last ones.
+    """
     random = np.random.default_rng(10)
     nodes, stored, joined = [], [], []
     flat = numpy_helper.from_array(np.array([-1], "int64"), "flat")
     for cell, gates, hidden, options in (
         ("LSTM", 4, 24, {}),
         ("LSTM", 4, 37, {"direction": "bidirectional"}),
+        ("LSTM", 4, 64, {"direction": "bidirectional"}),
+        ("LSTM", 4, 48, {"direction": "reverse"}),
+        ("LSTM", 4, 33, {}),
         ("GRU", 3, 19, {}),
         ("GRU", 3, 32, {"linear_before_reset": 1}),
         ("RNN", 1, 50, {}),
     ):
-        ways = 2 if options.get("direction") else 1
+        ways = 2 if options.get("direction") == "bidirectional" else 1
         name = f"{cell}{hidden}"
         for kind, shape in {
-            "w": (ways, gates * hidden, 16),
+            "w": (ways, gates * hidden, 18),
             "r": (ways, gates * hidden, hidden),
             "b": (ways, 2 * gates * hidden),
+            "h": (ways, 1, hidden),
+            "c": (ways, 1, hidden),
         }.items():
             values = random.standard_normal(shape).astype("float32") / 4
             stored.append(numpy_helper.from_array(values, kind + name))
         inputs = ["x", "w" + name, "r" + name, "b" + name]
-        nodes += [
-            helper.make_node(cell, inputs, ["h" + name], hidden_size=hidden, **options),
-            helper.make_node("Reshape", ["h" + name, "flat"], ["y" + name]),
-        ]
-        joined.append("y" + name)
+        outputs = [f"s{name}"]
+        if cell == "LSTM" and hidden % 2:
+            inputs += ["", "h" + name, "c" + name]
+            outputs += [f"t{name}", f"u{name}"]
+        nodes.append(helper.make_node(cell, inputs, outputs, hidden_size=hidden, **options))
+        for output in outputs:
+            nodes.append(helper.make_node("Reshape", [output, "flat"], ["y" + output]))
+            joined.append("y" + output)
     nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
-    return _save(path, nodes, [*stored, flat], (6, 1, 16))
+    return _save(path, nodes, [*stored, flat], (steps, 1, 18))
+
+
+def save_few_steps(path: Path) -> Path:
+    """Write the same layers over fewer steps than a tile of their inputs has."""
+    return save_recurrent(path, 5)
 
 
 #: Rows, depth and columns of products of codes, and the codes' type.
@@ -354,7 +370,14 @@ def describe(path: Path) -> Model:
 
 @pytest.mark.parametrize(
     "save",
-    [save_products, save_convolutions, save_unfolded, save_recurrent, save_attentions],
+    [
+        save_products,
+        save_convolutions,
+        save_unfolded,
+        save_recurrent,
+        save_few_steps,
+        save_attentions,
+    ],
 )
 def test_kernels_agree_with_onnxruntime_at_odd_sizes(save: object, tmp_path: Path) -> None:
     assert callable(save)

@@ -61,7 +61,7 @@ def name_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
 @cache
 def count_instructions(height: int, vectors: int, numbers: Numbers = SINGLE) -> int:
     """Count the instructions of one turn of a tile's loop, which is the same K for any tile."""
-    turn = len(_multiply_steps(height, vectors, numbers)) + 2
+    turn = len(multiply_steps(height, vectors, numbers)) + 2
     if numbers is SINGLE:
         return turn
     return turn + len(_add_halves(_sums_of(height, vectors, numbers))) * _UNROLL // HALF_DEPTH
@@ -76,7 +76,7 @@ def write_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
     """
     assert fits_registers(height, vectors, numbers)
     sums = _sums_of(height, vectors, numbers)
-    turn, step = (make(height, vectors, numbers) for make in (_multiply_steps, _multiply_step))
+    turn, step = (make(height, vectors, numbers) for make in (multiply_steps, multiply_step))
     if numbers is SINGLE:
         lines = [
             *clear_vectors(sums),
@@ -191,27 +191,26 @@ def write_row(sums: int) -> str:
     assert row_fits_registers(sums)
     turn = [
         load_vectors(list(range(sums, sums + _MOST_LOADED)), "$0"),
-        *_multiply_row(sums, _UNROLL),
+        *multiply_row(sums, _UNROLL, ahead=row_runs_ahead(sums)),
     ]
-    step = [f"ldr s{sums}, [$0], #4", *_multiply_row(sums, 1)]
+    step = [f"ldr s{sums}, [$0], #4", *multiply_row(sums, 1, ahead=row_runs_ahead(sums))]
     parts = [list(range(sums))[i : i + _MOST_LOADED] for i in range(0, sums, _MOST_LOADED)]
     lines = [
         f"mov x11, {_STARTS}",
         *(load_vectors(part, "x11") for part in parts),
         *walk_depth(turn, step, unroll=_UNROLL),
-        *(_store_together(part) for part in parts),
+        *(store_together(part, "$2") for part in parts),
     ]
     return write_function(name_row(sums), lines, starts=True)
 
 
-def _multiply_row(sums: int, steps: int) -> list[str]:
-    """Multiply rows of B by values of A, which lie in the registers after the sums.
+def multiply_row(sums: int, steps: int, *, ahead: bool) -> list[str]:
+    """Multiply rows of B, at $1, by values of A, which lie in the registers after the sums.
 
-    Where registers suffice a load runs ahead of the multiplications that use the one before: cores
-    in program order would wait for it.
+    Ahead, where registers suffice, a load precedes the multiplications that use the one before:
+    cores in program order would wait for it.
     """
     first = sums + _MOST_LOADED
-    ahead = row_runs_ahead(sums)
     loads: list[str] = []
     parts: list[list[str]] = []
     for start in range(0, sums * steps, _MOST_LOADED):
@@ -262,7 +261,7 @@ def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
     )
 
 
-def _multiply_steps(height: int, vectors: int, numbers: Numbers) -> list[str]:
+def multiply_steps(height: int, vectors: int, numbers: Numbers) -> list[str]:
     """Multiply as many k as the loop unrolls; a load fills its registers when all were used."""
     first = height * vectors if numbers is SINGLE else 0
     for_left, for_right = _choose_loads(height, vectors, numbers)
@@ -305,7 +304,7 @@ def _choose_loads(height: int, vectors: int, numbers: Numbers) -> tuple[int, int
     return min(fitting, key=loads)
 
 
-def _multiply_step(height: int, vectors: int, numbers: Numbers) -> list[str]:
+def multiply_step(height: int, vectors: int, numbers: Numbers) -> list[str]:
     """Multiply one k: its row of B and its column of A, each loaded by one instruction."""
     first = height * vectors if numbers is SINGLE else 0
     of_k = -(-height // numbers.lanes)
@@ -356,6 +355,6 @@ def store_vectors(registers: list[int]) -> list[str]:
     return [*stores, *([f"str q{registers[-1]}, [$2], #16"] if len(registers) % 2 else [])]
 
 
-def _store_together(registers: list[int]) -> str:
-    """Store at most four neighbouring registers at $2 by one instruction, as they are loaded."""
-    return load_vectors(registers, "$2").replace("ld", "st", 1)
+def store_together(registers: list[int], pointer: str) -> str:
+    """Store at most four neighbouring registers by one instruction, as they are loaded."""
+    return load_vectors(registers, pointer).replace("ld", "st", 1)

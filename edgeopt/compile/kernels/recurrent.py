@@ -9,6 +9,7 @@ registers. A weight of float16 or int8 is widened in the inner loop; scales comm
 from dataclasses import dataclass
 
 from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels.lstm_row import MOST_VECTORS
 from edgeopt.compile.kernels.recurrent_cells import Activation
 from edgeopt.compile.kernels.scheduling import Block, Schedule
 from edgeopt.compile.kernels.tile import round_up
@@ -49,6 +50,10 @@ class Recurrent:
     lengths: bool = False
     initial_hidden: bool = False
     initial_cell: bool = False
+    #: Whether a step is one call of assembly, which takes gates times its GATE_FACTORS.
+    called: bool = False
+    #: Such a layer's inputs, where it multiplies them itself: enough steps for a tile.
+    inputs: int = 0
 
     @property
     def gates(self) -> int:
@@ -107,10 +112,18 @@ class Tiling:
         return self.units * self.panels
 
 
+def is_callable(cpu: Cpu, layer: Recurrent) -> bool:
+    """Tell whether assembly computes a step of a layer: one row of an LSTM without variants."""
+    usual = (Activation("sigmoid"), Activation("tanh"), Activation("tanh"))
+    varied = layer.clip or layer.input_forget or layer.peepholes or layer.lengths
+    plain = cpu.machine == "aarch64" and layer.dtype == "float32" and layer.batch == 1
+    return layer.cell == "LSTM" and plain and not varied and set(layer.activations) == {usual}
+
+
 def choose_tiling(cpu: Cpu, layer: Recurrent) -> Tiling:
     """Choose the tile with the least waste and the fewest loads that fits the registers."""
     gates = max(len(phase) for phase in layer.phases)
-    most = cpu.registers * 3 // 4
+    most = gates * MOST_VECTORS if layer.called else cpu.registers * 3 // 4
 
     def cost(tile: tuple[int, int]) -> float:
         rows, vectors = tile

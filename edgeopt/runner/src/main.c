@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "caches.h"
 #include "conditions.h"
 #include "cpus.h"
 #include "files.h"
@@ -152,7 +153,9 @@ static void measure(Session* session, const Options* options, Result* result) {
   int64_t raw = read_clock(CLOCK_MONOTONIC_RAW);
   int64_t real = read_clock(CLOCK_REALTIME);
   for (int64_t i = 0; i < options->iterations; ++i) {
-    if (options->samples > 1) read_inputs(session, i % options->samples);
+    drive_out(options->cold_bytes);
+    // In a model the node before has just written them.
+    if (options->samples > 1 || options->cold_bytes != 0) read_inputs(session, i % options->samples);
     TVMFFIAny output = run_timed(session, &result->samples_ns[i]);
     if (options->output != NULL && i < options->samples) {
       keep_outputs(result, options, i, &output);
