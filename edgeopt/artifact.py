@@ -12,7 +12,7 @@ from edgeopt.choice import Method as Method
 from edgeopt.choice import Recipe as Recipe
 from edgeopt.cut import Cut, Pruning
 from edgeopt.fact import Fact as Fact  # those of every other module build on it too
-from edgeopt.surroundings import Around, Conditions, Confinement, Memory, Process
+from edgeopt.surroundings import Around, Conditions, Confinement, Energy, Memory, Process
 
 #: What a model computes with, which says how far two correct runs may be apart.
 Arithmetic = Literal["float32", "float16", "integer"]
@@ -224,6 +224,9 @@ class Measurement(Fact):
     process: Process = Process()
     #: None where it was not asked for.
     confined: Confinement | None = None
+    #: The board's power sensor, "" where it has none; what it showed, None where it did not.
+    sensor: str = ""
+    energy: Energy | None = None
     #: Why launches were repeated instead of counted.
     set_aside: tuple[str, ...] = ()
     #: Why the figures must not be compared with others; empty when they may.

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from edgeopt.fact import Fact
 
@@ -12,14 +12,14 @@ class Cut(Fact):
 
     #: The first weight that makes the units, by its initializer.
     group: str
-    #: Places of the units that stay, ascending.
-    kept: tuple[int, ...] = Field(min_length=1)
+    #: Places of the units that stay, ascending; none of a residual branch that goes as a whole.
+    kept: tuple[int, ...]
     #: Whether the weights that read them are fitted anew, from calibration samples.
     refit: bool = False
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
-        if self.kept[0] < 0 or list(self.kept) != sorted(set(self.kept)):
+        if min(self.kept, default=0) < 0 or list(self.kept) != sorted(set(self.kept)):
             raise ValueError("units that are kept must ascend from 0")
         return self
 

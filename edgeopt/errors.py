@@ -23,16 +23,24 @@ Anything else that escapes is a bug (exit code 1) and keeps its traceback.
 from typing import ClassVar
 
 
+def visible(text: str) -> str:
+    r"""Return text without what a terminal would obey, as models and boards may hold it.
+
+    >>> visible("a board\x1b]0;title\x07 says\n  so")
+    'a board]0;title says\n  so'
+    """
+    return "".join(each for each in text if each == "\n" or each.isprintable())
+
+
 class EdgeoptError(Exception):
     """An expected failure in three sentences: what happened, why, and how to fix it."""
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.why = why
-        self.fix = fix
+        # Names in a model and what a board answers may hold escape sequences of terminals.
+        self.what, self.why, self.fix = visible(what), visible(why), visible(fix)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -124,7 +132,7 @@ class MeasurementNoisy(EdgeoptError):
 
 
 class FleetIncomplete(EdgeoptError):
-    """Some boards of a fleet have failed, or were not tried; each keeps what it had."""
+    """Some boards of a fleet have failed, or were not tried; each has one release, whole."""
 
     exit_code = 13
 

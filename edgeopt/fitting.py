@@ -13,6 +13,7 @@ from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_ta
 from edgeopt.measure import summarize_samples
 from edgeopt.scratch import scratch
 from edgeopt.store import digest_tree
+from edgeopt.tiles import digest_tiles
 from edgeopt.times import Times, read_times, write_times
 
 _Whole = Callable[[Model], float]
@@ -43,6 +44,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "methods": profile.methods,
         "mixed": profile.mixed,
         "recipe": profile.recipe.model_dump(mode="json"),
+        "zeros": None if profile.sparsify is None else profile.sparsify.model_dump(mode="json"),
         "budget": profile.budget.model_dump(mode="json"),
         "task": digest_task(job),
         "samples": samples.sha256,
@@ -71,6 +73,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
                 job.effort,
                 lambda share: run.advance("repair", share),
                 profile.recipe,
+                profile.sparsify,
             ),
             baseline=job.baseline,
         )
@@ -191,7 +194,8 @@ def known_times(job: Job) -> Times | None:
     """Read what was measured on such boards; None where nothing was."""
     if job.times is None or job.kind == "emulated":
         return None
-    found = read_times(job.times, edgeopt=edgeopt.__version__, threads=job.threads)
+    version, tiles = edgeopt.__version__, digest_tiles(job.tiles)
+    found = read_times(job.times, edgeopt=version, threads=job.threads, tiles=tiles)
     return found if found.kernels else None
 
 

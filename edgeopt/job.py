@@ -61,6 +61,8 @@ class Job:
     tiles: Mapping[TileKey, Tile] = field(default_factory=dict)
     #: What trimming made of the vocabulary; the task's tokenizer is then the shorter one.
     vocabulary: Vocabulary | None = None
+    #: The outputs that are kept; none named: all.
+    outputs: tuple[str, ...] = ()
     #: What was cut out of the model, when that was asked for.
     pruning: Pruning | None = None
     #: Time that the last deploy measured for each predicted; None: times are not predicted.

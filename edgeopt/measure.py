@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeopt.artifact import Bundle, Fact, Measurement, Release
 from edgeopt.board import Board
+from edgeopt.board.state import BoardState
 from edgeopt.errors import ConfigError, MeasurementNoisy
 from edgeopt.program import ProgramRun, run_program
 from edgeopt.surroundings import Around, Conditions
@@ -100,10 +101,11 @@ def measure_release(
         warm_ns=report.warm_ns,
         drift_ns=report.realtime_drift_ns,
         memory=report.memory,
-        before=report.before,
-        after=report.after,
+        before=conditions_of(report.before, run.before),
+        after=conditions_of(report.after, run.after),
         around=around_of(run),
         process=report.process,
+        sensor=report.sensor or "",
         invalid=_invalid_reasons(run),
     )
     return measurement, list(run.outputs)
@@ -115,7 +117,9 @@ def _invalid_reasons(run: ProgramRun) -> tuple[str, ...]:
         reasons.append("the board does not tell whether it rebooted")
     elif run.before.boot_id != run.after.boot_id:
         reasons.append("the board rebooted during the measurement")
-    reasons += condition_problems(run.report.before, run.report.after)
+    reasons += condition_problems(
+        conditions_of(run.report.before, run.before), conditions_of(run.report.after, run.after)
+    )
     around = around_of(run)
     if around.governors != around.governors_after:
         reasons.append(f"the governor changed to {', '.join(sorted(set(around.governors_after)))}")
@@ -123,6 +127,13 @@ def _invalid_reasons(run: ProgramRun) -> tuple[str, ...]:
     if drift > _DRIFT:
         reasons.append(f"the last quarter of the samples is {drift:.0%} slower than the first")
     return tuple(reasons)
+
+
+def conditions_of(seen: Conditions, state: BoardState) -> Conditions:
+    """Return what the program saw; flags that have no file are those that the board was asked."""
+    if seen.throttled is not None:
+        return seen
+    return seen.model_copy(update={"throttled": state.throttled})
 
 
 def around_of(run: ProgramRun) -> Around:

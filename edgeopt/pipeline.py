@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from edgeopt.compress import Candidate, Fit
     from edgeopt.trial import Seat
 
+#: What choosing a plan imports, and what compiling it does.
+_FITTING = ("edgeopt.compress.fit",)
+_COMPILING = (*_FITTING, "edgeopt.compile")
 #: Seconds that the board stays ours when this process dies without a word.
 LEASE_SECONDS = 900.0
 
@@ -94,7 +97,7 @@ def deploy(
     from edgeopt.board.lease import hold
     from edgeopt.trial import ROOT, Seat
 
-    whole = prepare_model(run)
+    whole = prepare_model(run, ahead=_COMPILING)
     short, model = shrink_model(run, whole)
     samples = draw_samples(short, model)
     _measure_kernels(short, connect, model, samples, wait=wait, held=held)
@@ -324,7 +327,7 @@ def _conclude(seat: "Seat", built: Built, trial: Trial, before: Row | None, rema
 
 def plan(run: Run) -> Built:
     """Fit and compile, and refuse what cannot fit: what deploy would send, without a board."""
-    run, model = shrink_model(run, prepare_model(run))
+    run, model = shrink_model(run, prepare_model(run, ahead=_COMPILING))
     return fit_within(run, model, draw_samples(run, model), measured=False).built
 
 
@@ -332,11 +335,14 @@ def survey_plans(run: Run) -> tuple[Tried, ...]:
     """Try every plan there is against the job's budget, also those that the profile leaves out."""
     run, model = shrink_model(run, prepare_model(run))
     samples = draw_samples(run, model)
-    found = []
+    found: list[Candidate] = []
     for method in get_args(Method):
         free = run.job.profile.model_copy(update={"methods": (method,), "budget": Budget()})
         alone = replace(run, job=replace(run.job, profile=free))
-        found.append(choose_plan(alone, model, samples, Correction()).chosen)
+        chosen = choose_plan(alone, model, samples, Correction()).chosen
+        # Without zeros, a method that leaves them out is another one.
+        if all(chosen.plan.choices != each.plan.choices for each in found):
+            found.append(chosen)
     return tried_of(_checked(found, run.job.profile.budget))
 
 
@@ -377,7 +383,7 @@ def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
     """
     from edgeopt.compress import Stopped
 
-    run, model = trim_model(run, prepare_model(run))
+    run, model = trim_model(run, prepare_model(run, ahead=_FITTING))
     cut, smaller = prune_units(run, model, None if plan is None else plan.cuts)
     samples = draw_samples(cut, smaller)
     if plan is not None:

@@ -3,13 +3,15 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from edgeopt.artifact import Fact, Model
 from edgeopt.cut import Cut
 from edgeopt.errors import ConfigError
-from edgeopt.job import Run, digest_task
+from edgeopt.job import Job, Run, digest_task
 from edgeopt.store import digest_file, digest_tree
 from edgeopt.task import TextClassification, has_classes, labelled, score
 
@@ -24,27 +26,57 @@ class Baseline(Fact):
     accuracy: float
 
 
-def prepare_model(run: Run) -> Model:
-    """Load the model, normalize it, and refuse operators that cannot be compiled."""
+def prepare_model(run: Run, *, ahead: Sequence[str] = ()) -> Model:
+    """Load the model, normalize it, and refuse operators that cannot be compiled.
+
+    ahead: modules that later stages need, imported while another process reads the model.
+    """
     job = run.job
 
     def load(folder: Path) -> Model:
         from edgeopt.model import load_model
 
-        return load_model(job.model, directory=folder, search=job.project)
+        importing = Thread(target=lambda: list(map(import_module, ahead)))
+        importing.start()
+        loaded = load_model(job.model, directory=folder, search=job.project)
+        # What two threads import at once may be seen unfinished.
+        importing.join()
+        return loaded
 
     loaded = run.stage("load", [job.model, _digest_source(run)], Model, load, detail=job.model)
+    fixed = _shapes_of(job, loaded)
 
     def normalize(folder: Path) -> Model:
-        from edgeopt.compile import check_operators
         from edgeopt.model import normalize_model
+        from edgeopt.model.operators import check_operators
 
-        model = normalize_model(loaded, shapes=job.shapes, values=job.values, directory=folder)
+        model = normalize_model(
+            loaded, shapes=fixed, values=job.values, outputs=job.outputs, directory=folder
+        )
         check_operators(model.path)
         return model
 
-    shapes = {name: list(shape) for name, shape in job.shapes.items()}
-    return run.stage("normalize", [loaded.sha256, shapes, dict(job.values)], Model, normalize)
+    shapes = {name: list(shape) for name, shape in fixed.items()}
+    key = [loaded.sha256, shapes, dict(job.values), *([job.outputs] if job.outputs else [])]
+    return run.stage("normalize", key, Model, normalize, detail=_unread(job, loaded))
+
+
+def _shapes_of(job: Job, model: Model) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that are asked for; those left open of a model of texts are the task's."""
+    found = dict(job.shapes)
+    if isinstance(job.task, TextClassification):
+        for each in model.inputs:
+            if -1 in each.shape and len(each.shape) == 2 and each.name not in job.values:
+                found.setdefault(each.name, (1, job.task.length))
+    return found
+
+
+def _unread(job: Job, model: Model) -> str:
+    """Say which outputs a task does not read, where it is computed all the same."""
+    if job.task is None or not has_classes(job.task) or job.outputs or len(model.outputs) < 2:
+        return ""
+    first, *others = (each.name for each in model.outputs)
+    return f'the task does not read {", ".join(others)}: outputs = ["{first}"] leaves that out'
 
 
 def _digest_source(run: Run) -> object:

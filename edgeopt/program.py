@@ -7,27 +7,21 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from edgeopt.artifact import Bundle, Fact, Release, TensorSpec
-from edgeopt.board import TIMED_OUT, Board, Completed
+from edgeopt.board import Board
 from edgeopt.board.canary import GROUP
 from edgeopt.board.procfs import CORES
 from edgeopt.board.script import QUICK, SLOWEST_LINK, printable, run_script, script_argv
 from edgeopt.board.state import STATE, BoardState, read_state
-from edgeopt.errors import (
-    BoardIncompatible,
-    BudgetExceeded,
-    ConfigError,
-    DeployFailed,
-    EdgeoptError,
-)
-from edgeopt.surroundings import Conditions, Memory, Process
-from edgeopt.units import format_bytes
+from edgeopt.ending import raise_failure
+from edgeopt.errors import ConfigError, DeployFailed, EdgeoptError
+from edgeopt.surroundings import Conditions, Energy, Memory, Process
 
 Array = NDArray[Any]
 
@@ -37,9 +31,6 @@ _PER_INFERENCE = 60.0
 _REPORT_LIMIT = 16_000_000
 #: Header of an .npy file of any rank, in bytes (64-byte aligned by numpy).
 _NPY_HEADER = 4096
-
-
-_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"}
 
 _OPEN = 'mkdir -p "$1/out"\n' + STATE
 _CLOSE = 'cd "$1/out" && sha256sum *.npy 2>/dev/null || true\nrm -rf "$1"\n' + STATE
@@ -59,6 +50,11 @@ find_group "" "edgeopt-run-$$" || fail "{\"error\": \"memory limits are $state\"
 limit_group "$limit"
 status=0
 within "$@" || status=$?
+# Another's SIGKILL says nothing of the limit.
+if [ "$status" = 137 ] && ! [ "$(killed)" -gt 0 ]; then
+    echo '{"error": "another program killed it (SIGKILL)"}' >&2
+    status=1
+fi
 rmdir "$group" 2>/dev/null || true
 exit "$status"
 """
@@ -96,13 +92,10 @@ class ProgramReport(Fact):
     memory: Memory
     before: Conditions
     after: Conditions
+    #: The board's power sensor, and what it showed where that was asked for.
+    sensor: str | None = Field(default=None, pattern=r"^[ -~]{1,96}$")
+    energy: Energy | None = None
     outputs: tuple[OutputFile, ...]
-
-
-class ErrorLine(Fact):
-    """The line that the device program prints on stderr when it fails."""
-
-    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +134,9 @@ def run_program(
 ) -> ProgramRun:
     """Run a release on S samples (feeds of shape [S, *shape]) and read its outputs back.
 
-    Raise BoardIncompatible on SIGILL, BudgetExceeded on SIGKILL and DeployFailed on any other
-    failure. Local files are written under directory; those on the board are removed.
+    Raise BoardIncompatible on SIGILL, BudgetExceeded when the kernel killed it for want of memory
+    and DeployFailed on any other failure. Local files are written under directory; those on the
+    board are removed.
     """
     inputs = _ordered_inputs(bundle, feeds)
     samples = len(inputs[0])
@@ -164,15 +158,41 @@ def run_within(
     feeds: Mapping[str, Array],
     threads: int,
     directory: Path,
+    energy_ms: int = 0,
 ) -> ProgramRun:
-    """Run every sample once with so many bytes of memory, by a control group of its own.
+    """Run every sample once with so many bytes of memory, by a control group of its own (0: all).
 
+    energy_ms: how long to rest before, and to run after that, under the board's power sensor.
     Raises what run_program raises: BudgetExceeded where the kernel killed it for the limit.
     """
     inputs = _ordered_inputs(bundle, feeds)
     samples = len(inputs[0])
     counts = {"warmup": 0, "iterations": samples, "threads": threads, "samples": samples}
+    counts |= {"energy-ms": energy_ms} if energy_ms else {}
     return _launch(board, _Launch(release, bundle, inputs, counts, limit), directory)
+
+
+def run_cold(
+    others: int,
+    release: Release,
+    bundle: Bundle,
+    board: Board,
+    *,
+    feeds: Mapping[str, Array],
+    iterations: int,
+    threads: int,
+    directory: Path,
+) -> ProgramRun:
+    """Run a release on one sample, and before each timed inference read so many other bytes.
+
+    So a kernel finds its weights where it does in a whole model with as many others. It needs that
+    memory besides. Raises what run_program raises.
+    """
+    counts = {"warmup": 2, "iterations": iterations, "threads": threads, "samples": 1}
+    counts["cold-bytes"] = others
+    return _launch(
+        board, _Launch(release, bundle, _ordered_inputs(bundle, feeds), counts), directory
+    )
 
 
 def _launch(board: Board, launch: _Launch, directory: Path) -> ProgramRun:
@@ -190,7 +210,7 @@ def _launch(board: Board, launch: _Launch, directory: Path) -> ProgramRun:
         done = board.run(script_argv(_RUN, argv), timeout=timeout)
         if done.status != 0:
             after = read_state(run_script(board, STATE, (), doing="read the board's state"))
-            _raise_failure(done, bundle, before, after)
+            raise_failure(done, bundle, before, after)
         report = parse_report(done.stdout, counts, meter=meter)
         outputs, digests = _receive(board, bundle, report, folder, directory)
         closing = run_script(board, _CLOSE, (str(folder),), doing="remove the run folder")
@@ -348,46 +368,3 @@ def _remove_quietly(board: Board, folder: PurePosixPath) -> None:
     """Remove the run folder where the board still answers; the error under way says more."""
     with contextlib.suppress(EdgeoptError):
         run_script(board, _CLOSE, (str(folder),), doing="remove the run folder")
-
-
-def _raise_failure(
-    done: Completed, bundle: Bundle, before: BoardState, after: BoardState
-) -> NoReturn:
-    if done.status == 128 + 4:
-        raise BoardIncompatible(
-            "the board's processor met an instruction that it does not have (SIGILL)",
-            why=f"the code needs {', '.join(bundle.features) or bundle.machine}",
-            fix="choose a target for this board (see 'edgeopt targets probe')",
-        )
-    if done.status == 128 + 9:
-        raise BudgetExceeded(
-            "the device program was killed: out of memory",
-            why=_describe_kill(bundle, before, after),
-            fix="stop other programs on the board, or choose a smaller profile",
-        )
-    if done.status == TIMED_OUT:
-        raise DeployFailed("the device program did not end in time", fix="ask fewer iterations")
-    name = _SIGNALS.get(done.status - 128)
-    ending = f"it died of {name}" if name else f"status {done.status}"
-    raise DeployFailed(
-        "the device program failed", why=f"{ending}: {_error_text(done.stderr) or 'no message'}"
-    )
-
-
-def _describe_kill(bundle: Bundle, before: BoardState, after: BoardState) -> str:
-    peak = f"predicted peak {format_bytes(bundle.footprint.peak)}"
-    free = f", {format_bytes(before.available)} were available" if before.available else ""
-    if before.oom_kills is None or after.oom_kills is None:
-        return peak + free
-    if after.oom_kills > before.oom_kills:
-        return peak + free + ", and the kernel killed it"
-    return peak + free + "; not by the kernel: a limit on the account, or another program's SIGKILL"
-
-
-def _error_text(stderr: bytes) -> str:
-    """Return the program's own message when its last line is {"error": "..."}."""
-    text = printable(stderr)
-    try:
-        return ErrorLine.model_validate_json(text.splitlines()[-1] if text else "").error
-    except ValidationError:
-        return text

@@ -40,6 +40,8 @@ class Project(BaseModel):
     shapes: dict[str, str] = {}
     #: Inputs that never change, as constants: sr = 16000.
     values: dict[str, FiniteFloat] = {}
+    #: The outputs that the application reads, in its order; none named: all.
+    outputs: tuple[str, ...] = ()
     task: Task | None = None
     #: Where a target's board answers: rpi4 = "pi@raspberrypi.local".
     boards: dict[str, str] = {}

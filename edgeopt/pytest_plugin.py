@@ -365,6 +365,8 @@ def measurement(
     node.user_properties += [
         ("peak", str(deployment.first.memory.peak)),
         ("median", f"{median:.0f} {unit}"),
+        ("fence", str(deployment.report.fence)),
+        ("boot", deployment.first.boot_id),
     ]
     folder = config.rootpath / config.getini("edgeopt_baselines")
     return Measured(

@@ -160,6 +160,31 @@ def format_ledger(lines: Sequence[Line]) -> str:
     return format_columns(_ledger_rows(lines), indent="")
 
 
+def describe_energy(measurement: Measurement) -> str:
+    """Say what an inference takes out of the supply, or why that was not measured."""
+    energy = measurement.energy
+    if measurement.kind == "emulated":
+        return "not measured: an emulated board draws nothing"
+    if not measurement.sensor:
+        return "not measured: the board has no power sensor"
+    if energy is None:
+        return f"not measured: {measurement.sensor} did not answer all along"
+    figures = (1e3 * energy.joules, 1e3 * energy.joules_above_idle)
+    whole, above = (f"{figure:.3g} mJ" for figure in figures)
+    return (
+        f"{whole} per inference, {above} of it above the {energy.idle_uw / 1e6:.3g} W of rest "
+        f"({measurement.sensor}, {energy.readings} readings in {energy.duration_ns / 1e9:.1f} s)"
+    )
+
+
+def _energies(report: Report) -> list[str]:
+    """Describe the energy of every plan that was measured, or once why there is none."""
+    seen = [(row, row.measurement) for row in report.rows if row.measurement is not None]
+    if any(measurement.energy is not None for _, measurement in seen):
+        return [f"energy of {row.plan}: {describe_energy(each)}" for row, each in seen]
+    return [f"energy: {text}" for text in dict.fromkeys(describe_energy(each) for _, each in seen)]
+
+
 def format_table(report: Report) -> str:
     """Print the whole report for a terminal."""
     title = f"{report.app} on {report.target}, {report.board} ({MEANING[report.kind]})"
@@ -169,6 +194,7 @@ def format_table(report: Report) -> str:
         ending = f"not kept: {report.failure}"
     parts = [title, format_checks(report), format_rows(report), ending]
     parts += [f"note: {row.plan}: {row.note}" for row in report.rows if row.note]
+    parts += _energies(report)
     if report.pruning:
         parts.append(describe_pruning(report.pruning))
     if report.vocabulary:
@@ -203,6 +229,7 @@ def format_html(report: Report) -> str:
         heads=_row_heads(report.kind),
         rows=[_row_cells(each, report.kind) for each in report.rows],
         stages=list(format_stages(report)),
+        energies=_energies(report),
         latencies=draw_latencies(report),
         memory=draw_memory(report),
         ledger=_ledger_rows(report.ledger) if report.ledger else [],

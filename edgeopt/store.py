@@ -137,13 +137,19 @@ class Store:
             _write_record(place, value)
         return Staged(value, False, time.monotonic() - started)
 
-    def every(self, name: str, result: type[Result]) -> Iterator[Result]:
-        """Yield the newest result of each key of a stage whose files are what they were."""
-        for folder in sorted((self.root / "stages" / name).glob("*/")):
-            if made := _made(folder):
-                found = _read_record(made[-1], result)
-                if found is not None:
-                    yield found
+    def every(
+        self, name: str, result: type[Result], *, where: Callable[[Result], bool] = lambda _: True
+    ) -> Iterator[Result]:
+        """Yield the newest result of each key of a stage whose files are what they were.
+
+        What a run has asked for last comes last. Only files of those that are wanted are hashed.
+        """
+        folders = (self.root / "stages" / name).glob("*/")
+        newest = [made[-1] for folder in folders if (made := _made(folder))]
+        for place in sorted(newest, key=_asked):
+            found = _read_record(place, result, where)
+            if found is not None:
+                yield found
 
     def expire(self, seconds: float = UNUSED_SECONDS) -> None:
         """Remove the results that no run has asked for since; what a run makes now stays."""
@@ -197,6 +203,14 @@ def _made(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/record.json"))
 
 
+def _asked(place: Path) -> float:
+    """Return when a run last asked for a result; 0 when it was removed meanwhile."""
+    try:
+        return place.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _remove_old(folder: Path, made: list[Path]) -> None:
     """Remove what a run left unfinished, and what was replaced long enough ago."""
     for path in folder.glob("*"):
@@ -205,15 +219,19 @@ def _remove_old(folder: Path, made: list[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _read_record(folder: Path, result: type[Result]) -> Result | None:
+def _read_record(
+    folder: Path, result: type[Result], where: Callable[[Result], bool] = lambda _: True
+) -> Result | None:
     try:
         record = json.loads((folder / "record.json").read_bytes())
-        files = record["files"]
+        files, found = record["files"], result.model_validate(record["result"])
+        if not where(found):
+            return None
         if any(digest_file(folder / name) != digest for name, digest in files.items()):
             return None
-        return result.model_validate(record["result"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None
+    return found
 
 
 def _write_record(folder: Path, value: BaseModel) -> None:

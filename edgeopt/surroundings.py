@@ -1,5 +1,7 @@
 """What surrounds a figure: the state of the board, and how its kernel treated the program."""
 
+from pydantic import Field
+
 from edgeopt.fact import Fact
 
 
@@ -47,6 +49,29 @@ class Around(Fact):
     pressure_us: int | None = None
     #: Seconds of the board's uptime that all of it took; None where unknown.
     seconds: float | None = None
+
+
+class Energy(Fact):
+    """What the board drew while a model ran without a pause, by a sensor of its own."""
+
+    #: Microwatts that it draws at rest, measured just before the model was loaded.
+    idle_uw: int = Field(ge=0)
+    #: Microjoules, by the trapezoidal rule over so many readings of the sensor's power.
+    drawn_uj: int = Field(ge=0)
+    readings: int = Field(ge=2)
+    duration_ns: int = Field(gt=0)
+    inferences: int = Field(gt=0)
+
+    @property
+    def joules(self) -> float:
+        """Return what one inference takes, all that the board draws meanwhile included."""
+        return self.drawn_uj / 1e6 / self.inferences
+
+    @property
+    def joules_above_idle(self) -> float:
+        """Return what one inference takes beyond what the board draws at rest in that time."""
+        rest = self.idle_uw / 1e6 * self.duration_ns / 1e9
+        return self.joules - rest / self.inferences
 
 
 class Confinement(Fact):

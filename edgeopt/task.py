@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import ConfigError
+from edgeopt.units import Fraction
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,6 +50,9 @@ class TextClassification(_Table):
     #: Leave out the pieces that neither train nor unlabelled has, except what unseen words are
     #: cut into. The application must use the tokenizer that is written: its ids are others.
     trim_vocabulary: bool = False
+    #: Share of the texts of train and unlabelled that have to fit whole: texts are then no longer
+    #: than that takes, and the model's open dimensions follow. Absent: length as it is.
+    trim_length: Fraction | None = Field(default=None, gt=0, le=1)
     metric: Literal["accuracy"] = "accuracy"
 
 
@@ -255,7 +259,8 @@ def _encode(
             raise ConfigError(
                 f"task.length is {task.length}, and the input {spec.name} is {spec.shape}",
                 why="a text becomes one row of that many tokens",
-                fix=f"set task.length, or add --shape {spec.name}=1x{task.length}",
+                fix=f"set task.length, or add --shape {spec.name}=1x{task.length}; a model of one"
+                " length cannot be trimmed to another",
             )
         rows = np.array([getattr(each, _part(spec.name)) for each in encoded])
         feeds[spec.name] = rows.reshape(-1, *spec.shape).astype(spec.dtype)

@@ -1,6 +1,7 @@
 """Tiles that were measured on a board: one file per CPU, which later compiles read."""
 
 import datetime
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,13 @@ def name_cpu(target: Target) -> str:
     """
     features = [name for name in _DECISIVE if name in target.isa.features]
     return "+".join([f"{target.isa.machine}-{target.cluster[0].core}", *features])
+
+
+def digest_tiles(tiles: Mapping[TileKey, Tile]) -> str:
+    """Return a digest of the tiles that differ from the default; "" where none does."""
+    if not tiles:
+        return ""
+    return hashlib.sha256(repr(sorted(tiles.items())).encode()).hexdigest()
 
 
 def read_tiles(path: Path, cpu: str) -> TileFile:

@@ -19,8 +19,8 @@ class KernelTime(Fact):
 
     #: Operator and form, in words: "MatMul INT4".
     kind: str
-    #: ns of the shortest call, without what any call takes: what else a board does only adds.
-    ns: float = Field(ge=0)
+    #: ns of the usual call, without what any call takes: a model's shortest inference has many.
+    ns: float = Field(gt=0)
     #: ns that the roofline says.
     bound: float = Field(gt=0)
 
@@ -30,7 +30,11 @@ class WholeTime(Fact):
 
     #: Those whose kernels were measured for it.
     methods: tuple[Method, ...]
-    #: ns measured, and those of a pass over the values; 0 where it did not run on the board.
+    #: Bytes of its products' weights as it came: they decide what the caches hold of one of them.
+    weights: int = Field(default=0, ge=0)
+    #: ns that products take in it for each that they take alone.
+    share: float = Field(default=1, gt=0, le=1)
+    #: ns measured of all else, and those of a pass over the values; 0 where it did not run there.
     ns: float = Field(default=0, ge=0)
     bound: float = Field(default=0, ge=0)
     #: Its 95th percentile, which limits are about, for each ns of its shortest inference.
@@ -44,17 +48,28 @@ class Times(Fact):
     #: Versions of other tools compile other kernels: what they measured does not count.
     edgeopt: str
     threads: int = Field(ge=1)
-    #: By the digest of their operators and shapes.
+    #: Digest of the tiles that kernels were compiled with (digest_tiles): the same goes for others.
+    tiles: str = ""
+    #: By name_kernel.
     kernels: dict[str, KernelTime] = Field(default_factory=dict)
     #: By the sha256 of the model whose plans they are for.
     wholes: dict[str, WholeTime] = Field(default_factory=dict)
     #: What whole deployments took for each ns that their kernels did, by kind.
     scales: dict[str, float] = Field(default_factory=dict)
 
-    def kernel(self, key: str, kind: str, bound: float) -> float:
-        """Return the ns of a product: as measured, or as others of its kind are to their bound."""
-        scale = self.scales.get(kind, 1.0)
-        known = self.kernels.get(key)
+    def kernel(self, key: str, kind: str, bound: float, *, model: str = "") -> float:
+        """Return the ns of a product: as measured, or as others of its kind are to their bound.
+
+        model: sha256 of the one that the plan is for. In one that was never measured a product
+        takes what it does where it takes longest.
+        """
+        scale, whole = self.scales.get(kind, 1.0), self.wholes.get(model)
+        if whole is not None:
+            scale *= whole.share
+        known = self.kernels.get(name_kernel(key, whole.weights)) if whole is not None else None
+        if known is None:
+            every = [each for name, each in self.kernels.items() if name.startswith(f"{key} ")]
+            known = max(every, key=lambda each: each.ns, default=None)
         if known is not None:
             return known.ns * scale
         alike = [each for each in self.kernels.values() if each.kind == kind]
@@ -86,15 +101,20 @@ class Times(Fact):
         return self.model_copy(update={"scales": self.scales | scales})
 
 
+def name_kernel(key: str, weights: int) -> str:
+    """Name a product, by its digest, among so many bytes of weights, to a power of two."""
+    return f"{key} {weights.bit_length()}"
+
+
 def _ratio(known: "list[KernelTime] | list[WholeTime]") -> float:
     """Return the measured ns for each ns of the bound."""
     bound = sum(each.bound for each in known)
     return sum(each.ns for each in known) / bound if bound else 1.0
 
 
-def read_times(path: Path, *, edgeopt: str, threads: int) -> Times:
-    """Read a file, strictly; none, or one of another version or count, gives an empty table."""
-    empty = Times(edgeopt=edgeopt, threads=threads)
+def read_times(path: Path, *, edgeopt: str, threads: int, tiles: str = "") -> Times:
+    """Read a file, strictly; none, or one of other kernels or threads, gives an empty table."""
+    empty = Times(edgeopt=edgeopt, threads=threads, tiles=tiles)
     try:
         found = Times.model_validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
@@ -107,7 +127,8 @@ def read_times(path: Path, *, edgeopt: str, threads: int) -> Times:
             why=f"{place}: {first['msg']}",
             fix="remove it: the next deploy with a limit on latency measures again",
         ) from error
-    return found if (found.edgeopt, found.threads) == (edgeopt, threads) else empty
+    same = (found.edgeopt, found.threads, found.tiles) == (edgeopt, threads, tiles)
+    return found if same else empty
 
 
 def write_times(path: Path, times: Times) -> None:

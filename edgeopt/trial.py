@@ -14,6 +14,7 @@ from edgeopt.board import Board
 from edgeopt.board.facts import BoardFacts
 from edgeopt.confine import confine_release
 from edgeopt.deploy import Smoke, activate_release, discard_release, smoke_release, stage_bundle
+from edgeopt.energy import measure_energy
 from edgeopt.job import Job, Run, Samples, Trial, plan_name
 from edgeopt.measure import measure_release
 from edgeopt.program import run_program
@@ -169,6 +170,9 @@ def _measure(seat: Seat, release: Release, bundle: Bundle, expected: Golden, fol
             directory=folder,
         )
         measurement = measurement.model_copy(update={"confined": confined})
+    measurement = measure_energy(
+        release, bundle, seat.board, feeds=few, measurement=measurement, directory=folder
+    )
     names = [each.name for each in bundle.outputs]
     return Trial(
         measurement=measurement, parity=_compare(job.task, labels, outputs, expected, names)
@@ -230,10 +234,14 @@ def activate(seat: Seat, release: Release, bundle: Bundle, model: Model) -> None
     def health() -> None:
         _smoke(seat, release, bundle, _expect(seat.run, seat.samples, model), name="health")
 
-    by_board = activate_release(release, seat.board, signed=signed, health=health)
+    done = activate_release(release, seat.board, signed=signed, health=health)
+    seconds = time.monotonic() - started
     if signed is not None:
-        who = "here and by the board" if by_board else "here; the board has no ssh-keygen"
-        seat.run.note("sign", f"verified {who}", cached=False, seconds=time.monotonic() - started)
+        who = "here and by the board" if done.verified else "here; the board has no ssh-keygen"
+        seat.run.note("sign", f"verified {who}", cached=False, seconds=seconds)
+    if done.left:
+        left = f"older releases stay until the next deploy: {done.left}"
+        seat.run.note("collect", left, cached=False, seconds=seconds)
 
 
 def _expect(run: Run, drawn: Samples, model: Model) -> Golden:

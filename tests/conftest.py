@@ -42,6 +42,18 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """There a file that is skipped as a whole has failed as well."""
+    report = yield
+    if report.skipped and os.environ.get("EDGEOPT_REQUIRE_ALL"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+    return report
+
+
 @dataclass(frozen=True)
 class Sshd:
     """A real OpenSSH server on 127.0.0.1 with keys of its own."""

@@ -79,9 +79,42 @@ def test_a_cache_that_has_grown_large_is_said_with_the_way_to_empty_it() -> None
     assert judge_cache({"fit": 9_000_000_000}, free=0).ok
 
 
-def test_a_board_without_its_kind_is_a_mistake() -> None:
-    done = CliRunner().invoke(cli.app, ["doctor", "--board", "pi@desk"])
+def test_a_board_without_its_kind_is_looked_at_for_all_that_needs_none(tmp_path: Path) -> None:
+    options = ["doctor", "--board", "local", "--project", str(tmp_path)]
+    done = CliRunner().invoke(cli.app, [*options, "--json"])
+    assert done.exit_code == 0, done.output
+    found = {each["part"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["kind of device"]["verdict"] == "warn"
+    assert found["folder"]["verdict"] == found["programs"]["verdict"] == "pass"
+    assert not {"machine", "instructions", "C library"} & set(found)
+    assert "warn  kind of device: unknown" in CliRunner().invoke(cli.app, options).stdout
+
+
+def test_the_kind_of_a_board_is_the_project_files(tmp_path: Path) -> None:
+    boards = '[boards]\nx86-64 = "local"\n'
+    (tmp_path / "edgeopt.toml").write_text(f'app = "a"\nmodel = "m.onnx"\n{boards}')
+    options = ["doctor", "--board", "local", "--project", str(tmp_path), "--json"]
+    done = CliRunner().invoke(cli.app, options)
+    found = {each["part"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["machine"]["found"] == f"{platform.machine()}, the target's is x86_64"
+    # Two kinds at one address: it tells neither.
+    (tmp_path / "edgeopt.toml").write_text(f'app = "a"\nmodel = "m.onnx"\n{boards}rpi4 = "local"\n')
+    done = CliRunner().invoke(cli.app, options)
+    found = {each["part"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["kind of device"]["verdict"] == "warn"
+
+
+@pytest.mark.parametrize("options", [["--board", "emulated"], ["--bundle", "out"]])
+def test_what_cannot_be_looked_at_without_a_kind_is_a_mistake(options: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, ["doctor", *options])
     assert isinstance(done.exception, ConfigError)
+    assert done.exception.fix == "add --target rpi4"
+
+
+def test_a_fail_is_told_from_a_warning() -> None:
+    found = judge_board(TARGET, board_facts(**(GOOD | {"writable": False, "free": 1_000_000})))
+    verdicts = {each.part: each.verdict for each in found}
+    assert (verdicts["folder"], verdicts["storage"], verdicts["memory"]) == ("fail", "warn", "pass")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="target x86-64; run: on x86-64")

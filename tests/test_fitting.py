@@ -10,11 +10,12 @@ from edgeopt.artifact import Measurement, Model
 from edgeopt.budget import Budget
 from edgeopt.compress import apply_plan, make_plan, pace_of
 from edgeopt.compress.pace import Clock, predict_nodes
-from edgeopt.fitting import correct_times, learn, predict_time
+from edgeopt.fitting import correct_times, known_times, learn, predict_time
 from edgeopt.job import Correction, Job, Trial
 from edgeopt.profile import load_profile
 from edgeopt.target import load_target
-from edgeopt.times import KernelTime, Times, write_times
+from edgeopt.tiles import TileKey
+from edgeopt.times import KernelTime, Times, name_kernel, write_times
 from tests.graphs import text_model
 from tests.samples import bundle, measurement, parity
 
@@ -89,7 +90,7 @@ def test_what_took_longer_than_its_kernels_corrects_those_of_its_form_alone(
     asked = replace(job(tmp_path, Budget(latency=30)), times=tmp_path / "times.json")
     clock = Clock(pace_of(asked.target, threads=asked.threads))
     kernels = {
-        node.key: KernelTime(kind=node.kind, ns=node.bound, bound=node.bound)
+        name_kernel(node.key, 0): KernelTime(kind=node.kind, ns=node.bound, bound=node.bound)
         for each in (model, int8)
         for node in predict_nodes(each, clock)
         if node.key
@@ -101,6 +102,10 @@ def test_what_took_longer_than_its_kernels_corrects_those_of_its_form_alone(
     correct_times(asked, model, int8, seen)
     assert predict_time(asked, int8, model.sha256) == pytest.approx(1.2 * before, rel=0.01)
     assert predict_time(asked, model, model.sha256) == plain
+    # Kernels with other tiles were not measured.
+    tuned = {TileKey("gemm", 4, 8, 8, "float32"): (2, 8)}
+    assert known_times(asked) is not None
+    assert known_times(replace(asked, tiles=tuned)) is None
     # The limit is about that plan from now on: nothing is left to be corrected.
     known = (tmp_path / "times.json").read_bytes()
     correct_times(asked, model, int8, seen)

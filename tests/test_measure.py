@@ -2,7 +2,8 @@ import contextlib
 import random
 import re
 import statistics as reference
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.artifact import Bundle, Measurement, Release
-from edgeopt.board import Board
+from edgeopt.board import Board, Completed
 from edgeopt.board.local import LocalBoard
 from edgeopt.deploy import stage_bundle
 from edgeopt.errors import (
@@ -84,7 +85,7 @@ def test_a_measurement_round_trips_through_json(tmp_path: Path) -> None:
     ("mode", "error", "words"),
     [
         ("illegal", BoardIncompatible, "asimd"),
-        ("killed", BudgetExceeded, r"out of memory\n.*predicted peak 1\.04 MB.*were available"),
+        ("killed", DeployFailed, r"another program killed.*\n.*the kernel did not"),
         ("crashes", DeployFailed, "SIGSEGV"),
         ("fails", DeployFailed, "status 1: the arena cannot be mapped"),
         ("noise", DeployFailed, "cannot be read"),
@@ -100,6 +101,38 @@ def test_a_program_that_misbehaves_is_named_and_leaves_no_run_folder(
     with pytest.raises(error, match=words):
         measure(tmp_path, mode)
     assert leftovers(tmp_path / "board") == [f"apps/{APP}/state"]  # it stays staged
+
+
+@pytest.mark.parametrize(
+    ("counted", "words"),
+    [
+        ((3, 4), r"predicted peak 1\.04 MB.*were available, and the kernel killed it"),
+        ((None, None), "this kernel does not count what it kills"),
+    ],
+)
+def test_a_kill_for_want_of_memory_is_one_that_the_kernel_counts(
+    tmp_path: Path, counted: tuple[int | None, int | None], words: str
+) -> None:
+    class Counting:
+        """A board whose kernel counts so many kills before the run, and after it."""
+
+        def __init__(self) -> None:
+            self.inner, self.states = LocalBoard(), [*counted]
+            self.name, self.kind, self.close = self.inner.name, self.inner.kind, self.inner.close
+            self.put, self.get = self.inner.put, self.inner.get
+
+        def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
+            done = self.inner.run(argv, stdin=stdin, timeout=timeout)
+            if not any(line.startswith(b"available ") for line in done.stdout.splitlines()):
+                return done
+            kept = re.sub(rb"(?m)^oom_kill .*\n", b"", done.stdout)
+            # The last is asked again when the run folder is removed.
+            kills = self.states[0] if len(self.states) == 1 else self.states.pop(0)
+            said = b"" if kills is None else b"oom_kill %d\n" % kills
+            return replace(done, stdout=kept + said)
+
+    with pytest.raises(BudgetExceeded, match=rf"out of memory\n.*{words}"):
+        measure(tmp_path, "killed", board=Counting())
 
 
 @pytest.mark.parametrize(

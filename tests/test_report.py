@@ -5,7 +5,8 @@ import pytest
 
 from edgeopt.artifact import Report
 from edgeopt.report import format_columns, format_html, format_table, format_verdict
-from tests.samples import check, report
+from edgeopt.surroundings import Energy
+from tests.samples import check, measurement, report
 
 
 def test_the_table_shows_every_limit_with_its_verdict() -> None:
@@ -30,6 +31,35 @@ def test_a_time_limit_is_not_judged_by_an_emulated_board() -> None:
     unseen = check("latency p95", None, 30.0, "ms").model_copy(update={"predicted": None})
     assert format_verdict(unseen, "emulated") == "not judged (emulated)"
     assert format_verdict(unseen, "board") == "not measured"
+
+
+DRAWN = Energy(
+    idle_uw=2_000_000, drawn_uj=10_000_000, duration_ns=2_000_000_000, inferences=100, readings=21
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "emulated"}, "not measured: an emulated board draws nothing"),
+        ({}, "not measured: the board has no power sensor"),
+        ({"sensor": "ina219"}, "not measured: ina219 did not answer all along"),
+        (
+            {"sensor": "ina219", "energy": DRAWN},
+            "100 mJ per inference, 60 mJ of it above the 2 W of rest "
+            "(ina219, 21 readings in 2.0 s)",
+        ),
+    ],
+)
+def test_energy_is_what_a_sensor_showed_or_is_said_to_be_not_measured(
+    changes: dict[str, object], words: str
+) -> None:
+    seen = measurement().model_copy(update={"kind": "board", **changes})
+    row = report().rows[0].model_copy(update={"measurement": seen})
+    made = report().model_copy(update={"rows": (row,)})
+    subject = "energy of float16" if seen.energy else "energy"
+    assert f"{subject}: {words}" in format_table(made).splitlines()
+    assert f"<p>{subject}: {words}</p>" in format_html(made)
 
 
 def test_reaching_a_limit_exactly_is_within_it() -> None:

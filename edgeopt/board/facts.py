@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from edgeopt.board import Board
 from edgeopt.board.procfs import BoardFacts, Processor, parse_facts, parse_sections
-from edgeopt.errors import BoardIncompatible
+from edgeopt.errors import BoardIncompatible, visible
 
 __all__ = ["BoardFacts", "probe_target", "read_facts"]
 
@@ -66,7 +66,7 @@ def read_facts(board: Board, *, folder: PurePosixPath = _HOME, timeout: float = 
     """
     place = str(folder).removeprefix("~/")
     done = board.run(["sh", "-c", _SCRIPT, "sh", place], timeout=timeout)
-    text = done.stdout.decode(errors="replace")
+    text = visible(done.stdout.decode(errors="replace"))
     sections = parse_sections(text, _MARK)
     try:
         if "end" not in sections:

@@ -21,7 +21,7 @@ from edgeopt.board import Board, Completed
 from edgeopt.board.fence import FencedBoard
 from edgeopt.board.lease_script import BUSY, RELEASE, TAKE, WHO, call_lease
 from edgeopt.board.owner import Owner, describe_ourselves, describe_owner, read_number
-from edgeopt.errors import BoardBusy, BoardUnreachable
+from edgeopt.errors import BoardBusy, BoardUnreachable, visible
 
 #: Seconds between two looks of one who waits: each costs the board a few milliseconds of a core.
 _FIRST_PAUSE = 1.0
@@ -150,7 +150,7 @@ def parse_tenancy(answer: bytes) -> Tenancy:
     owner, fence, processes = Owner(), 0, []
     for line in answer.splitlines():
         key, _, value = line.partition(b" ")
-        words = value.decode(errors="replace").split(" ", 2)
+        words = visible(value.decode(errors="replace")).split(" ", 2)
         if key == b"holder":
             owner = describe_owner(value)
         elif key == b"fence" and words[0].isdecimal():

@@ -7,6 +7,8 @@ import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeopt.errors import visible
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -58,7 +60,7 @@ def describe_ourselves(what: str) -> bytes:
 
 def describe_owner(answer: bytes) -> Owner:
     """Read "LEFT TOKEN FENCE HELD OWNER", in which any part may be damaged or missing."""
-    words = answer.decode(errors="replace").strip().split(" ", 4)
+    words = visible(answer.decode(errors="replace")).strip().split(" ", 4)
     left, token, fence, held, text = (*words, "", "", "", "", "")[:5]
     known = Owner(
         token, fence=read_number(fence), held_s=read_number(held), left_s=read_number(left)
@@ -67,9 +69,10 @@ def describe_owner(answer: bytes) -> Owner:
         said = json.loads(text)
         return replace(
             known,
-            what=str(said["owner"]),
-            user=str(said["user"]),
-            host=str(said["host"]),
+            # JSON has escapes of its own for what a terminal obeys.
+            what=visible(str(said["owner"])),
+            user=visible(str(said["user"])),
+            host=visible(str(said["host"])),
             pid=int(said["pid"]),
             started=int(said["started"]),
         )

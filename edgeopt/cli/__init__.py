@@ -134,9 +134,7 @@ def _fail(error: EdgeoptError) -> NoReturn:
     # What is left to do is to say so: a second Ctrl-C must not end it with another status.
     for each in _STOPS:
         signal.signal(each, signal.SIG_IGN)
-    # Names in a model and what a board answers may hold escape sequences of terminals.
-    shown = "".join(c for c in f"error: {error}" if c == "\n" or c.isprintable())
-    typer.echo(shown, err=True)
+    typer.echo(f"error: {error}", err=True)
     _print_document(error)
     sys.exit(error.exit_code)
 

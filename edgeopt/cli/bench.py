@@ -134,8 +134,9 @@ def _find_bundle(digest: str) -> "Bundle":
 
     found = {
         each.digest: each
-        for each in Store(cache_folder()).every("compile", Bundle)
-        if each.digest.startswith(digest)
+        for each in Store(cache_folder()).every(
+            "compile", Bundle, where=lambda each: each.digest.startswith(digest)
+        )
     }
     if len(found) == 1:
         return next(iter(found.values()))

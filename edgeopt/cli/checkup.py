@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from edgeopt.board.facts import BoardFacts
@@ -27,6 +27,13 @@ class Finding:
     found: str
     fix: str
     required: bool = True
+
+    @property
+    def verdict(self) -> Literal["pass", "warn", "fail"]:
+        """What is required and not there is a fail; what merely helps, a warning."""
+        if self.ok:
+            return "pass"
+        return "fail" if self.required else "warn"
 
 
 def examine() -> list[Finding]:
@@ -82,10 +89,15 @@ def _programs(part: str, names: Sequence[str], fix: str) -> Finding:
     return Finding(part, not missing, found, fix, required=False)
 
 
-def judge_board(target: "Target", facts: "BoardFacts") -> list[Finding]:
-    """Compare what a board says of itself with what the target's code needs."""
-    from edgeopt.units import format_bytes
+def judge_board(target: "Target | None", facts: "BoardFacts") -> list[Finding]:
+    """Compare what a board says of itself with what the target's code needs.
 
+    Without a target nothing is said of its processor.
+    """
+    return [*(_judge_processor(target, facts) if target else ()), *_judge_resources(facts)]
+
+
+def _judge_processor(target: "Target", facts: "BoardFacts") -> list[Finding]:
     probe = "choose another target, or write one: edgeopt targets probe"
     wanted = target.isa.machine
     findings = [
@@ -106,10 +118,16 @@ def judge_board(target: "Target", facts: "BoardFacts") -> list[Finding]:
                 "set software.glibc of the target to the board's, or use static linkage",
             )
         )
+    return findings
+
+
+def _judge_resources(facts: "BoardFacts") -> list[Finding]:
+    from edgeopt.units import format_bytes
+
     elsewhere = "let this account write and run programs in its home folder"
     usable = facts.writable and facts.executable
     able = "can be written, and programs run there" if usable else "is read-only or noexec"
-    findings += [
+    return [
         Finding("folder", usable, f"{facts.folder} {able}", elsewhere),
         Finding(
             "storage",
@@ -133,7 +151,6 @@ def judge_board(target: "Target", facts: "BoardFacts") -> list[Finding]:
             required=False,
         ),
     ]
-    return findings
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ def _conclude(outcomes: "Sequence[Outcome]") -> int:
     failed = sum(each.result == "failed" for each in missing)
     error = FleetIncomplete(
         f"{len(missing)} of {len(outcomes)} boards do not have the release",
-        why=f"{failed} failed, {len(missing) - failed} were not tried; each keeps what it had",
+        why=f"{failed} failed, {len(missing) - failed} were not tried; each has one release, whole",
         fix="run the same command again: boards that have it are left out",
     )
     typer.echo(f"error: {error}", err=True)

@@ -1,6 +1,8 @@
 """edgeopt init, doctor and cache: what surrounds a deployment."""
 
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from edgeopt.cli.request import Request, make_visit
 from edgeopt.errors import ConfigError, EdgeoptError
 
 if TYPE_CHECKING:
+    from edgeopt.board import Board
     from edgeopt.cli.checkup import Finding
 
 
@@ -79,7 +82,7 @@ def doctor(
     ssh_config: SshConfig = None,
     bundle: Annotated[
         Path | None,
-        Option("--bundle", help="Scan what 'edgeopt compile -o' wrote for --target here."),
+        Option("--bundle", help="Scan this folder of 'edgeopt compile -o', not the last deploy's."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -91,57 +94,109 @@ def doctor(
     folder = cache_folder()
     free = shutil.disk_usage(folder).free
     findings = [*examine(), judge_cache(Store(folder).size(), free)]
-    if target is not None and bundle is not None:
-        findings += _examine_bundle(target, project, bundle)
-    if target is not None and (bundle is None or board is not None):
+    if target is None and board is not None:
+        target = _kind_of(board, project.resolve())
+    if target is not None:
+        findings += _examine_code(target, project, bundle)
+    elif bundle is not None:
+        raise ConfigError("for which kind of device is it?", fix="add --target rpi4")
+    if board is not None or (target is not None and bundle is None):
         findings += _examine_board(
-            Request(target=target, project=project, board=board, ssh_config=ssh_config)
+            Request(target=target or "", project=project, board=board, ssh_config=ssh_config)
         )
-    elif board is not None:
-        raise ConfigError(f"--board {board}: which kind of device is it?", fix="add --target rpi4")
-    if as_json:
-        rows = [{"part": f.part, "ok": f.ok, "found": f.found, "fix": f.fix} for f in findings]
-        print_document({"findings": rows})
-    else:
-        for each in findings:
-            mark = "ok  " if each.ok else "MISS" if each.required else "warn"
-            typer.echo(f"{mark}  {each.part}: {each.found}")
-            if not each.ok:
-                typer.echo(f"      fix: {each.fix}")
-    if any(not each.ok and each.required for each in findings):
+    _print_findings(findings, as_json=as_json)
+    if any(each.verdict == "fail" for each in findings):
         raise typer.Exit(2)
 
 
-def _examine_bundle(target: str, project: Path, bundle: Path) -> "list[Finding]":
-    from edgeopt.cli.security import judge_bundle
+def _print_findings(findings: "list[Finding]", *, as_json: bool) -> None:
+    if as_json:
+        print_document({"findings": [asdict(f) | {"verdict": f.verdict} for f in findings]})
+        return
+    for each in findings:
+        mark = {"fail": "MISS", "warn": "warn"}.get(each.verdict, "ok  ")
+        typer.echo(f"{mark}  {each.part}: {each.found}")
+        if not each.ok:
+            typer.echo(f"      fix: {each.fix}")
+
+
+def _examine_code(target: str, project: Path, bundle: Path | None) -> "list[Finding]":
+    """Scan what the user named, or what the project's last deploy to such a board sent."""
+    from edgeopt.cli.places import cache_folder
+    from edgeopt.cli.security import find_pushed, judge_bundle, judge_pushed
+    from edgeopt.store import Store
     from edgeopt.target import load_target
 
-    return judge_bundle(load_target(target, project=project.resolve()), bundle)
+    folder = project.resolve()
+    kind = load_target(target, project=folder)
+    if bundle is not None:
+        return judge_bundle(kind, bundle)
+    return judge_pushed(kind, find_pushed(kind, folder, Store(cache_folder())))
+
+
+def _kind_of(board: str, folder: Path) -> str | None:
+    """Return the target whose board this is, by the project file; None where it does not tell."""
+    from edgeopt.project import FILE, load_project
+
+    boards = load_project(folder).boards if (folder / FILE).is_file() else {}
+    kinds = [target for target, address in boards.items() if address == board]
+    return kinds[0] if len(kinds) == 1 else None
 
 
 def _examine_board(request: Request) -> "list[Finding]":
-    """Reach the target's board, if it lets us in, and look at it; nothing stays changed there."""
+    """Reach the board, if it lets us in, and look at it; nothing stays changed there."""
     from edgeopt.board.canary import try_memory_limit
     from edgeopt.board.facts import read_facts
     from edgeopt.cli.checkup import Finding, judge_board
+    from edgeopt.cli.preconditions import examine_place
     from edgeopt.cli.security import judge_limits
     from edgeopt.target import load_target
     from edgeopt.trial import ROOT
 
-    visit = make_visit(request, "doctor")
-    target = load_target(request.target, project=request.project.resolve())
+    folder = request.project.resolve()
+    target = load_target(request.target, project=folder) if request.target else None
+    connect, app = _way_to(request)
     try:
-        live = visit.connect()
+        live = connect()
         try:
             facts = read_facts(live, folder=ROOT)
+            place = examine_place(live, ROOT, app)
             limits = try_memory_limit(live)
         finally:
             live.close()
     except EdgeoptError as error:
         found = "; ".join(filter(None, (error.what, error.why)))
         return [*_examine_keys(request), Finding("board", False, found, error.fix)]
-    reached = Finding("board", True, f"{live.name} answers", "")
-    return [*_examine_keys(request), reached, *judge_board(target, facts), judge_limits(limits)]
+    kind = Finding(
+        "kind of device",
+        target is not None,
+        target.title if target else "unknown: neither its processor nor code was looked at",
+        "add --target rpi4, or name the board under [boards] in edgeopt.toml",
+        required=False,
+    )
+    return [
+        *_examine_keys(request),
+        Finding("board", True, f"{live.name} answers", ""),
+        kind,
+        *judge_board(target, facts),
+        *place,
+        judge_limits(limits),
+    ]
+
+
+def _way_to(request: Request) -> "tuple[Callable[[], Board], str]":
+    """Return how the board is reached, and the application whose folder is looked at."""
+    from edgeopt.board.choose import open_address
+    from edgeopt.project import FILE, load_project
+
+    folder, address = request.project.resolve(), request.board
+    app = load_project(folder).app if (folder / FILE).is_file() else "doctor"
+    if request.target:
+        return make_visit(request, app).connect, app
+    if address == "emulated":
+        raise ConfigError("which kind of device is to be emulated?", fix="add --target rpi4")
+    assert address is not None
+    return lambda: open_address(address, ssh_config=request.ssh_config), app
 
 
 def _examine_keys(request: Request) -> "list[Finding]":

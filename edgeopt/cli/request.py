@@ -94,19 +94,22 @@ def make_order(request: Request) -> Order:
             fix="add [task] to edgeopt.toml",
         )
     profile = named or load_profile(project.profile, project=folder)
+    task = _task_of(request, project, folder)
     written = [*(f"{name}={shape}" for name, shape in project.shapes.items()), *request.shapes]
     choice = _choose(request, target, project.boards)
+    task, shapes = _shortened(task, dict(parse_shape(each) for each in written))
     job = Job(
         app=project.app,
         project=folder,
         model=project.model,
-        shapes=dict(parse_shape(each) for each in written),
+        shapes=shapes,
+        outputs=project.outputs,
         values=project.values | dict(_parse_value(each) for each in request.values),
         target=as_emulated(target) if choice.kind == "emulated" else target,
         profile=profile.model_copy(
             update={"budget": profile.budget.merged(limits), "prune": _share(request, profile)}
         ),
-        task=_task_of(request, project, folder),
+        task=task,
         kind=choice.kind,
         effort=effort,
         fresh=request.fresh,
@@ -155,6 +158,21 @@ def _task_of(request: Request, project: "Project", folder: Path) -> "Task | None
     if wanted is not None and isinstance(task, TextClassification):
         task = task.model_copy(update={"trim_vocabulary": wanted})
     return resolve_task(task, folder) if task else None
+
+
+def _shortened(
+    task: "Task | None", shapes: dict[str, tuple[int, ...]]
+) -> "tuple[Task | None, Mapping[str, tuple[int, ...]]]":
+    """Shorten a task's texts where it asks for that, and say by how much."""
+    from edgeopt.task import TextClassification
+
+    if not isinstance(task, TextClassification) or task.trim_length is None:
+        return task, shapes
+    from edgeopt.trim import trim_length
+
+    made = trim_length(task, shapes)
+    typer.echo(made.remark, err=True)
+    return made.task, made.shapes
 
 
 def _share(request: Request, profile: "Profile") -> float | None:
@@ -236,17 +254,18 @@ def make_visit(request: Request, app: str | None) -> Visit:
 
 def _last_pace(project: Path, target: str, kind: "Kind") -> float | None:
     """Return how fast the last report found such a board; None where it says nothing of one."""
-    last = _last_report(project, target)
+    last = last_report(project, target)
     return last.pace if last is not None and last.kind == kind else None
 
 
 def _reported_app(folder: Path, target: str) -> str | None:
     """Return the app of the last report, which a model without a project file leaves."""
-    last = _last_report(folder, target)
+    last = last_report(folder, target)
     return None if last is None else last.app
 
 
-def _last_report(folder: Path, target: str) -> "Report | None":
+def last_report(folder: Path, target: str) -> "Report | None":
+    """Return what the last deploy from a folder to such a board found; None before the first."""
     from edgeopt.artifact import Report
     from edgeopt.cli.places import report_folder
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
+import xml.etree.ElementTree as ET  # nosec B405
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
+from edgeopt.board.owner import read_number
 from edgeopt.cli import options
-from edgeopt.errors import BoardUnreachable, ConfigError
+from edgeopt.errors import BoardUnreachable, ConfigError, visible
 from edgeopt.scratch import scratch
 
 #: Exit codes of pytest, and the plugin's for boards that were gone while nothing else failed.
@@ -46,6 +47,8 @@ class Tested:
     #: Of the first test that measured: "25.9 MB", "104000000 instructions"; "" where none did.
     peak: str
     median: str
+    #: Of the lease that they ran under; 0 where none measured.
+    fence: int
 
 
 def run_tests(
@@ -135,8 +138,7 @@ class _Run:
         )
         said, _ = self.process.communicate()
         if self.process.returncode != 0:
-            shown = "".join(c for c in said if c == "\n" or c.isprintable())
-            typer.echo(f"---- {self.member.label}\n{shown}", err=True)
+            typer.echo(f"---- {self.member.label}\n{visible(said)}", err=True)
         return _read(self.member, self.process.returncode, junit, time.monotonic() - started)
 
     def end(self) -> None:
@@ -151,7 +153,7 @@ def _read(member: Member, code: int, junit: Path, seconds: float) -> Tested:
     counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     seen: dict[str, str] = {}
     if junit.is_file():
-        tree = ET.parse(junit)  # noqa: S314 (our own pytest wrote it a moment ago)
+        tree = ET.parse(junit)  # noqa: S314 (our own pytest wrote it just now)  # nosec B314
         suite = tree.find("testsuite")
         if suite is not None:
             counts = {name: int(suite.get(name, "0")) for name in counts}
@@ -169,6 +171,7 @@ def _read(member: Member, code: int, junit: Path, seconds: float) -> Tested:
         seconds=round(seconds, 1),
         peak=seen.get("peak", ""),
         median=seen.get("median", ""),
+        fence=read_number(seen.get("fence", "")),
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -24,10 +24,13 @@ from edgeopt.compile.views import (
 #: (options, codes, scales, zero points): the codes' float32 numbers. Scales have the codes' rank:
 #: along one axis one per block, along the others one for each or one for all; zero points too.
 DECODE = "edgeopt.decode_blocks"
-#: (codes, levels): what each code from 0 on stands for.
+#: (codes, levels, first): what codes from 0 on stand for; first has the codes' rank: the place of
+#: the level of code 0, one for all or one for each along an axis.
 LOOK_UP = "edgeopt.look_up"
-#: Levels that a kernel chooses from: those of 8 bits are looked up before anything else.
-_MOST_LEVELS = 16
+#: Levels of one group that kernels choose from: as many as a byte can tell apart.
+_MOST_LEVELS = 256
+#: Bits of codes whose levels are read one by one.
+_BYTE = 8
 #: What codes of one bit stand for.
 _SIGNS = np.array([-1, 1], np.int8)
 
@@ -41,10 +44,28 @@ def call_decode(
     return relax.op.call_pure_packed(DECODE, options, codes, scales, zeros, ty_args=[result])
 
 
-def call_look_up(codes: relax.Expr, levels: relax.Expr) -> relax.Call:
+def call_look_up(codes: relax.Expr, levels: relax.Expr, first: relax.Expr) -> relax.Call:
     """Call what gives the levels [n] that constant codes stand for, in the levels' type."""
     result = relax.TensorType(shape_of(codes), levels.ty.dtype.dtype)
-    return relax.op.call_pure_packed(LOOK_UP, codes, levels, ty_args=[result])
+    return relax.op.call_pure_packed(LOOK_UP, codes, levels, first, ty_args=[result])
+
+
+def stored_places(
+    builder: relax.BlockBuilder, expr: relax.Expr | None
+) -> tuple[relax.Expr, relax.Expr] | None:
+    """Find stored codes, and the first place of each of them, in the places of levels."""
+    bound = builder.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
+    first = None
+    if bound is not None and operator_of(bound) == "relax.add":
+        expr, first = bound.args[0], constant_of(bound.args[1])
+    codes = stored_codes(builder, expr)
+    if codes is None or (first is None and operator_of(bound) == "relax.add"):
+        return None
+    if first is None:
+        first = np.zeros([1] * len(shape_of(codes)), np.int32)
+    if first.ndim != len(shape_of(codes)):
+        return None
+    return codes, relax.const(first.astype(np.int32), "int32")
 
 
 def stored_codes(builder: relax.BlockBuilder, expr: relax.Expr | None) -> relax.Expr | None:
@@ -56,11 +77,21 @@ def stored_codes(builder: relax.BlockBuilder, expr: relax.Expr | None) -> relax.
     return expr if value is not None and value.dtype == np.uint8 else None
 
 
-def spell_out(codes: relax.Expr, table: np.ndarray) -> relax.Expr:
-    """Write the small codes [256, n] that bytes stand for: kernels pack them again, as bits."""
-    places = constant_of(codes)
+def stored_levels(builder: relax.BlockBuilder, expr: relax.Expr | None) -> relax.Expr | None:
+    """Widen stored levels [n] behind a cast, of which there are few beside their codes."""
+    bound = builder.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
+    if bound is None or operator_of(bound) != "relax.astype" or len(shape_of(bound)) != 1:
+        return expr
+    value, wanted = constant_of(bound.args[0]), bound.ty.dtype.dtype
+    return expr if value is None else relax.const(value.astype(wanted), wanted)
+
+
+def spell_out(codes: relax.Expr, first: relax.Expr, table: np.ndarray) -> relax.Expr:
+    """Write the small codes [n] that bytes stand for: kernels pack them again, as bits."""
+    places, start = constant_of(codes), constant_of(first)
     assert places is not None
-    return relax.const(np.ascontiguousarray(table[places]), table.dtype.name)
+    assert start is not None
+    return relax.const(np.ascontiguousarray(table[places + start]), table.dtype.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +103,14 @@ class _Constant:
     zeros: np.ndarray
     axis: int
     block: int
+    #: [groups, n], where groups are of so many neighbours along the axis of the result.
     levels: np.ndarray | None = None
+    channels: int = 0
 
     @property
     def bits(self) -> int:
         """Bits of a code: one where there are two levels."""
-        if self.levels is not None and len(self.levels) == len(_SIGNS):
+        if self.levels is not None and self.levels.shape[1] == len(_SIGNS):
             return 1
         return blocked.bits_of(self.codes)
 
@@ -86,7 +119,8 @@ class _Constant:
         codes, scales, zeros = (
             each.transpose(axes) for each in (self.codes, self.scales, self.zeros)
         )
-        return _Constant(codes, scales, zeros, axes.index(self.axis), self.block, self.levels)
+        axis = axes.index(self.axis)
+        return replace(self, codes=codes, scales=scales, zeros=zeros, axis=axis)
 
 
 def _read(site: Site, call: relax.Call) -> _Constant | None:
@@ -96,7 +130,9 @@ def _read(site: Site, call: relax.Call) -> _Constant | None:
     codes, stored, zeros = constant_of(codes_of), stored_of(site, scales_of), constant_of(zeros_of)
     levels = None
     if operator_of(found) == LOOK_UP:
-        codes, levels = constant_of(found.args[1]), constant_of(found.args[2])
+        codes, levels, first = (constant_of(each) for each in found.args[1:])
+        if first is None or first.any():
+            return None
     elif codes is None:
         under = stored_of(site, codes_of)
         codes = None if under is None or under.scales is not None else under.values
@@ -109,7 +145,7 @@ def _read(site: Site, call: relax.Call) -> _Constant | None:
     if not zeros.any() and _are_signs(codes):
         none = np.zeros([1] * codes.ndim, np.float32)
         bits = (codes > 0).astype(np.uint8)
-        levels = _SIGNS.astype(np.float32)
+        levels = _SIGNS.astype(np.float32)[None]
         return _Constant(bits, scales, none, facts["axis"], facts["block"], levels)
     least = int(codes.min())
     moved = (codes.astype(np.int32) - least).astype(np.uint8)
@@ -127,14 +163,76 @@ def _with_levels(
     zeros: np.ndarray,
     facts: Mapping[str, int],
 ) -> _Constant | None:
-    """Read codes that stand for levels, of which there are 4 or 16; None beyond."""
+    """Read codes that stand for levels, which are multiplied by scales."""
     if zeros.any() or codes.min() < 0 or codes.max() >= min(len(levels), _MOST_LEVELS):
         return None
-    count = 1 << blocked.bits_of(codes)
-    spread = np.zeros(count, np.float32)
-    spread[: len(levels)] = levels[:count]
     none = np.zeros([1] * codes.ndim, np.float32)
+    spread = _fill_levels(levels[None], codes)
     return _Constant(codes.astype(np.uint8), scales, none, facts["axis"], facts["block"], spread)
+
+
+def _fill_levels(levels: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Give groups of levels [groups, n] as many as codes of few bits can tell apart."""
+    bits = blocked.bits_of(codes)
+    if bits == _BYTE:
+        return np.ascontiguousarray(levels)
+    count = 1 << bits
+    spread = np.zeros((len(levels), count), np.float32)
+    kept = levels[:, :count]
+    spread[:, : kept.shape[1]] = kept
+    return spread
+
+
+def _read_look_up(call: relax.Call) -> _Constant | None:
+    """Read codes that stand for levels alone, of a group of neighbours along an axis each."""
+    codes, levels, first = (constant_of(each) for each in call.args[1:])
+    if codes is None or levels is None or first is None:
+        return None
+    if levels.dtype != np.float32 or codes.ndim != 2:
+        return None
+    long = [axis for axis in range(2) if first.shape[axis] > 1]
+    starts = first.reshape(-1)
+    # What is a group of its own begins where the one before ends.
+    begins = np.flatnonzero(np.diff(starts, prepend=-1))
+    size = int(begins[1]) if len(begins) > 1 else 0
+    entries = int(starts[size]) if size else len(levels)
+    groups = -(-len(starts) // size) if size else 1
+    even = np.arange(len(starts)) // max(size, 1) * entries
+    if len(long) == 2 or (size and not np.array_equal(starts, even)):
+        return None
+    if codes.max() >= entries or entries > _MOST_LEVELS or groups * entries > len(levels):
+        return None
+    table = levels[: groups * entries].reshape(groups, entries)
+    ones, none = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    axis = 1 - long[0] if long else 0
+    spread = _fill_levels(table, codes)
+    return _Constant(codes, ones, none, axis, codes.shape[axis], spread, size)
+
+
+def _read_affine(call: relax.Call) -> _Constant | None:
+    """Read codes of 8 bits with zero points, one scale for all or one along an axis."""
+    codes, scales, zeros = (constant_of(each) for each in call.args)
+    if codes is None or scales is None or zeros is None or codes.ndim != 2 or not zeros.any():
+        return None
+    if codes.dtype not in (np.int8, np.uint8) or scales.dtype != np.float32:
+        return None
+    axis = int(call.attrs.axis) % 2
+    shape = [1, 1] if scales.size == 1 else [-1, 1] if axis == 0 else [1, -1]
+    shift = 128 if codes.dtype == np.int8 else 0
+    moved = (codes.astype(np.int32) + shift).astype(np.uint8)
+    middles = (zeros.astype(np.int32) + shift).astype(np.uint8).reshape(shape)
+    along = 1 - axis
+    return _Constant(moved, scales.reshape(shape), middles, along, codes.shape[along])
+
+
+def read_constant(site: Site, bound: relax.Expr) -> _Constant | None:
+    """Read what stands for numbers in few bits; None for anything else."""
+    name = operator_of(bound)
+    if name == DECODE:
+        return _read(site, bound)
+    if name == LOOK_UP:
+        return _read_look_up(bound)
+    return _read_affine(bound) if name == "relax.dequantize" else None
 
 
 def _halved(scales: np.ndarray) -> np.ndarray:
@@ -164,10 +262,10 @@ def matrix_of(site: Site, expr: relax.Expr) -> Blocked | None:
     if inner is not None:
         axes = permutation_of(bound)
         bound = site.bound(inner)
-    if operator_of(bound) != DECODE or len(shape_of(bound)) != 2:
+    stored = read_constant(site, bound)
+    if stored is None or stored.codes.ndim != 2:
         return None
-    stored = _read(site, bound)
-    return None if stored is None else _as_columns(stored.transposed(axes))
+    return _as_columns(stored.transposed(axes))
 
 
 def _as_columns(stored: _Constant) -> Blocked | None:
@@ -181,12 +279,15 @@ def _as_columns(stored: _Constant) -> Blocked | None:
     count = -(-depth // block)
 
     def spread(values: np.ndarray) -> np.ndarray:
+        if values.size == 1:
+            return values
         if stored.axis == 1 and values.shape[1] > 1:
             values = np.repeat(values, stored.block, axis=1)[:, :columns]
         return np.ascontiguousarray(np.broadcast_to(values, (count, columns)))
 
-    zeros = stored.zeros if stored.zeros.size == 1 else spread(stored.zeros)
-    return Blocked(stored.codes, spread(stored.scales), zeros, block, bits, stored.levels)
+    scales, zeros = spread(stored.scales), spread(stored.zeros)
+    channels = stored.channels
+    return Blocked(stored.codes, scales, zeros, block, bits, stored.levels, channels)
 
 
 def multiply_blocked(
@@ -204,8 +305,9 @@ def multiply_blocked(
 def take_blocked(site: Site, data: relax.Expr, indices: relax.Expr) -> relax.Expr | None:
     """Emit rows of a packed table; None where the data are something else."""
     bound = site.bound(data)
-    stored = _read(site, bound) if operator_of(bound) == DECODE else None
-    if stored is None:
+    stored = read_constant(site, bound)
+    # A table has one group of levels: rows that share others would have to be told apart.
+    if stored is None or stored.channels:
         return None
     bits = stored.bits
     table = blocked.pack_rows(stored.codes, bits)
@@ -213,7 +315,7 @@ def take_blocked(site: Site, data: relax.Expr, indices: relax.Expr) -> relax.Exp
     note_table(site, table, indices)
     if stored.axis > 0:
         note_table(site, stored.scales, indices)
-    levels = () if stored.levels is None else (stored.levels,)
+    levels = () if stored.levels is None else (stored.levels[0],)
     return site.call(define, table, stored.scales, stored.zeros, indices, *levels, name="gather")
 
 
@@ -228,15 +330,16 @@ def _finder(axis: int, block: int) -> blocked.Finder:
 
 def lower_look_up(site: Site, call: relax.Call) -> relax.Expr:
     """Look levels up one by one: for what no kernel took as a weight."""
-    _, codes, levels = call.args
+    _, codes, levels, first = call.args
+    find = _finder(0, 1)
 
-    def define(codes: te.Tensor, levels: te.Tensor) -> te.Tensor:
+    def define(codes: te.Tensor, levels: te.Tensor, first: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
-            return levels(tirx.Cast("int32", codes(*at)))
+            return levels(tirx.Cast("int32", codes(*at)) + first(*find(first, at)))
 
         return te.compute(codes.shape, element, name="look_up")
 
-    return site.call(define, codes, levels, name="look_up")
+    return site.call(define, codes, levels, first, name="look_up")
 
 
 def lower_decode(site: Site, call: relax.Call) -> relax.Expr:

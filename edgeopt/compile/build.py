@@ -15,7 +15,7 @@ from tvm import relax
 from edgeopt.artifact import Bundle, BundleFile, Footprint, Model
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.gate import check_scheduled, unscheduled_functions
-from edgeopt.compile.import_onnx import check_operators, import_model
+from edgeopt.compile.import_onnx import import_model
 from edgeopt.compile.kernels.amx_tile import PREFIX as AMX
 from edgeopt.compile.lift import Lifted, lift_constants
 from edgeopt.compile.lower import lower_module
@@ -24,6 +24,7 @@ from edgeopt.compile.plan_memory import add_forget, plan_arena, planned_arena
 from edgeopt.compile.tables import Table, touched_bytes
 from edgeopt.compile.weights import read_index, write_weights
 from edgeopt.compile.workspace import lend_workspaces, planned_workspace
+from edgeopt.model.operators import check_operators
 from edgeopt.runner import build_program, link_model, needed_glibc, runtime_bytes
 from edgeopt.target import Target
 from edgeopt.tiles import Tile, TileKey

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
-from edgeopt.compile.blocked import call_look_up, spell_out, stored_codes
+from edgeopt.compile.blocked import call_look_up, spell_out, stored_levels, stored_places
 from edgeopt.compile.operators import (
     CONVERTERS,
     Node,
@@ -26,6 +26,7 @@ from edgeopt.compile.operators.half import in_single
 from edgeopt.compile.operators.narrow import CARRIERS, carrier_of, carry, narrow, widen
 from edgeopt.compile.operators.node import dtype_of
 from edgeopt.compile.recurrent import convert_recurrent
+from edgeopt.compile.sparse import call_blocks
 from edgeopt.compile.views import constant_of, shape_of
 from edgeopt.errors import OperatorUnsupported
 
@@ -64,14 +65,18 @@ def _gather(
     data, indices = inputs[0], inputs[1]
     if any(isinstance(each, relax.ShapeExpr) for each in (data, indices)):
         return None
+    blocks = call_blocks(builder, data, indices)
+    if blocks is not None:
+        return builder.emit(blocks)
     if constant_of(data) is not None and constant_of(indices) is not None:
         return None
+    found = stored_places(builder, indices)
+    data = data if found is None else stored_levels(builder, data)
     levels = None if data is None else constant_of(data)
-    codes = None if levels is None else stored_codes(builder, indices)
-    if codes is not None and levels is not None and levels.dtype == np.int8 and levels.ndim == 2:
-        return spell_out(codes, levels)
-    if codes is not None and levels is not None and levels.ndim == 1:
-        return builder.emit(call_look_up(codes, data))
+    if found is not None and levels is not None and levels.ndim == 1:
+        return builder.emit(call_look_up(found[0], data, found[1]))
+    if found is not None and levels is not None and levels.dtype == np.int8 and levels.ndim == 2:
+        return spell_out(*found, levels)
     if indices is None or not isinstance(indices.ty, relax.TensorType):
         return None
     return relax.op.take(data, indices, int(str(attributes.get("axis", 0))))
@@ -156,11 +161,11 @@ _QUANTIZED = {
     "DynamicQuantizeLSTM": lstm.dynamic_lstm,
 }
 _LINEAR = {"DequantizeLinear": linear.dequantize, "QuantizeLinear": linear.quantize}
-#: Operators of onnxruntime's own domain that can be imported.
-KNOWN_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)
+#: Operators of onnxruntime's own domain that have a converter.
+CONVERTED_MICROSOFT = frozenset(_QUANTIZED) | frozenset(_LINEAR)
 
-#: Every operator that can be imported, other than those that the standard defines by others.
-KNOWN = (
+#: Those of the standard: edgeopt.model.operators lists the same without importing TVM.
+CONVERTED = (
     frozenset(CONVERTERS)
     | TRUSTED
     | frozenset(_CONVERTERS)

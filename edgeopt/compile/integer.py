@@ -70,6 +70,8 @@ def multiply_codes(
 ) -> relax.Expr:
     """Emit codes [..., K] times an int8 matrix, with the zero point's share taken out."""
     codes, encoding = decoded.codes, decoded.encoding
+    shape = (*shape_of(codes)[:-1], values.shape[1])
+    codes = site.reshape(codes, integer.rows_of(site.cpu, shape_of(codes)))
     plan = integer.plan_integer(site.cpu, shape_of(codes), values, encoding.dtype)
     packed = integer.pack_codes(values, plan)
 
@@ -80,7 +82,7 @@ def multiply_codes(
     start = -(encoding.zero + plan.moved) * integer.column_sums(values)
     # In onnxruntime's order, since products of float32 are rounded.
     factor = (encoding.scale * scales).astype(np.float32)
-    return note_sum(site, IntegerSum(start, factor, emit))
+    return note_sum(site, IntegerSum(start, factor, emit), shape)
 
 
 def _multiply(site: Site, codes: relax.Expr, values: np.ndarray, zero: relax.Expr) -> relax.Expr:

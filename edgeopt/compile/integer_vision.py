@@ -5,7 +5,7 @@ from tvm import relax
 
 from edgeopt.compile.encoding import Decoded, decoded_of
 from edgeopt.compile.integer import multiply_codes
-from edgeopt.compile.kernels import integer, integer_conv
+from edgeopt.compile.kernels import code_depthwise, integer, integer_conv
 from edgeopt.compile.kernels.conv import Window
 from edgeopt.compile.requantize import note_sum
 from edgeopt.compile.site import IntegerSum, Site
@@ -28,7 +28,8 @@ def convolve_codes(
     factor = (decoded.encoding.scale * scales).astype(np.float32)
     if window.pointwise:
         return multiply_codes(site, decoded, filters.values[0, 0], scales)
-    return note_sum(site, _convolve(site, decoded, filters.values, window, factor))
+    shape = (window.shape[0], *window.output, outputs)
+    return note_sum(site, _convolve(site, decoded, filters.values, window, factor), shape)
 
 
 def _convolve(
@@ -37,6 +38,14 @@ def _convolve(
     codes, zero, outputs = decoded.codes, decoded.encoding.zero, values.shape[3]
     totals = integer.column_sums(values.reshape(-1, outputs))
     dtype = decoded.encoding.dtype
+    if code_depthwise.is_depthwise(site.cpu, window, outputs):
+        fours = code_depthwise.pack_filters(values)
+        by_fours = code_depthwise.define_depthwise(site.cpu, window, zero)
+
+        def emit_fours(start: np.ndarray) -> relax.Var:
+            return site.call(by_fours, codes, fours, start, name="integer_depthwise")
+
+        return IntegerSum(-(zero + code_depthwise.moved(dtype)) * totals, factor, emit_fours)
     plan = None
     if window.groups != window.shape[3]:
         plan = integer_conv.plan_conv(site.cpu, window, values, dtype)

@@ -87,7 +87,8 @@ def pool_sum(
     taps = window.kernel[0] * window.kernel[1]
     start = np.full(channels, -encoding.zero * taps, np.int32)
     scale = np.full(channels, encoding.scale * np.float32(factor), np.float32)
-    return note_sum(site, IntegerSum(start, scale, emit))
+    shape = (window.shape[0], *window.output, channels)
+    return note_sum(site, IntegerSum(start, scale, emit), shape)
 
 
 def average_rows(site: Site, image: relax.Expr, shape: tuple[int, int, int]) -> relax.Expr | None:

@@ -15,19 +15,19 @@ from edgeopt.compile.views import (
 )
 
 
-def note_sum(site: Site, each: IntegerSum) -> relax.Expr:
-    """Emit an integer sum as float32; a quantizer that follows finds it and needs no float."""
+def note_sum(site: Site, each: IntegerSum, shape: tuple[int, ...]) -> relax.Expr:
+    """Emit an integer sum of a shape as float32; a quantizer that follows finds it as integers."""
     wide = site.emit(relax.op.astype(each.emit(each.start), "float32"))
     real = site.emit(relax.op.multiply(wide, relax.const(each.factor)))
     site.sums.append((site.bound(real), each))
-    return real
+    return site.reshape(real, shape)
 
 
 def encode_sum(site: Site, expr: relax.Expr, wanted: Encoding) -> relax.Expr | None:
     """Encode an integer sum: the bias joins its start, limits become limits of codes."""
     limits, bound = limits_under(site, expr, wanted)
     bias_term = None
-    found = _sum_of(site, bound)
+    found = _sum_of(site, _under_reshapes(site, bound))
     if found is None and operator_of(bound) == "relax.add":
         bound, bias_term = _split_bias(site, bound)
         found = _sum_of(site, _under_reshapes(site, bound))

@@ -43,7 +43,7 @@ class IntegerSum:
     start: np.ndarray
     #: What one step of the sum is worth, per column.
     factor: np.ndarray
-    #: Emits the int32 sums from what they start from.
+    #: Emits the int32 sums from what they start from; their rows may lie along one axis.
     emit: Callable[[np.ndarray], relax.Var]
 
 

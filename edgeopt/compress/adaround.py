@@ -11,7 +11,8 @@ import torch
 
 from edgeopt.compress.blocks import encode_blocks
 from edgeopt.compress.codes import Codes, Floats, encode_weight
-from edgeopt.compress.reconstruct import DAMPING, Doubles, Rounded
+from edgeopt.compress.factors import DAMPING, Doubles
+from edgeopt.compress.reconstruct import Rounded
 
 #: Steps of Adam, their size, and the share of them before h is driven to its ends.
 _STEPS, _RATE, _FREE = 600, 0.05, 0.2

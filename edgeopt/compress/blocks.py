@@ -1,4 +1,4 @@
-"""int4-blocks, int2-blocks, codebooks, signs: few bits, and a scale for so many consecutive values.
+"""int8-, int4-, int2-blocks, codebooks, signs: few bits, and a scale for so many values in a row.
 
 Codes are symmetric about zero, -8..7 or -2..1, and a scale may be negative, so that the longer side
 of the range serves the block's largest value. Zero points would take another byte per block on the
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from edgeopt.artifact import Method
+from edgeopt.artifact import Choice, Method
 from edgeopt.compress.codes import Codes, Floats
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.levels import LARGEST, Levels, codes_of, round_to_levels
@@ -24,6 +24,7 @@ from edgeopt.model.graph import Weight
 
 #: Bits per value of the methods with blocks.
 BITS: Mapping[Method, int] = {
+    "int8-blocks": 8,
     "int4-blocks": 4,
     "int2-blocks": 2,
     "codebook16-blocks": 4,
@@ -39,8 +40,11 @@ SIGNS: Mapping[Method, Levels] = {"ternary-blocks": TERNARY, "binary-blocks": BI
 OPSETS: Mapping[Method, int] = {
     "int8-rows": 13,
     "int8-weights": 13,
+    "int8-sparse": 13,
     "int8-dynamic": 13,
     "int8-static": 13,
+    "int8-blocks": 21,
+    "codebook-weights": 21,
     "int4-blocks": 21,
     "int2-blocks": 25,
     "codebook16-blocks": 21,
@@ -48,6 +52,8 @@ OPSETS: Mapping[Method, int] = {
     "ternary-blocks": 25,
     "binary-blocks": 21,
 }
+#: Numbers of a codebook that codes of 2 bits tell apart, for which there is a later operator set.
+_FEW_ENTRIES, _FEW_OPSET = 4, 25
 #: What a block's scale may be of the one that holds its largest value exactly: 1 clips nothing.
 _RATIOS = tuple(np.linspace(0.4, 1.05, 14, dtype=np.float32))
 #: float16 holds scales to 11 bits when the largest is in this range; smaller ones hardly matter.
@@ -57,12 +63,24 @@ _LEAST_HALF = 2.0**-24
 #: Values searched at a time: what that needs stays in a core's own cache.
 _PIECE = 1 << 16
 
-_NARROW = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
-_UNSIGNED = {4: ml_dtypes.uint4, 2: ml_dtypes.uint2}
+_NARROW = {8: np.int8, 4: ml_dtypes.int4, 2: ml_dtypes.int2}
+UNSIGNED = {8: np.uint8, 4: ml_dtypes.uint4, 2: ml_dtypes.uint2}
+
+
+def opset_of(choice: Choice) -> int:
+    """Return the operator set that a form needs; 0: any."""
+    if choice.entries is not None and choice.entries <= _FEW_ENTRIES:
+        return _FEW_OPSET
+    return OPSETS.get(choice.method, 0)
 
 
 def encode_blocks(
-    values: Floats, *, block: int, bits: int, levels: Levels | None = None
+    values: Floats,
+    *,
+    block: int,
+    bits: int,
+    levels: Levels | None = None,
+    power_of_two: bool = False,
 ) -> tuple[Codes, npt.NDArray[np.single]]:
     """Return codes [R, K] and scales [R, K / block] of a matrix whose blocks lie along its rows.
 
@@ -75,6 +93,8 @@ def encode_blocks(
         # As where only sizes count: every scale is as good.
         return np.zeros(values.shape, np.int8), np.ones((rows, depth // block), np.float32)
     rounded = scale_rounding(values, bits, levels)
+    if power_of_two:
+        rounded = to_powers(rounded)
     blocks = values.reshape(-1, block)
     codes = np.empty(blocks.shape, np.int8)
     scales = np.empty(len(blocks), np.float32)
@@ -166,6 +186,21 @@ def scale_rounding(
     return rounded
 
 
+def to_powers(rounded: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
+    """Return what makes a scale the nearest power of two, with its sign, that is stored.
+
+    Nearest by ratio: 2^round(log2 |s|). Of those that float16 rounds to it holds all.
+    """
+
+    def nearest(scales: Floats) -> Floats:
+        stored = rounded(scales)
+        exponents = np.rint(np.log2(np.abs(stored)))
+        powers: Floats = np.copysign(np.exp2(exponents), stored).astype(np.float32)
+        return powers
+
+    return nearest
+
+
 def blocks_last(weight: Weight, values: npt.NDArray[np.single]) -> Floats:
     """Turn a weight so that its blocks lie along its last axis: K of a matrix, a table's row."""
     return values if block_axis(weight) == 1 else np.ascontiguousarray(values.T)
@@ -219,7 +254,7 @@ def _store_codes(edit: Edit, weight: Weight, codes: Codes, bits: int, levels: Le
     if levels is None or is_signs(levels):
         return edit.store(f"{weight.name}.int{bits}", codes.astype(_NARROW[bits]))
     first = edit.readers(weight.name)[0]
-    packed = codes_of(codes, levels).astype(_UNSIGNED[bits])
+    packed = codes_of(codes, levels).astype(UNSIGNED[bits])
     places = edit.store(f"{weight.name}.uint{bits}", packed)
     book = edit.store(f"{weight.name}.levels", levels)
     # onnxruntime's Gather takes places of 32 bits at least.

@@ -8,11 +8,13 @@ import onnx
 from onnx import GraphProto, numpy_helper
 
 from edgeopt.artifact import Choice, Method, Model
+from edgeopt.choice import Numbers
 from edgeopt.compress.blocks import BITS, OPSETS, block_axis
 from edgeopt.compress.codebook import possible_groups
 from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
 from edgeopt.compress.share import possible_shares
+from edgeopt.compress.sparse_choices import sparse_forms
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
 
 #: Smaller tensors (biases, norms, classifier heads) stay float32: their bytes do not matter.
@@ -25,19 +27,30 @@ _FACTORS: Method = "int4-blocks"
 #: The largest groups that are tried of rows which ids share: few rows have room for more codes.
 _SHARED_GROUP = 12
 
+_USUAL = Numbers()
+#: Numbers of a codebook-weights' own: as many as a byte can tell apart.
+MOST_ENTRIES = 256
+#: What forms of a role leave to no choice: there is no kernel for it.
+_MISSING: Mapping[Role, tuple[str, ...]] = {
+    "conv": ("zero_points",),
+    "recurrent": ("zero_points", "granularity"),
+}
+
 #: The methods of each role, from the least harm to the most.
 _FORMS: Mapping[Role, tuple[Method, ...]] = {
     "table": (
-        "float16", "int8-rows", "codebook16-blocks", "int4-blocks", "codebook4-blocks",
-        "int2-blocks", "ternary-blocks", "codebook-rows",
+        "float16", "int8-rows", "int8-blocks", "codebook-weights", "codebook16-blocks",
+        "int4-blocks", "codebook4-blocks", "int2-blocks", "ternary-blocks", "codebook-rows",
     ),
     "matmul": (
-        "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
-        "int4-blocks", "codebook4-blocks", "int2-blocks", "ternary-blocks", "binary-blocks",
+        "float16", "int8-blocks", "int8-weights", "codebook-weights", "int8-dynamic", "int8-static",
+        "codebook16-blocks", "int4-blocks", "codebook4-blocks", "int2-blocks", "ternary-blocks",
+        "binary-blocks",
     ),
     "gemm": (
-        "float16", "int8-weights", "int8-dynamic", "int8-static", "codebook16-blocks",
-        "int4-blocks", "codebook4-blocks", "int2-blocks", "ternary-blocks", "binary-blocks",
+        "float16", "int8-blocks", "int8-weights", "codebook-weights", "int8-dynamic", "int8-static",
+        "codebook16-blocks", "int4-blocks", "codebook4-blocks", "int2-blocks", "ternary-blocks",
+        "binary-blocks",
     ),
     # There is no integer convolution with dynamic ranges that the compiler reads.
     "conv": ("float16", "int8-weights", "int8-static"),
@@ -48,7 +61,13 @@ _FORMS: Mapping[Role, tuple[Method, ...]] = {
 _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
     "float32": (),
     "float16": (),
+    # Sparse forms are chosen where the others are made: see sparse_choices.
+    "float32-sparse": (),
+    "float16-sparse": (),
+    "int8-sparse": (),
     "int8-rows": ("float16",),
+    "int8-blocks": ("int8-weights", "int8-rows"),
+    "codebook-weights": ("int8-weights", "int8-rows"),
     "int8-weights": ("int8-rows",),
     "int8-dynamic": ("int8-weights", "int8-rows"),
     "int8-static": ("int8-weights", "int8-rows"),
@@ -89,8 +108,14 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
             groups = possible_groups(weight)
             found.extend(Choice(weight=weight.name, method=method, group=each) for each in groups)
         elif _can_hold(model.graph, weight, method):
-            found.append(Choice(weight=weight.name, method=method))
-    return (*found, *_shared_forms(weight), *_low_rank_forms(model, weight))
+            entries = MOST_ENTRIES if method == "codebook-weights" else None
+            found.append(Choice(weight=weight.name, method=method, entries=entries))
+    return (
+        *found,
+        *sparse_forms(model, weight),
+        *_shared_forms(weight),
+        *_low_rank_forms(model, weight),
+    )
 
 
 def _shared_forms(weight: Weight) -> Iterator[Choice]:
@@ -111,8 +136,20 @@ def _low_rank_forms(model: onnx.ModelProto, weight: Weight) -> Iterator[Choice]:
             yield choice
 
 
-def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
-    """Return what a method means for one weight: another one where it has no form for it."""
+def choose(
+    model: onnx.ModelProto, weight: Weight, method: Method, numbers: Numbers = _USUAL
+) -> Choice:
+    """Return what a method means for one weight: another one where it has no form for it.
+
+    numbers: what its codes stand for, where the form has such numbers.
+    """
+    found = _choose(model, weight, method)
+    open_ = numbers.meant_for(found.method)
+    usual = {name: value for name, value in _USUAL if name in _MISSING.get(weight.role, ())}
+    return found.model_copy(update={"numbers": open_.model_copy(update=usual)})
+
+
+def _choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
     for each in (method, *_INSTEAD[method]):
         if obstacle(model, OPSETS.get(each, 0)) is not None:
             continue
@@ -125,7 +162,8 @@ def choose(model: onnx.ModelProto, weight: Weight, method: Method) -> Choice:
             if group is not None:
                 return Choice(weight=weight.name, method=each, group=group)
         elif each in _FORMS[weight.role] and _can_hold(model.graph, weight, each):
-            return Choice(weight=weight.name, method=each)
+            entries = MOST_ENTRIES if each == "codebook-weights" else None
+            return Choice(weight=weight.name, method=each, entries=entries)
     return Choice(weight=weight.name, method="float32")
 
 
@@ -137,11 +175,26 @@ def misfit(weight: Weight, choice: Choice) -> str | None:
         return _misfit_rank(weight, choice, choice.rank)
     if choice.method != "float32" and choice.method not in _FORMS[weight.role]:
         return f"{choice.method} is no form of {weight.name!r}, a {weight.role} weight"
+    return _misfit_parts(weight, choice) or _misfit_numbers(weight, choice)
+
+
+def _misfit_parts(weight: Weight, choice: Choice) -> str | None:
+    """Say why a weight has no such parts with numbers of their own."""
     if choice.block is not None and not _divides(choice.block, weight):
         depth = weight.shape[block_axis(weight)]
         return f"blocks of {choice.block} do not divide the {depth} values of {weight.name!r}"
     if choice.group is not None and weight.shape[1] % choice.group:
         return f"groups of {choice.group} do not divide the rows of {weight.name!r}"
+    if choice.channels is not None and weight.role == "table":
+        return f"{weight.name!r}, a table, has one codebook"
+    return None
+
+
+def _misfit_numbers(weight: Weight, choice: Choice) -> str | None:
+    """Say why the codes of a weight cannot stand for such numbers, or be found so."""
+    missing = _MISSING.get(weight.role, ())
+    if any(choice.numbers.is_unusual(each) for each in missing):
+        return f"{weight.name!r}, a {weight.role} weight, has no {choice.title}"
     if choice.reconstruct and weight.role == "table" and choice.method != "codebook-rows":
         return f"{weight.name!r}, a table, cannot be reconstructed"
     if choice.reconstruct and weight.role not in ("matmul", "gemm", "table"):

@@ -5,6 +5,8 @@ Product quantization (Jegou et al. 2011, TPAMI 33(1); of embeddings: Chen et al.
 rows hold there, so that one byte stands for a group. Rows that are read often weigh more.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +24,8 @@ VECTORS = 256
 #: Rows that k-means looks at in each step, and how many steps it makes.
 _MOST_ROWS = 8192
 _STEPS = 12
+#: Points that are looked at together: their distances stay in a core's own cache.
+_PIECE = 1024
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -63,12 +67,17 @@ def encode_groups(values: Floats, *, group: int, importance: Floats | None = Non
     half = float(np.abs(values).max(initial=0)) < float(np.finfo(np.float16).max)
     codes = np.empty((rows, width // group), np.uint8)
     vectors = np.empty((width // group, VECTORS, group), np.float32)
-    for place in range(width // group):
+
+    def encode(place: int) -> None:
         part = np.ascontiguousarray(values[:, place * group : (place + 1) * group])
         found = find_centres(part[chosen], weights, VECTORS)
         found = found.astype(np.float16).astype(np.float32) if half else found
         vectors[place] = found
         codes[:, place] = nearest_centres(part, found)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # As a list, so that what failed in a thread is raised here.
+        list(pool.map(encode, range(width // group)))
     return Grouped(codes, vectors)
 
 
@@ -117,8 +126,16 @@ def find_centres(points: Floats, weights: Floats, count: int) -> Floats:
 def nearest_centres(points: Floats, centres: Floats) -> Bytes:
     """Return which of at most 256 centres [count, d] each point [n, d] is nearest to."""
     # Of |p - c|^2, what does not depend on c is left out.
-    distances = np.square(centres).sum(axis=1) - 2 * (points @ centres.T)
-    nearest: Bytes = distances.argmin(axis=1).astype(np.uint8)
+    sizes = np.square(centres).sum(axis=1)
+    turned = np.ascontiguousarray((-2 * centres).T)
+    nearest = np.empty(len(points), np.uint8)
+    distances = np.empty((min(_PIECE, len(points)), len(centres)), np.float32)
+    for first in range(0, len(points), _PIECE):
+        piece = points[first : first + _PIECE]
+        found = distances[: len(piece)]
+        np.matmul(piece, turned, out=found)
+        found += sizes
+        nearest[first : first + _PIECE] = found.argmin(axis=1)
     return nearest
 
 

@@ -14,6 +14,9 @@ _LARGEST = 127
 
 def encode_weight(values: Floats, *, axis: int) -> tuple[Codes, Floats]:
     """Return codes of the same shape and one scale per index of axis: value = code * scale."""
+    if not values.any():
+        # As where only sizes count: a channel of zeros has codes of zero at any scale.
+        return np.zeros(values.shape, np.int8), np.ones(values.shape[axis], np.float32)
     others = tuple(each for each in range(values.ndim) if each != axis)
     largest = np.abs(values).max(axis=others, keepdims=True)
     # A channel of nothing but zeros has codes of zero at any scale.

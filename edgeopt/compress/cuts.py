@@ -8,9 +8,10 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from edgeopt.compress.groups import Group, Network, find_groups, open_network
+from edgeopt.compress.residual import remove_branches
 from edgeopt.compress.ties import is_depthwise
 from edgeopt.cut import Cut
-from edgeopt.model.graph import initializers
+from edgeopt.model.graph import drop_unread
 
 Kept = npt.NDArray[np.bool_]
 #: What stays along axes of tensors: by tensor, then by axis.
@@ -27,7 +28,9 @@ def misfit_cut(groups: Mapping[str, Group], cut: Cut) -> str | None:
     if cut.group not in groups:
         return f"no units can be cut out of {cut.group!r}"
     units = groups[cut.group].units
-    if cut.kept[-1] >= units:
+    if not cut.kept and not groups[cut.group].branches:
+        return f"{cut.group!r} is no branch of a sum, and one of its {units} units has to stay"
+    if cut.kept and cut.kept[-1] >= units:
         return f"{cut.group!r} has {units} units, and unit {cut.kept[-1]} is to be kept"
     return None
 
@@ -42,13 +45,16 @@ def kept_units(group: Group, cut: Cut) -> Kept:
 def cut_graph(model: ModelProto, cuts: Sequence[Cut], groups: Mapping[str, Group]) -> ModelProto:
     """Return the model without the units that no cut keeps; groups are those of the model.
 
-    What remains computes as if the weights that read a unit were zero for it.
+    What remains computes as if the weights that read a unit were zero for it. Of a branch of which
+    no unit is kept all goes.
     """
     network = open_network(model)
-    masks = masks_of(cuts, groups)
+    masks = masks_of([each for each in cuts if each.kept], groups)
     made = ModelProto()
     made.CopyFrom(model)
     del made.graph.value_info[:]
+    gone = [end for cut in cuts if not cut.kept for end in groups[cut.group].branches]
+    remove_branches(made, gone)
     for tensor in made.graph.initializer:
         values = numpy_helper.to_array(tensor)
         for axis, kept in masks.get(tensor.name, {}).items():
@@ -57,7 +63,7 @@ def cut_graph(model: ModelProto, cuts: Sequence[Cut], groups: Mapping[str, Group
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
     for node in made.graph.node:
         _mend(made, node, network, masks)
-    _drop_unread(made)
+    drop_unread(made.graph)
     return onnx.shape_inference.infer_shapes(made, data_prop=True)
 
 
@@ -109,12 +115,3 @@ def _mend_split(model: ModelProto, node: NodeProto, network: Network, masks: Mas
 def _store(model: ModelProto, name: str, sizes: Sequence[int]) -> str:
     model.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
     return name
-
-
-def _drop_unread(model: ModelProto) -> None:
-    """Remove stored tensors that nothing reads any more, such as shapes that changed."""
-    read = {name for node in model.graph.node for name in node.input}
-    read |= {each.name for each in model.graph.output}
-    kept = [each for name, each in initializers(model.graph).items() if name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)

@@ -5,9 +5,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgeopt.model.graph import Weight, consumers, infer_types, initializers, is_hollow
+from edgeopt.model.graph import (
+    Weight,
+    consumers,
+    copy_without,
+    infer_types,
+    initializers,
+    is_hollow,
+)
+from edgeopt.model.skim import SMALL
 
 Array = npt.NDArray[Any]
 
@@ -23,6 +31,7 @@ class Edit:
         self._behind: dict[str, NodeProto] = {}
         self._replaced: set[str] = set()
         self._made: set[str] = set()
+        self._hollow = {name for name, each in self._stored.items() if is_hollow(each)}
 
     def readers(self, name: str) -> list[NodeProto]:
         """Return the nodes of the original graph that read a tensor, in its order."""
@@ -30,10 +39,9 @@ class Edit:
 
     def value(self, weight: Weight) -> npt.NDArray[np.float32]:
         """Return the trained values of a weight; zeros where a hollow model has none."""
-        tensor = self._stored[weight.name]
-        if is_hollow(tensor):
-            return np.zeros(weight.shape, np.float32)
-        return numpy_helper.to_array(tensor).astype(np.float32)
+        if weight.name in self._hollow:
+            return np.broadcast_to(np.float32(0), weight.shape)
+        return numpy_helper.to_array(self._stored[weight.name]).astype(np.float32, copy=False)
 
     def rank(self, name: str) -> int:
         """Return how many axes a tensor of the original graph has."""
@@ -45,11 +53,26 @@ class Edit:
         return len(next(shapes).dim)
 
     def store(self, name: str, values: Array) -> str:
-        """Add a stored tensor, unless one of that name is there already, and return its name."""
-        if name not in self._stored:
-            tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
-            self._stored[name] = tensor
+        """Add a stored tensor, unless one of that name is there already, and return its name.
+
+        What is made of a weight without values has none either, unless it is small.
+        """
+        if name in self._stored:
+            return name
+        if values.nbytes > SMALL and self._is_of_hollow(name):
+            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+            self._stored[name] = TensorProto(name=name, data_type=kind, dims=values.shape)
+        else:
+            self._stored[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
+
+    def _is_of_hollow(self, name: str) -> bool:
+        """Tell whether a tensor is named after a weight without values."""
+        while "." in name:
+            name = name.rpartition(".")[0]
+            if name in self._hollow:
+                return True
+        return False
 
     def put(self, weight: Weight, values: Array) -> None:
         """Change the values of a weight."""
@@ -112,10 +135,7 @@ class Edit:
                 nodes.append(node)
             if node.output[0] in self._behind:
                 nodes.append(self._behind[node.output[0]])
-        changed = ModelProto()
-        changed.CopyFrom(self._model)
-        for field in ("node", "initializer", "value_info"):
-            changed.graph.ClearField(field)
+        changed = copy_without(self._model, ("node", "initializer", "value_info"))
         changed.graph.node.extend(nodes)
         changed.graph.initializer.extend(self._stored.values())
         return infer_types(changed)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
+from edgeopt.compress.residual import Branch, Surroundings, find_branches
 from edgeopt.compress.ties import Blocked, Coarser, Label, Shapes, Units, is_depthwise, spread
 from edgeopt.model.graph import Weight, attribute, consumers, initializers, producers, weights
 
@@ -35,6 +36,8 @@ class Group:
     labels: Mapping[str, Label]
     #: The stored weights that sum over the units, each with the node that does.
     readers: Mapping[str, NodeProto]
+    #: Where it is all of residual branches: their sums. Empty: one unit has to stay at least.
+    branches: tuple[Branch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,15 @@ def _follow(network: Network, weight: Weight) -> Group | None:
     node = network.readers[weight.name][0]
     kind: Kind = "channels" if node.op_type == "Conv" else "neurons"
     kind = "heads" if count < len(units) and kind == "neurons" else kind
-    return Group(weight.name, kind, count, labels, readers)
+    around = Surroundings(
+        network.shapes,
+        network.readers,
+        network.makers,
+        initializers(network.graph),
+        network.outside,
+    )
+    branches = find_branches(list(readers.values()), around)
+    return Group(weight.name, kind, count, labels, readers, branches)
 
 
 def _walk(network: Network, name: str, label: Label) -> dict[str, Label]:

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import onnx
-
 from edgeopt.artifact import Choice, Model
 from edgeopt.board.procfs import parse_meminfo
 from edgeopt.compress.cost import stored_bytes
 from edgeopt.errors import HostTooSmall
 from edgeopt.model.graph import Weight, weights
+from edgeopt.model.skim import skim_model
 from edgeopt.units import format_bytes
 
 #: Python with onnx, onnxruntime and SciPy, and the samples of a task.
@@ -37,12 +36,12 @@ def require_memory(
 
 def predict_memory(model: Model, choices: Mapping[str, Sequence[Choice]]) -> int:
     """Predict the most bytes that a search has resident at once, from above."""
-    loaded = onnx.load(model.path)
+    loaded = skim_model(model.path)
     stored = sum(map(stored_bytes, loaded.graph.initializer))
     fitted = [
         each
         for each in weights(loaded.graph)
-        if each.role != "table" and any(choice.reconstruct for choice in choices.get(each.name, ()))
+        if each.role != "table" and any(choice.learns for choice in choices.get(each.name, ()))
     ]
     return _OWN + _COPIES * stored + 8 * _SQUARES * sum(_squares(fitted))
 

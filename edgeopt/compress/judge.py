@@ -52,8 +52,8 @@ class Bench:
     baseline: float | None
     #: Draws the samples that this effort may use, once.
     calibration: Callable[[], Calibration]
-    #: The model's outputs on those of them that are held back, computed once.
-    expected: Callable[[], Sequence[Array]]
+    #: Returns the outputs of a model on those of them that are held back, computed once.
+    run_held: Callable[[Model], Sequence[Array]]
 
     def predict(self, made: Model) -> Needs:
         """Predict what a model needs; the values of its weights do not matter."""
@@ -88,20 +88,21 @@ class Bench:
 
     def harm(self, made: Model) -> float:
         """Return how far a plan moves the outputs on samples that it was not fitted on."""
-        calibration = self.calibration()
-        found = run_samples(made, calibration.held)
-        return measure_harm(found, self.expected(), classes=calibration.classes)
+        classes = self.calibration().classes
+        return measure_harm(self.run_held(made), self.expected(), classes=classes)
 
     def is_better(self, made: Model, other: Model) -> bool:
         """Compare two plans on samples that neither was fitted on."""
-        calibration = self.calibration()
+        classes = self.calibration().classes
         first, second = (
-            measure_distance(
-                run_samples(each, calibration.held), self.expected(), classes=calibration.classes
-            )
+            measure_distance(self.run_held(each), self.expected(), classes=classes)
             for each in (made, other)
         )
         return first < second
+
+    def expected(self) -> Sequence[Array]:
+        """Return the model's own outputs on the samples that are held back."""
+        return self.run_held(self.model)
 
 
 def set_up(
@@ -124,11 +125,11 @@ def set_up(
         return draw_calibration(model, task, effort=effort)
 
     @cache
-    def expected() -> Sequence[Array]:
-        return run_samples(model, calibration().held)
+    def run_held(made: Model) -> Sequence[Array]:
+        return run_samples(made, calibration().held)
 
     return Bench(
-        model, task, budget, cost, effort, directory, measure, own, baseline, calibration, expected
+        model, task, budget, cost, effort, directory, measure, own, baseline, calibration, run_held
     )
 
 

@@ -83,12 +83,16 @@ def wide_groups(model: ModelProto) -> dict[str, Group]:
 
 
 def levels_of(group: Group) -> list[int]:
-    """List how many units may be left of a group, descending, from all of them."""
+    """List how many units may be left of a group, descending, from all of them.
+
+    Down to none where the group is all of a residual branch.
+    """
     multiple = 1 if group.kind == "heads" else _MULTIPLE
     while multiple > 1 and group.units < 4 * multiple:
         multiple //= 2
     step = -(-group.units // _LEVELS // multiple) * multiple
-    return [group.units, *range((group.units - 1) // step * step, 0, -step)]
+    last = [0] if group.branches else []
+    return [group.units, *range((group.units - 1) // step * step, 0, -step), *last]
 
 
 def _require_possible(ladders: Ladders, products: Sequence[Product], share: float) -> None:

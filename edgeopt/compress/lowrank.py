@@ -17,7 +17,7 @@ from edgeopt.artifact import Choice, Method
 from edgeopt.compress.blocks import BITS
 from edgeopt.compress.codes import Floats
 from edgeopt.compress.edit import Edit
-from edgeopt.compress.reconstruct import DAMPING, Doubles
+from edgeopt.compress.factors import Doubles, Factors
 from edgeopt.model.graph import Weight
 
 #: Ranks that are tried: all are multiples of a block, so that B can have blocks along K too.
@@ -38,31 +38,24 @@ def factor_names(weight: str) -> tuple[str, str]:
 
 
 def split_weight(
-    values: Floats, rank: int, hessian: Doubles | None = None
+    values: Floats,
+    rank: int,
+    hessian: Doubles | None = None,
+    factors: Factors | None = None,
 ) -> tuple[Floats, Floats]:
     """Return A [K, r] and B [r, N] whose product is nearest to W [K, N] on inputs of a Hessian.
 
     hessian: sum of x^T x over inputs x [K], damped as GPTQ does; None: every input is as likely.
+    factors: those that were found of it before.
     """
+    if not values.any():
+        # As where only sizes count.
+        return np.zeros((len(values), rank), np.float32), np.zeros(
+            (rank, values.shape[1]), np.float32
+        )
     wide = values.astype(np.float64)
-    seen = wide
-    if hessian is not None:
-        damped = hessian + np.eye(len(hessian)) * max(DAMPING * np.diag(hessian).mean(), 1e-12)
-        seen = np.linalg.cholesky(damped).T @ wide
-    right = _right_vectors(seen)[:rank]
+    right = (factors or Factors()).directions(wide, hessian, rank)
     return (wide @ right.T).astype(np.float32), right.astype(np.float32)
-
-
-def _right_vectors(values: Doubles) -> Doubles:
-    """Return V^T of the singular value decomposition, in falling order of singular values."""
-    rows, columns = values.shape
-    vectors: Doubles
-    if rows < 4 * columns:
-        vectors = np.linalg.svd(values, full_matrices=False)[2]
-    else:
-        # Of a table only the small product is decomposed: squared values are exact enough here.
-        vectors = np.linalg.eigh(values.T @ values)[1].T[::-1]
-    return vectors
 
 
 def join_factors(weight: Weight, left: Floats, right: Floats) -> Floats:
@@ -85,8 +78,9 @@ def factorize(
     model: ModelProto,
     wanted: Sequence[tuple[Weight, Choice]],
     hessians: Mapping[str, Doubles],
+    factors: Factors | None = None,
 ) -> Factorized:
-    """Replace weights by two factors each.
+    """Replace weights by two factors each; factors are those of Hessians that are known.
 
     Choices that reconstruct split their weight by the hessian of its layer. The second factor's
     layer is given X A where the first one's is given X, so that its hessian is A^T H A.
@@ -101,7 +95,7 @@ def factorize(
         values = edit.value(weight)
         turned = values.T if _is_turned(weight) else values
         hessian = hessians[weight.name] if choice.reconstruct else None
-        left, right = split_weight(turned, choice.rank, hessian)
+        left, right = split_weight(turned, choice.rank, hessian, factors)
         if hessian is not None:
             first, second = factor_names(weight.name)
             found |= {first: hessian, second: left.T @ hessian @ left}

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto
 
 from edgeopt.artifact import Model
-from edgeopt.compress.cost import stored_bytes
-from edgeopt.model.graph import initializers, producers
+from edgeopt.compress.cost import pushed_bytes
+from edgeopt.model.graph import attribute, initializers, producers
 from edgeopt.model.product import (
     Types,
     constants_of,
@@ -24,6 +24,7 @@ from edgeopt.model.product import (
     shapes_of,
     types_of,
 )
+from edgeopt.model.sparse import SparseMatrix, find_sparse
 from edgeopt.model.sums import CONVOLUTIONS, MATRICES, count_sums, weight_of
 from edgeopt.target import Target
 from edgeopt.times import Times
@@ -134,6 +135,8 @@ class NodeTime:
     key: str = ""
     #: ns by the roofline alone.
     bound: float = 0.0
+    #: Bytes of the weights of such a product, as they are stored.
+    stored: int = 0
 
 
 def predict_weights(model: Model, clock: Clock, names: Sequence[str]) -> dict[str, float]:
@@ -164,8 +167,15 @@ def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
     types = types_of(graph)
     shapes = shapes_of(types)
     keys = {each.output: each.key for each in list_products(whole)}
-    work = _Work(types, constants_of(graph), producers(graph), initializers(graph))
-    streamed = sum(stored_bytes(each) for each in graph.initializer) > pace.cached
+    work = _Work(
+        types,
+        constants_of(graph),
+        producers(graph),
+        initializers(graph),
+        pushed_bytes(graph),
+        find_sparse(graph),
+    )
+    streamed = sum(work.sizes.values()) > pace.cached
     for node in graph.node:
         output = next(name for name in node.output if name)
         if output in work.constant or output not in work.types:
@@ -173,7 +183,7 @@ def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
         sums = count_sums(node, shapes)
         if sums:
             read = work.stored(node) / pace.memory if streamed else 0.0
-            seconds = max(sums / work.rate(node, pace), read)
+            seconds = max(sums * work.share(node) / work.rate(node, pace), read)
         elif node.op_type not in _FREE:
             seconds = work.values(node) * _PASSES.get(node.op_type, 1.0) / pace.values
         else:
@@ -182,8 +192,8 @@ def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
         key = keys.get(output, "")
         if key:
             kind = work.kind(node)
-            time = bound if times is None else times.kernel(key, kind, bound)
-            yield NodeTime(time, tensors, kind, key, bound)
+            time = bound if times is None else times.kernel(key, kind, bound, model=clock.model)
+            yield NodeTime(time, tensors, kind, key, bound, work.stored(node))
         else:
             time = bound if times is None else times.others(clock.model, bound)
             yield NodeTime(time, tensors, bound=bound)
@@ -198,6 +208,9 @@ class _Work:
     constant: set[str]
     made_by: Mapping[str, NodeProto]
     weights: Mapping[str, TensorProto]
+    #: Bytes of each as they are pushed.
+    sizes: Mapping[str, int]
+    sparse: Mapping[str, SparseMatrix]
 
     def rate(self, node: NodeProto, pace: Pace) -> float:
         """Return the multiplications in a second, by how the operands are stored."""
@@ -225,15 +238,34 @@ class _Work:
         if decoded is not None and decoded.op_type == "DequantizeLinear":
             words.append("static")
         stored = [self.weights[name] for name in self._read(weight)]
-        if any(each.op_type == "Gather" for each in self._makers(weight)):
+        makers = list(self._makers(weight))
+        matrix = self._sparse(weight)
+        if matrix is not None:
+            words.append(f"sparse of {matrix.width}")
+        elif any(each.op_type == "Gather" for each in makers):
             words.append("levels")
+        if matrix is not None:
+            stored = [self.weights[matrix.blocks]]
         largest = max(stored, key=lambda each: math.prod(each.dims), default=None)
         kind = TensorProto.FLOAT if largest is None else largest.data_type
+        in_blocks = any(attribute(each, "block_size", 0) for each in makers)
+        if in_blocks and kind in (TensorProto.INT8, TensorProto.UINT8):
+            # Codes of fewer bits are always in blocks.
+            words.append("blocks")
         return " ".join([*words, TensorProto.DataType.Name(kind)])
+
+    def share(self, node: NodeProto) -> float:
+        """Return the share of a product's sums that are computed: not those with zeros."""
+        matrix = self._sparse(weight_of(node)) if node.op_type in MATRICES else None
+        return 1.0 if matrix is None else matrix.share
+
+    def _sparse(self, weight: str) -> SparseMatrix | None:
+        names = [each.output[0] for each in self._makers(weight)]
+        return next((self.sparse[name] for name in names if name in self.sparse), None)
 
     def stored(self, node: NodeProto) -> int:
         """Return the bytes of the stored weights that a node reads, as they are stored."""
-        return sum(stored_bytes(self.weights[name]) for name in self.tensors(node))
+        return sum(self.sizes[name] for name in self.tensors(node))
 
     def tensors(self, node: NodeProto) -> Iterator[str]:
         """List the stored tensors that a node reads, through what decodes them."""

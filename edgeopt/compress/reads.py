@@ -1,16 +1,14 @@
 """How often each row of a table is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx import ModelProto, NodeProto, helper
 
 from edgeopt.compress.reconstruct import unmasked
 from edgeopt.model.graph import Weight, consumers, initializers, producers
 from edgeopt.model.oracle import Array, open_session
-from edgeopt.scratch import scratch
 
 #: What rows are expected to be read at least: a table of which no row was read once only.
 _LEAST = 1e-3
@@ -29,20 +27,17 @@ def count_reads(
     sources = {each.name: [node.input[1] for node in readers[each.name]] for each in wanted}
     names = sorted({name for group in sources.values() for name in group})
     counts = {each.name: np.zeros(each.shape[0], np.float32) for each in wanted}
-    with scratch() as folder:
-        path = folder / "indices.onnx"
-        onnx.save_model(_upstream(model, names), path)
-        session = open_session(path)
-        inputs = [each.name for each in session.get_inputs()]
-        for index in range(len(next(iter(samples.values())))):
-            feeds = {name: values[index] for name, values in samples.items()}
-            found = session.run(
-                [f"{name}.read" for name in names], {name: feeds[name] for name in inputs}
-            )
-            for table, group in sources.items():
-                for name in group:
-                    read = unmasked(found[names.index(name)].reshape(-1), feeds)
-                    np.add.at(counts[table], read, 1)
+    session = open_session(upstream_of(model, names).SerializeToString())
+    inputs = [each.name for each in session.get_inputs()]
+    for index in range(len(next(iter(samples.values())))):
+        feeds = {name: values[index] for name, values in samples.items()}
+        found = session.run(
+            [f"{name}.read" for name in names], {name: feeds[name] for name in inputs}
+        )
+        for table, group in sources.items():
+            for name in group:
+                read = unmasked(found[names.index(name)].reshape(-1), feeds)
+                np.add.at(counts[table], read, 1)
     return {name: _expected(found) for name, found in counts.items()}
 
 
@@ -53,8 +48,8 @@ def _expected(counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.where(unread, np.float32(max(share, _LEAST)), counts)
 
 
-def _upstream(model: ModelProto, names: list[str]) -> ModelProto:
-    """Return the part of a model that computes some of its tensors."""
+def upstream_of(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """Return the part of a model that computes some of its tensors, as outputs named *.read."""
     makers, stored = producers(model.graph), initializers(model.graph)
     needed: set[str] = set()
     waiting = list(names)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeopt.artifact import Choice
+from edgeopt.choice import Spacing
 from edgeopt.compress.blocks import (
     BITS,
     CODEBOOKS,
@@ -30,6 +30,7 @@ from edgeopt.compress.blocks import (
     search_scales,
 )
 from edgeopt.compress.codes import Codes, Floats, encode_weight
+from edgeopt.compress.factors import Doubles, Factors
 from edgeopt.compress.levels import Levels, find_levels
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.model.extra import require_packages
@@ -43,12 +44,9 @@ Source: TypeAlias = tuple[str, bool]
 _Scales: TypeAlias = Callable[[int, Floats], Floats]
 #: Gives the codes [N] of values [N] at scales [N].
 _Code: TypeAlias = Callable[[Floats, Floats], Floats]
-Doubles = npt.NDArray[np.float64]
 
 #: Samples that a Hessian is summed over: the paper takes 128.
 MOST_SAMPLES = 128
-#: Share of the mean of H's diagonal that is added to it, as in the paper.
-DAMPING = 0.01
 #: Columns whose errors are spread over the rest at once.
 _LAZY = 128
 
@@ -64,22 +62,25 @@ class Rounded:
 
 
 def reconstruct(
-    model: ModelProto, wanted: Sequence[tuple[Weight, Choice]], hessians: Mapping[str, Doubles]
+    model: ModelProto,
+    wanted: Sequence[tuple[Weight, Choice]],
+    hessians: Mapping[str, Doubles],
+    factors: Factors | None = None,
 ) -> dict[str, Rounded]:
-    """Round each weight by its choice; hessians are those of its layer, by its name."""
+    """Round each weight by its choice; hessians are those of its layer, by its name.
+
+    factors: those that were found of them before; None: none were.
+    """
     stored = initializers(model.graph)
     result = {}
-    factors: dict[int, Doubles] = {}
+    factors = factors or Factors(hessians.values())
     for weight, choice in wanted:
         values = numpy_helper.to_array(stored[weight.name]).astype(np.float32)
         hessian = hessians[weight.name]
         if choice.rounding == "adaround":
             result[weight.name] = _round_adaptively(weight, values, choice, hessian)
             continue
-        if id(hessian) not in factors:
-            # Query, key and value read the same tensor.
-            factors[id(hessian)] = inverse_factor(hessian)
-        result[weight.name] = _round(weight, values, choice, factors[id(hessian)])
+        result[weight.name] = _round(weight, values, choice, factors.inverse(hessian))
     return result
 
 
@@ -119,7 +120,12 @@ def _round(weight: Weight, values: Floats, choice: Choice, factor: Doubles) -> R
         bits, levels = BITS[choice.method], SIGNS.get(choice.method)
         book = choice.method in CODEBOOKS
         return round_blocks(
-            rows, factor, block=choice.block, bits=bits, codebook=book, levels=levels
+            rows,
+            factor,
+            block=choice.block,
+            bits=bits,
+            spacing=choice.numbers.levels if book else None,
+            levels=levels,
         )
     _, scales = encode_weight(rows, axis=0)
     return round_channels(rows, factor, scales)
@@ -200,38 +206,24 @@ def _require_finite(name: str, rows: Array) -> None:
         )
 
 
-def inverse_factor(hessian: Doubles) -> Doubles:
-    """Return the upper Cholesky factor U of the damped inverse: (H + damping)^-1 = U^T U.
-
-    Row k of U, divided by its first element, says how the error of column k is best made up for
-    by the columns after it once those before are fixed.
-    """
-    damped = hessian.copy()
-    mean = float(np.diag(damped).mean())
-    # An input that is zero on all samples tells nothing: its weights are rounded to the nearest.
-    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
-    factor: Doubles = np.linalg.cholesky(np.linalg.inv(damped)).T
-    return factor
-
-
 def round_blocks(
     rows: Floats,
     factor: Doubles,
     *,
     block: int,
     bits: int,
-    codebook: bool = False,
+    spacing: Spacing | None = None,
     levels: Levels | None = None,
 ) -> Rounded:
     """Round W [N, K] by its inverse_factor, with scales chosen as blocks are reached.
 
     By then the block holds what the columns before left it. A scale is the one of least squared
     error, each column weighted by how much is lost by its error, 1 / U[k, k]^2. Levels of a
-    codebook are found with the same weights before anything is rounded, or given.
+    codebook are found with the same weights before anything is rounded, by their spacing, or given.
     """
     importance = (1 / np.diag(factor) ** 2).astype(np.float32)
-    if codebook:
-        levels = find_levels(rows, block=block, bits=bits, importance=importance)
+    if spacing is not None:
+        levels = find_levels(rows, block=block, bits=bits, importance=importance, spacing=spacing)
     rounded = scale_rounding(rows, bits, levels)
     found = np.empty((len(rows), rows.shape[1] // block), np.float32)
 

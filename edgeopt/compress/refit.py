@@ -49,9 +49,12 @@ def refit_readers(
         # Along its other axis lie the units that it makes.
         kept = masks[name][summed_axis(node)]
         kept = np.repeat(kept, int(np.prod(stored[name].dims[2:])))
-        inputs = inputs_of(module, node, given, rows[name])
         before = as_matrix(node, numpy_helper.to_array(stored[name]))
-        fitted = fit_rows(inputs, wanted[name], before, kept)
+        # Of a branch that goes as a whole nothing is left to be fitted.
+        fitted = np.zeros_like(before)
+        if kept.any():
+            inputs = inputs_of(module, node, given, rows[name])
+            fitted = fit_rows(inputs, wanted[name], before, kept)
         values = from_matrix(node, fitted, tuple(stored[name].dims))
         module.parameter(name).copy_(torch.from_numpy(values))
         stored[name].CopyFrom(numpy_helper.from_array(values, name))

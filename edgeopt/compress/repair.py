@@ -13,13 +13,15 @@ from pathlib import Path
 import onnx
 
 from edgeopt.artifact import Choice, Plan
+from edgeopt.compress.decode import decode_choice
 from edgeopt.compress.distance import measure_harm
 from edgeopt.compress.learned import learn
 from edgeopt.compress.mix import Mixer, Selection
+from edgeopt.compress.part import Parts
 from edgeopt.compress.plan import apply_plan
-from edgeopt.compress.probe import Judged, Probe, applied, decode_choices
+from edgeopt.compress.probe import Judged, Probe
 from edgeopt.compress.sensitivity import Advance, Calibration, Option
-from edgeopt.model.graph import weights
+from edgeopt.model.graph import infer_types, weights
 from edgeopt.model.oracle import Array, run_samples
 
 Places = tuple[int, ...]
@@ -118,8 +120,9 @@ class _Stitched:
     def __init__(
         self, mixer: Mixer, places: Places, calibration: Calibration, folder: Path
     ) -> None:
-        self._layers, self._folder, self._model = mixer.layers, folder, mixer.model
-        loaded = onnx.load(mixer.model.path)
+        self._layers = mixer.layers
+        loaded = infer_types(onnx.load(mixer.model.path))
+        self._parts = Parts(loaded)
         self._known = {each.name: each for each in weights(loaded.graph)}
         every = [
             (self._known[option.choice.weight], option.choice)
@@ -137,12 +140,11 @@ class _Stitched:
         self._classes = calibration.classes
         count = len(next(iter(calibration.held.values())))
         judged = Judged(calibration.held, count, calibration.classes)
-        self._probe = Probe(self._base, self.names, judged, folder)
-        self._decoded: dict[Choice, Array | None] = {}
+        self._probe = Probe(infer_types(onnx.load(self._base.path)), self.names, judged)
+        self._decoded: dict[Choice, Array] = {}
 
     def close(self) -> None:
         """Remove what was written."""
-        self._probe.close()
         self._base.path.unlink()
 
     def harms(self, places: Places) -> list[float]:
@@ -166,10 +168,11 @@ class _Stitched:
         if choice.method == "float32":
             return None
         if choice not in self._decoded:
-            with applied(self._model, [choice], self._learned, self._folder) as made:
-                graph = onnx.load(made.path)
-                found = decode_choices(self._known, graph, [choice], self._folder)
-            self._decoded[choice] = found[choice.weight]
+            weight = self._known[choice.weight]
+            part = self._parts.rewrite(weight, choice, self._learned)
+            decoded = decode_choice(weight, part, choice)
+            assert decoded is not None
+            self._decoded[choice] = decoded
         return self._decoded[choice]
 
 

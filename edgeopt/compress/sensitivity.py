@@ -18,18 +18,14 @@ import onnx
 
 from edgeopt.artifact import Choice, Fact, Model
 from edgeopt.compress.cost import filed_bytes
+from edgeopt.compress.decode import decode_choice, weigh_parts
 from edgeopt.compress.learned import Learned, learn
-from edgeopt.compress.probe import (
-    Judged,
-    Probe,
-    Samples,
-    applied,
-    decode_choices,
-    weigh_parts,
-)
+from edgeopt.compress.part import Parts
+from edgeopt.compress.probe import Judged, Probe, Samples, applied
 from edgeopt.effort import STANDARD, Effort
-from edgeopt.model.graph import initializers, weights
+from edgeopt.model.graph import infer_types, weights
 from edgeopt.model.oracle import draw_inputs
+from edgeopt.model.skim import skim_model
 from edgeopt.task import Task, has_classes, samples
 
 #: Calibration samples: on the example, 32, 128 and 512 keep the same accuracy within 0.5 %.
@@ -105,7 +101,7 @@ class Calibration:
 def draw_calibration(model: Model, task: Task | None, *, effort: Effort = STANDARD) -> Calibration:
     """Draw samples from the task's training set; random inputs without, or where none may count."""
     if task is None or effort.data_free:
-        graph = onnx.load(model.path, load_external_data=False).graph
+        graph = skim_model(model.path).graph
         count = max(effort.judged, _DRAWN)
         drawn = [draw_inputs(graph, model.inputs, seed) for seed in range(2 * count)]
         stacked = {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}
@@ -148,30 +144,26 @@ def measure_sensitivity(
     directory.mkdir(parents=True, exist_ok=True)
     meter = _Meter(model, choices, calibration, directory)
     layers = {
-        name: [Option(choice=_kept(name), size=filed_bytes(meter.stored[name]), harm=0.0)]
-        for name in choices
+        name: [Option(choice=_kept(name), size=meter.sizes[name], harm=0.0)] for name in choices
     }
     every = [each for given in choices.values() for each in given]
     done = 0
-    try:
-        for form in dict.fromkeys(map(_form, every)):
-            chosen = [each for each in every if _form(each) == form]
+    for form in dict.fromkeys(map(_form, every)):
+        chosen = [each for each in every if _form(each) == form]
 
-            def one(count: int, before: int = done) -> None:
-                advance((before + count) / len(every))
+        def one(count: int, before: int = done) -> None:
+            advance((before + count) / len(every))
 
-            found = keep(
-                form,
-                [each.weight for each in chosen],
-                # Both are of this form, whenever it is called.
-                lambda chosen=chosen, one=one: meter.measure(chosen, one),  # type: ignore[misc]
-            )
-            for option in found.options:
-                layers[option.choice.weight].append(option)
-            done += len(chosen)
-            advance(done / len(every))
-    finally:
-        meter.close()
+        found = keep(
+            form,
+            [each.weight for each in chosen],
+            # Both are of this form, whenever it is called.
+            lambda chosen=chosen, one=one: meter.measure(chosen, one),  # type: ignore[misc]
+        )
+        for option in found.options:
+            layers[option.choice.weight].append(option)
+        done += len(chosen)
+        advance(done / len(every))
     return Sensitivity(layers=tuple(map(tuple, layers.values())), classes=calibration.classes)
 
 
@@ -186,11 +178,13 @@ class _Meter:
         folder: Path,
     ) -> None:
         self._model, self._calibration, self._folder = model, calibration, folder
-        self._loaded = onnx.load(model.path)
+        self._loaded = infer_types(onnx.load(model.path))
         self._known = {each.name: each for each in weights(self._loaded.graph)}
         self._every = [(self._known[name], each) for name in choices for each in choices[name]]
-        self._layered = [name for name in choices if self._known[name].role != "table"]
-        self.stored = initializers(self._loaded.graph)
+        given = [self._known[name] for name in choices]
+        self._tables = [each for each in given if each.role == "table"]
+        self._layered = [each.name for each in given if each.role != "table"]
+        self.sizes = filed_bytes(self._loaded.graph)
 
     @cached_property
     def _learned(self) -> Learned:
@@ -198,35 +192,34 @@ class _Meter:
 
     @cached_property
     def _probe(self) -> Probe:
-        return Probe(self._model, self._layered, self._calibration.judged, self._folder)
+        judged = self._calibration.judged
+        probe = Probe(self._loaded, self._layered, judged, tables=self._tables)
+        probe.open_ends()
+        return probe
 
-    def close(self) -> None:
-        """Remove what was written."""
-        if "_probe" in self.__dict__:
-            self._probe.close()
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts(self._loaded)
 
     def measure(self, chosen: Sequence[Choice], advance: Callable[[int], None]) -> Measured:
         """Measure choices of one form, one weight at a time; tells how many are done."""
-        in_layers = [each for each in chosen if each.weight in self._layered]
-        with applied(self._model, in_layers, self._learned, self._folder) as made:
-            graph = onnx.load(made.path)
-            sizes = weigh_parts(graph.graph, [each.weight for each in in_layers])
-            decoded = decode_choices(self._known, graph, in_layers, self._folder)
+        learned, probe, parts = self._learned, self._probe, self._parts
 
-            def measure(choice: Choice) -> Option:
-                name = choice.weight
-                if name in decoded:
-                    harm = self._probe.replace({name: decoded[name]})
-                    return Option(choice=choice, size=sizes[name], harm=harm)
-                if [choice] == in_layers:
-                    harm = self._probe.compare(made)
-                    return Option(choice=choice, size=sizes[name], harm=harm)
-                with applied(self._model, [choice], self._learned, self._folder) as alone:
-                    parts = weigh_parts(onnx.load(alone.path).graph, [name])
-                    harm = self._probe.compare(alone)
-                    return Option(choice=choice, size=parts[name], harm=harm)
+        def measure(choice: Choice) -> Option:
+            weight = self._known[choice.weight]
+            part = parts.rewrite(weight, choice, learned)
+            size = weigh_parts(part.graph, [weight.name])[weight.name]
+            if probe.reads_rows_of(weight.name):
+                return Option(choice=choice, size=size, harm=probe.read(weight.name, part))
+            values = None
+            if weight.name in self._layered:
+                values = decode_choice(weight, part, choice)
+            if values is not None:
+                return Option(choice=choice, size=size, harm=probe.replace(weight.name, values))
+            with applied(self._model, [choice], learned, self._folder) as alone:
+                return Option(choice=choice, size=size, harm=probe.compare(alone))
 
-            return Measured(options=tuple(_in_threads(measure, chosen, advance)))
+        return Measured(options=tuple(_in_threads(measure, chosen, advance)))
 
 
 def _in_threads(

@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from edgeopt.artifact import Choice, Plan
+from edgeopt.compress.factors import Factors
 from edgeopt.compress.learned import Learned, learn
 from edgeopt.compress.matrices import as_matrix, from_matrix
 from edgeopt.compress.moments import Samples, chunks, collect_moments, frontier, input_rows
@@ -69,7 +70,7 @@ def fit_in_turn(model: ModelProto, wanted: Wanted, samples: Samples, rewrite: Re
         hessians[name] = _gram(inputs)
         own = Learned({name: hessians[name]}, {})
         _put(module, name, _decode(model, *choices[name], own, rewrite))
-    return Learned(hessians, learned.reads)
+    return Learned(hessians, learned.reads, Factors(hessians.values()))
 
 
 def _advance(
@@ -89,7 +90,7 @@ def _products(model: ModelProto, wanted: Wanted) -> dict[str, NodeProto]:
         {
             weight.name: readers[weight.name][0]
             for weight, choice in wanted
-            if choice.reconstruct and weight.role in ("matmul", "gemm")
+            if choice.learns and weight.role in ("matmul", "gemm")
             if len(readers[weight.name]) == 1
             and not attribute(readers[weight.name][0], "transA", 0)
         },

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeopt.compress.factors import DAMPING
 from edgeopt.compress.moments import Moments
-from edgeopt.compress.reconstruct import DAMPING
 from edgeopt.compress.ties import Units
 from edgeopt.model.oracle import Array
 

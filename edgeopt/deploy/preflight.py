@@ -121,12 +121,22 @@ def stored_files(bundle: Bundle) -> tuple[BundleFile, ...]:
     return tuple(files[name] for name in sorted(files))
 
 
-def survey_board(board: Board, *, root: PurePosixPath, app: str, bundle: Bundle) -> Survey:
-    """Ask the board, in one round trip and changing nothing, what check_board needs."""
+def survey_board(
+    board: Board, *, root: PurePosixPath, app: str, bundle: Bundle | None = None
+) -> Survey:
+    """Ask the board, in one round trip and changing nothing, what check_board needs.
+
+    Without a bundle nothing is said of files that are there already.
+    """
     check_name(app, "application")
-    digests = sorted({each.sha256 for each in stored_files(bundle)})
-    arguments = (str(check_root(root)), app, check_digest(bundle.digest), *digests)
-    lines = run_script(board, _SURVEY, arguments, doing="read the deploy directory")
+    digests = sorted({each.sha256 for each in stored_files(bundle)}) if bundle else []
+    digest = check_digest(bundle.digest) if bundle else "0" * 64
+    lines = run_script(
+        board,
+        _SURVEY,
+        (str(check_root(root)), app, digest, *digests),
+        doing="read the deploy directory",
+    )
     return parse_survey(lines, app)
 
 

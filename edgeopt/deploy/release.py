@@ -178,6 +178,16 @@ def _relative_gap(found: NDArray[Any], expected: NDArray[Any]) -> float | None:
     return gap / max(float(np.max(np.abs(expected), initial=0)), 1e-30)
 
 
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """How a release became current."""
+
+    #: Whether the board itself verified its signature.
+    verified: bool
+    #: Why older releases could not be removed; the next deploy does it. "": they were.
+    left: str = ""
+
+
 def activate_release(
     release: Release,
     board: Board,
@@ -185,11 +195,11 @@ def activate_release(
     keep: Sequence[str] = (),
     health: Callable[[], None] | None = None,
     signed: Signed | None = None,
-) -> bool:
+) -> Activation:
     """Make a staged release current, then remove what is neither current, previous nor kept.
 
-    A signed one is verified before, by what the board gives out; returns whether the board did
-    so itself. Where a board has signers, one without a signature is a DeployFailed.
+    A signed one is verified before, by what the board gives out. Where a board has signers, one
+    without a signature is a DeployFailed.
 
     `health` runs after the switch; when it or the switch fails, the release that was current is
     restored and run once, else RollbackFailed. Activating what is current already changes nothing.
@@ -220,8 +230,12 @@ def activate_release(
         raise
     except EdgeoptError as error:
         _restore(release, board, before, error)
-    collect_garbage(board, place, proven=release.digest, keep=keep)
-    return verified
+    try:
+        collect_garbage(board, place, proven=release.digest, keep=keep)
+    except DeployFailed as error:
+        # The release is current and runs: saying that its deploy failed would be false.
+        return Activation(verified, left=error.why)
+    return Activation(verified)
 
 
 def _restore(release: Release, board: Board, before: Status, error: EdgeoptError) -> None:

@@ -50,10 +50,11 @@ done
 
 
 class _Listed(BaseModel):
-    """What a manifest says of files; the rest of it is not looked at."""
+    """What a manifest says of its target and files; the rest of it is not looked at."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    target: str
     files: tuple[BundleFile, ...]
 
 
@@ -235,17 +236,19 @@ def verify_release(board: Board, place: Place, digest: str, allowed: str) -> int
         raise _refused(digest, problem or "the statement cannot be read")
     if (match["app"], match["digest"]) != (place.app, digest):
         raise _refused(digest, f"it is signed as {match['app']} {match['digest'][:12]}")
-    _check_files(board, place, digest, manifest)
+    _check_files(board, place, digest, manifest, target=match["target"])
     return int(match["serial"])
 
 
-def _check_files(board: Board, place: Place, digest: str, manifest: bytes) -> None:
+def _check_files(board: Board, place: Place, digest: str, manifest: bytes, *, target: str) -> None:
     if hashlib.sha256(manifest).hexdigest() != digest:
         raise _refused(digest, "its manifest is not the one that was signed")
     try:
         listed = _Listed.model_validate_json(manifest)
     except ValidationError as error:
         raise _refused(digest, "its manifest cannot be read") from error
+    if listed.target != target:
+        raise _refused(digest, f"it is signed for {target} and compiled for {listed.target}")
     arguments = [str(place.release(digest))]
     for each in listed.files:
         arguments += [check_digest(each.sha256), check_name(each.name, "file of a release")]

@@ -112,6 +112,8 @@ counts() {
     [ "$(says app) $(says digest)" = "$app $new" ] || fail "release $new is signed as another one"
     sums=$(sha256sum < manifest.json)
     [ "${sums%% *}" = "$new" ] || fail "the manifest of release $new is damaged"
+    grep -q "\"target\": *\"$(says target)\"" manifest.json ||
+        fail "release $new is signed for another target"
     lines=0
     while read -r sum name; do
         [ "$name" = manifest.json ] || grep -q "\"$sum\"" manifest.json ||

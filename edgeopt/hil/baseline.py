@@ -51,6 +51,10 @@ class Baseline(Fact):
     peak: int
     #: Recorded, and free to differ: what was compared is often just this.
     digest: str
+    #: Of the lease that it was measured under, and of the board's start; baselines of earlier
+    #: versions do not tell.
+    fence: int | None = None
+    boot_id: str = ""
     kernel: str
     temperature_c: float | None
     version: str
@@ -149,6 +153,8 @@ def describe(measurement: "Measured") -> Baseline:
         launches=tuple(each.samples_ns for each in launches),
         peak=max(each.memory.peak for each in launches),
         digest=deployment.digest,
+        fence=deployment.report.fence,
+        boot_id=launches[0].boot_id,
         kernel=facts.kernel,
         temperature_c=launches[0].before.temperature_c,
         version=edgeopt.__version__,

@@ -67,6 +67,11 @@ class Measured:
         return self.deployment.first.kind
 
     @property
+    def fence(self) -> int:
+        """The number of the lease that it was measured under: it only grows on a board."""
+        return self.deployment.report.fence
+
+    @property
     def samples(self) -> tuple[int, ...]:
         """Every timed inference of the first launch, in ns, or instructions when emulated."""
         return self.deployment.first.samples_ns

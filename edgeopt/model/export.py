@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from edgeopt.errors import ConfigError, ModelError
+from edgeopt.model.describe import facts
 from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import strip_remarks
 
@@ -16,7 +19,7 @@ OPSET = 18
 
 
 def export_factory(spec: str, search: str, output: str) -> dict[str, object]:
-    """Import module:factory from search, call it, and write its ONNX to output."""
+    """Import module:factory from search, call it, write its ONNX to output; return its facts."""
     require_packages("a torch module cannot be exported here", "torch", "onnxscript")
     sys.path.insert(0, search)
     name, _, factory = spec.partition(":")
@@ -34,11 +37,10 @@ def export_factory(spec: str, search: str, output: str) -> dict[str, object]:
             why=f"the module {name!r} has no function {factory!r}",
             fix=f"define {factory}() so that it returns the module and example inputs",
         )
-    _export(build(), output, spec=spec)
-    return {}
+    return facts(_export(build(), output, spec=spec))
 
 
-def _export(built: Any, output: str, *, spec: str) -> None:
+def _export(built: Any, output: str, *, spec: str) -> onnx.ModelProto:
     import torch
 
     module, example = _unpack(built, spec)
@@ -54,10 +56,11 @@ def _export(built: Any, output: str, *, spec: str) -> None:
     )
     if program is None:
         raise ModelError("torch exported nothing", fix="check the module with torch.export")
-    proto = program.model_proto
+    proto: onnx.ModelProto = program.model_proto
     # Every node carries the lines of source it came from, with the paths of this machine.
     strip_remarks(proto)
     Path(output).write_bytes(proto.SerializeToString(deterministic=True))
+    return proto
 
 
 def _unpack(built: Any, spec: str) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from edgeopt.artifact import Arithmetic
+from edgeopt.model.skim import SMALL, skim_model
 
 #: How a weight is used. table: rows looked up by Gather. The others multiply activations.
 Role = Literal["table", "matmul", "gemm", "conv", "recurrent"]
@@ -20,8 +22,6 @@ _SAME_VALUES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose"
 _UNSTORING = {"Cast", "DequantizeLinear", "Gather"}
 #: Operators whose weights a device may multiply as they are stored.
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
-#: Bytes of a tensor that may be a shape.
-_LARGEST_SHAPE = 4096
 #: Carriers of what depends on the exporter's machine and not on the model.
 _REMARKS = ("doc_string", "metadata_props")
 
@@ -54,9 +54,7 @@ def infer_types(model: onnx.ModelProto, *, values: bool = True) -> onnx.ModelPro
     where values are not needed they are left out for good, of the given model too.
     """
     stored = {
-        each.name: each.raw_data
-        for each in model.graph.initializer
-        if len(each.raw_data) > _LARGEST_SHAPE
+        each.name: each.raw_data for each in model.graph.initializer if len(each.raw_data) > SMALL
     }
     for tensor in model.graph.initializer:
         if tensor.name in stored:
@@ -68,6 +66,27 @@ def infer_types(model: onnx.ModelProto, *, values: bool = True) -> onnx.ModelPro
                 if tensor.name in stored:
                     tensor.raw_data = stored[tensor.name]
     return found
+
+
+def copy_without(model: onnx.ModelProto, fields: Collection[str]) -> onnx.ModelProto:
+    """Copy a model, but for some fields of its graph, whose values may be most of it."""
+    made = onnx.ModelProto()
+    _copy_fields(model, made, {"graph"})
+    _copy_fields(model.graph, made.graph, fields)
+    return made
+
+
+def _copy_fields(source: Any, made: Any, left_out: Collection[str]) -> None:
+    """Copy the fields of a protobuf message that are set, but for some."""
+    for field, value in source.ListFields():
+        if field.name in left_out:
+            continue
+        if hasattr(value, "append"):
+            getattr(made, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(made, field.name).CopyFrom(value)
+        else:
+            setattr(made, field.name, value)
 
 
 def is_hollow(tensor: TensorProto) -> bool:
@@ -87,6 +106,34 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
     """Map each tensor to the node that makes it."""
     return {name: node for node in graph.node for name in node.output}
+
+
+def drop_unread(graph: GraphProto) -> None:
+    """Remove nodes and stored tensors that no output needs; the graph's inputs stay."""
+    needed = {each.name for each in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            needed.update(_read_inside(node))
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    tensors = [each for name, each in initializers(graph).items() if name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+
+
+def _read_inside(node: NodeProto) -> set[str]:
+    """Return what the graphs in a node read, of their own tensors too."""
+    inner = [each.g for each in node.attribute if each.HasField("g")]
+    inner += [each for own in node.attribute for each in own.graphs]
+    read: set[str] = set()
+    for graph in inner:
+        read |= {each.name for each in graph.output}
+        for own in graph.node:
+            read |= set(own.input) | _read_inside(own)
+    return read
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:
@@ -198,7 +245,7 @@ def _multiplies(graph: GraphProto, halves: set[str]) -> bool:
 
 def read_arithmetic(path: Path, *, multiplies_halves: bool = False) -> Arithmetic:
     """Say what a model file computes with, on a device that multiplies halves or not."""
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = skim_model(path).graph
     return arithmetic_of(graph, multiplies_halves=multiplies_halves)
 
 

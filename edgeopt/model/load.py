@@ -35,8 +35,8 @@ def load_model(spec: str, *, directory: Path, search: Path) -> Model:
     output = directory.resolve() / "loaded.onnx"
     if _FACTORY.fullmatch(spec):
         request = {"spec": spec, "search": str(search.resolve()), "output": str(output)}
-        run_isolated("export", request, directory=directory)
-        return _describe(output, directory, name=spec)
+        reply = run_isolated("export", request, directory=directory)
+        return read_model(check_model_file(output), reply, provenance=(spec,))
     if not spec.endswith(".onnx"):
         raise ConfigError(
             f"{spec!r} does not name a model",

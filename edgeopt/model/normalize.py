@@ -1,7 +1,7 @@
 """Bring a model into the one form that every later stage expects."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -40,18 +40,21 @@ def normalize_model(
     *,
     shapes: Mapping[str, tuple[int, ...]],
     values: Mapping[str, float] | None = None,
+    outputs: Sequence[str] = (),
     directory: Path,
 ) -> Model:
     """Write directory/normalized.onnx: fixed shapes, constants folded, no external data.
 
     Shapes replace dimensions by position. An input that values names is filled with that value
-    and is no input any more (a sample rate, say). The outputs
+    and is no input any more (a sample rate, say). Where outputs are named, only these are kept, in
+    that order, with what they are computed of. The outputs
     on three seeded inputs are those of the original within 1e-4 of the largest value. The
     same model gives the same bytes. Raises ConfigError when a shape is missing or does not
     fit, ModelError when the model cannot run.
     """
     values = dict(values or {})
     check_shapes(model.inputs, shapes, values)
+    check_outputs(model.outputs, outputs)
     directory.mkdir(parents=True, exist_ok=True)
     output = directory.resolve() / "normalized.onnx"
     original = model.path.resolve()
@@ -61,6 +64,7 @@ def normalize_model(
         "output": str(output),
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "values": values,
+        "outputs": list(outputs),
     }
     reply = run_isolated("normalize", {**request, "lowest": LOWEST_OPSET}, directory=directory)
     if "opset" in reply:
@@ -109,6 +113,19 @@ def check_shapes(
                 why=f"there {name} is {_written(own)}",
                 fix=f"write --shape {_suggested(known[name])}",
             )
+
+
+def check_outputs(known: tuple[TensorSpec, ...], outputs: Sequence[str]) -> None:
+    """Refuse outputs that the model does not have, or that are named twice."""
+    names = [each.name for each in known]
+    unknown = [each for each in outputs if each not in names or list(outputs).count(each) > 1]
+    if unknown:
+        raise ConfigError(
+            f"the model has no output named {', '.join(dict.fromkeys(unknown))}, or it is named"
+            " twice",
+            why=f"its outputs are {', '.join(names)}",
+            fix="correct `outputs` in edgeopt.toml",
+        )
 
 
 def _written(shape: tuple[int, ...]) -> str:

@@ -15,6 +15,7 @@ import onnxruntime.capi.onnxruntime_pybind11_state as pybind
 from edgeopt.artifact import Model, TensorSpec
 from edgeopt.errors import ModelError
 from edgeopt.model.graph import lookup_limit
+from edgeopt.model.skim import skim_model
 
 #: What a session raises for inputs that its graph cannot take.
 _RUN_ERRORS = (pybind.Fail, pybind.InvalidArgument, pybind.RuntimeException)
@@ -24,9 +25,9 @@ Feeds = Mapping[str, Array]
 
 
 def open_session(
-    path: Path, *, threads: int = 1, optimize: bool = True
+    model: Path | bytes, *, threads: int = 1, optimize: bool = True
 ) -> onnxruntime.InferenceSession:
-    """Open a model for repeated runs that compute what its operators say, on every machine.
+    """Open a file or its content for repeated runs that compute what its operators say, anywhere.
 
     Its threads sleep between runs instead of spinning.
     """
@@ -43,7 +44,7 @@ def open_session(
     options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def run_model(model: Model | Path, feeds: Feeds, *, optimize: bool = True) -> list[Array]:
@@ -88,7 +89,7 @@ def seeded_inputs(model: Model, seed: int) -> dict[str, Array]:
     Floats are normal; integers that index a table are below its rows; other integers and
     booleans are a mask, ones and then zeros along the last axis.
     """
-    graph = onnx.load(model.path, load_external_data=False).graph
+    graph = skim_model(model.path).graph
     return draw_inputs(graph, model.inputs, seed)
 
 

@@ -15,8 +15,8 @@ from edgeopt.artifact import TensorSpec
 from edgeopt.errors import ModelError
 from edgeopt.model.branches import inline_branches
 from edgeopt.model.describe import check_values, facts, spec, tensors
-from edgeopt.model.graph import initializers, strip_remarks, used_domains
-from edgeopt.model.oracle import Array, draw_inputs, run_model
+from edgeopt.model.graph import drop_unread, initializers, strip_remarks, used_domains
+from edgeopt.model.oracle import Array, draw_inputs, open_session, run_model
 from edgeopt.model.stored import hide_stored, show_stored
 
 #: Largest |new - old| over max |old| of any output, over three seeded inputs.
@@ -47,6 +47,7 @@ def normalize_file(
     output: str,
     shapes: Mapping[str, list[int]],
     values: Mapping[str, float],
+    outputs: Sequence[str] = (),
     lowest: int = 0,
 ) -> dict[str, object]:
     """Write the normalized model and return its facts and how far its outputs moved.
@@ -67,28 +68,33 @@ def normalize_file(
     check_values(model)
     _fix_shapes(model, shapes)
     _bind_values(model, values)
+    _keep_outputs(model, outputs)
     names = [each.name for each in model.graph.input], [each.name for each in model.graph.output]
     model = inline_branches(model)
     hidden = hide_stored(model)
     model = show_stored(_slim(_fold(model, folder)), hidden)
+    del hidden
     if names != ([e.name for e in model.graph.input], [e.name for e in model.graph.output]):
         raise ModelError(
             "simplifying changed the names of inputs or outputs", fix="simplify the model yourself"
         )
-    fixed = onnx.load(original, load_external_data=False)
-    _fix_shapes(fixed, shapes)
-    _bind_values(fixed, values)
-    reference = folder / "reference.onnx"
-    onnx.save_model(fixed, reference)
     part_zero_points(model)
     _clean(model)
-    candidate = folder / "candidate.onnx"
-    _save(model, candidate)
-    difference, outputs = _compare(reference, candidate, model)
-    _fix_outputs(model, outputs)
     _save(model, Path(output))
-    for each in (reference, candidate):
-        each.unlink()
+    reference = Path(original)
+    if shapes or values or outputs:
+        reference = folder / "reference.onnx"
+        fixed = onnx.load(original, load_external_data=False)
+        _fix_shapes(fixed, shapes)
+        _bind_values(fixed, values)
+        _keep_outputs(fixed, outputs)
+        onnx.save_model(fixed, reference)
+        del fixed
+    difference, found = _compare(reference, Path(output), model)
+    if _fix_outputs(model, found):
+        _save(model, Path(output))
+    if reference != Path(original):
+        reference.unlink()
     return {"difference": difference, **facts(model)}
 
 
@@ -119,6 +125,22 @@ def _bind_values(model: ModelProto, values: Mapping[str, float]) -> None:
             graph.initializer.append(numpy_helper.from_array(filled, each.name))
     del graph.input[:]
     graph.input.extend(kept)
+
+
+def _keep_outputs(model: ModelProto, outputs: Sequence[str]) -> None:
+    """Leave out the other outputs, and all that only they are computed of, inputs too."""
+    if not outputs:
+        return
+    graph = model.graph
+    known = {each.name: each for each in graph.output}
+    kept = [known[name] for name in outputs]
+    del graph.output[:]
+    graph.output.extend(kept)
+    drop_unread(graph)
+    needed = {name for node in graph.node for name in node.input}
+    inputs = [each for each in graph.input if each.name in needed]
+    del graph.input[:]
+    graph.input.extend(inputs)
 
 
 def _fold(model: ModelProto, folder: Path) -> ModelProto:
@@ -191,10 +213,10 @@ def _compare(
     names = [each.name for each in model.graph.output]
     worst = 0.0
     shapes: dict[str, list[int]] = {}
+    before, after = (open_session(each, optimize=False) for each in (reference, candidate))
     for seed in _SEEDS:
         feeds = draw_inputs(model.graph, described, seed)
-        expected = run_model(reference, feeds, optimize=False)
-        actual = run_model(candidate, feeds, optimize=False)
+        expected, actual = list(before.run(None, feeds)), list(after.run(None, feeds))
         for name, values in zip(names, actual, strict=True):
             if shapes.setdefault(name, list(values.shape)) != list(values.shape):
                 raise ModelError(
@@ -249,13 +271,18 @@ def relative_difference(name: str, old: Array, new: Array) -> float:
     return float(difference / scale) if scale else float(difference)
 
 
-def _fix_outputs(model: ModelProto, shapes: Mapping[str, list[int]]) -> None:
-    """Write the observed shape where inference left one open."""
+def _fix_outputs(model: ModelProto, shapes: Mapping[str, list[int]]) -> bool:
+    """Write the observed shape where inference left one open, and tell whether it did."""
+    changed = False
     for value in model.graph.output:
         shape = value.type.tensor_type.shape
+        if [each.dim_value for each in shape.dim] == shapes[value.name]:
+            continue
+        changed = True
         del shape.dim[:]
         for size in shapes[value.name]:
             shape.dim.add().dim_value = size
+    return changed
 
 
 def _save(model: ModelProto, path: Path) -> None:

@@ -1,21 +1,31 @@
-"""Weights in their stored form: folding would expand 8-bit codes and halves to float32."""
+"""Weights that simplifying leaves as they are, kept out of its way.
+
+Folding would expand 8-bit codes and halves to float32. Weights that products and lookups read
+directly are copied by every step, and changed by none.
+"""
 
 import math
+from hashlib import sha256
 
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
-from edgeopt.model.graph import initializers
+from edgeopt.model.graph import attribute, consumers, initializers
 
 _DECODERS = frozenset({"Cast", "DequantizeLinear"})
 _HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 #: Smaller tensors of halves are folded with the rest.
 _SMALLEST = 256
+#: Bytes of a weight that is worth keeping apart.
+_LARGE = 1 << 16
+#: What they give is known once all shapes are.
+_OF_SHAPES = frozenset({"Shape", "Size"})
 
 
 def hide_stored(model: ModelProto) -> list[TensorProto]:
-    """Turn weights that nodes decode into inputs, so that nothing folds the decoding.
+    """Turn weights into inputs, so that nothing folds or copies them.
 
-    Those are what DequantizeLinear reads, and halves that are widened by Cast.
+    Those are what DequantizeLinear reads, halves that are widened by Cast, and large weights that
+    nothing but products and lookups of what is not known read.
     """
     graph = model.graph
     stored = initializers(graph)
@@ -25,24 +35,85 @@ def hide_stored(model: ModelProto) -> list[TensorProto]:
         if node.op_type in _DECODERS and node.input[0] in stored
         if _is_compressed(node, stored[node.input[0]])
     }
-    hidden = [TensorProto.FromString(stored[name].SerializeToString()) for name in sorted(names)]
-    kept = [each for each in graph.initializer if each.name not in names]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    names |= _plain_weights(model)
+    hidden = []
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name in names:
+            own = TensorProto()
+            own.CopyFrom(graph.initializer[place])
+            hidden.append(own)
+            del graph.initializer[place]
+    hidden.sort(key=lambda each: each.name)
     for each in hidden:
         graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, each.dims))
     return hidden
 
 
 def show_stored(model: ModelProto, hidden: list[TensorProto]) -> ModelProto:
-    """Make weights of hidden inputs again; those that nothing reads any more are dropped."""
+    """Make weights of hidden inputs again; those that nothing reads any more are dropped.
+
+    Stored tensors are in the order in which nodes read them.
+    """
+    if not hidden:
+        return model
+    graph = model.graph
     names = {each.name for each in hidden}
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [each for each in model.graph.input if each.name not in names]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-    model.graph.initializer.extend(each for each in hidden if each.name in read)
+    read = dict.fromkeys(name for node in graph.node for name in node.input)
+    order = {name: place for place, name in enumerate(read)}
+    kept = [each for each in graph.input if each.name not in names]
+    del graph.input[:]
+    graph.input.extend(kept)
+    graph.initializer.extend(each for each in hidden if each.name in order)
+    graph.initializer.sort(key=lambda each: order.get(each.name, len(order)))
     return model
+
+
+def _plain_weights(model: ModelProto) -> set[str]:
+    """Name the large weights that no simplification looks into.
+
+    Of equal ones, which are merged, and of those that a normalization may be folded into, there
+    are none.
+    """
+    graph = model.graph
+    kinds = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+    if any(
+        node.op_type == "BatchNormalization" or any(each.type in kinds for each in node.attribute)
+        for node in graph.node
+    ):
+        return set()
+    readers, varying = consumers(graph), _varying(model)
+    outputs = {each.name for each in graph.output}
+    alike: dict[bytes, list[str]] = {}
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) >= _LARGE:
+            alike.setdefault(sha256(tensor.raw_data).digest(), []).append(tensor.name)
+    alone = {group[0] for group in alike.values() if len(group) == 1} - outputs
+    return {
+        name
+        for name in alone & set(readers)
+        if all(_reads_plainly(node, name, varying) for node in readers[name])
+    }
+
+
+def _reads_plainly(node: NodeProto, name: str, varying: set[str]) -> bool:
+    """Tell whether a node multiplies what varies by a tensor, or looks up rows of it by that."""
+    if len(node.input) != 2 or node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "MatMul":
+        return node.input[1] == name and node.input[0] in varying
+    by_rows = node.op_type == "Gather" and attribute(node, "axis", 0) == 0
+    return by_rows and node.input[0] == name and node.input[1] in varying
+
+
+def _varying(model: ModelProto) -> set[str]:
+    """Name the tensors that depend on more than the shapes of the graph's inputs."""
+    graph = model.graph
+    stored = initializers(graph)
+    found = {each.name for each in graph.input if each.name not in stored}
+    for node in graph.node:
+        if node.op_type not in _OF_SHAPES and found.intersection(node.input):
+            found.update(name for name in node.output if name)
+    return found
 
 
 def _is_compressed(node: NodeProto, tensor: TensorProto) -> bool:

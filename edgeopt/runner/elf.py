@@ -150,22 +150,44 @@ def undefined_symbols(path: Path) -> dict[str, str]:
         return _undefined(elf)
 
 
-def _undefined(elf: _Elf) -> dict[str, str]:
-    table, marks = elf.find(_DYNSYM), elf.find(_GNU_VERSYM)
+def defined_symbols(path: Path) -> frozenset[str]:
+    """Name what a program or library gives to what it opens, or what opens it."""
+    with _reading(path) as elf:
+        return frozenset(
+            elf.text(link, name) for name, _, section, link in _symbols(elf) if section != 0
+        )
+
+
+def is_listed(path: Path) -> bool:
+    """Whether a file has a section of instructions that can be found; a stripped table has none."""
+    with _reading(path) as elf:
+        return any(
+            each.kind == _PROGBITS and each.flags & _EXECUTABLE and each.size
+            for each in elf.sections
+        )
+
+
+def _symbols(elf: _Elf) -> Iterator[tuple[int, int, int, int]]:
+    """Yield name, info and section of each dynamic symbol, and where its name lies."""
+    table = elf.find(_DYNSYM)
     if table is None:
-        return {}
-    versions = _needed_versions(elf)
+        return
     size = 24 if elf.wide else 16
-    found: dict[str, str] = {}
     for index in range(1, table.size // size):
-        place = table.offset + index * size
-        name, info, section = _read_symbol(elf, place)
+        yield (*_read_symbol(elf, table.offset + index * size), table.link)
+
+
+def _undefined(elf: _Elf) -> dict[str, str]:
+    marks = elf.find(_GNU_VERSYM)
+    versions = _needed_versions(elf)
+    found: dict[str, str] = {}
+    for index, (name, info, section, link) in enumerate(_symbols(elf), start=1):
         if section != 0 or info >> 4 == 2:
             continue
         mark = 0
         if marks is not None:
             (mark,) = struct.unpack_from("<H", elf.data, marks.offset + 2 * index)
-        found[elf.text(table.link, name)] = versions.get(mark & 0x7FFF, "")
+        found[elf.text(link, name)] = versions.get(mark & 0x7FFF, "")
     return found
 
 

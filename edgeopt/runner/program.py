@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from edgeopt import __version__
 from edgeopt.errors import ConfigError
-from edgeopt.runner.elf import elf_machine, undefined_symbols
+from edgeopt.runner.elf import defined_symbols, elf_machine, undefined_symbols
 from edgeopt.runner.toolchain import (
     CPU_FLAGS,
     PINS,
@@ -158,20 +158,31 @@ def build_program(
     return _publish(cache / "runner" / f"program-{key}", build) / PROGRAM
 
 
-def _check_symbols(path: Path) -> None:
-    """Refuse code whose calls would end in nothing: the board would learn it in mid-inference.
+def unresolved_symbols(path: Path, program: Path | None = None) -> tuple[str, ...]:
+    """Name the functions that a file calls and no board has, sorted.
 
-    A function of a C library carries its version; a function of the program has our prefixes.
+    A function of the C library carries its version. What the program gives to the code that it
+    opens is looked up in it; without one, TVM's C ABI counts as given.
     """
-    unknown = [
-        name
-        for name, library in undefined_symbols(path).items()
-        if not library and not name.startswith(_RUNTIME_PREFIXES)
-    ]
+    given = defined_symbols(program) if program is not None else frozenset[str]()
+    return tuple(
+        sorted(
+            name
+            for name, version in undefined_symbols(path).items()
+            if not version.startswith("GLIBC_")
+            and name not in given
+            and not (program is None and name.startswith(_RUNTIME_PREFIXES))
+        )
+    )
+
+
+def _check_symbols(path: Path) -> None:
+    """Refuse code whose calls would end in nothing: the board would learn it in mid-inference."""
+    unknown = unresolved_symbols(path)
     if unknown:
         raise ConfigError(
             "the compiled model calls functions that no board has",
-            why=", ".join(sorted(unknown)[:10]),
+            why=", ".join(unknown[:10]),
             fix="report this: it is a missing kernel or runtime function",
         )
 

@@ -4,6 +4,7 @@
 
 Nothing is looked up: a small matrix and a table are compressed by each method and lowered for the
 cores of all targets. Bits are those of the constants that are pushed, scales and levels included.
+Of methods that leave out blocks of zeros, half of the matrix is set to zero first.
 """
 
 import argparse
@@ -14,12 +15,14 @@ from typing import get_args
 
 import numpy as np
 
-from edgeopt.artifact import Method, Model
+from edgeopt.artifact import Method, Model, Recipe
+from edgeopt.choice import Numbers
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.kernels.rule import RULE, sorted_functions
 from edgeopt.compile.lift import lift_constants
 from edgeopt.compress import apply_plan, make_plan
 from edgeopt.report import format_columns
+from edgeopt.sparsify import Sparsify
 from edgeopt.target import load_targets
 from tests.compile.kit import lower_natively
 from tests.graphs import describe, normal, save_graph
@@ -28,6 +31,12 @@ from tests.graphs import describe, normal, save_graph
 _ROWS, _DEPTH, _WIDTH = 8192, 256, 384
 #: Kinds of kernels that only move numbers or compute on each alone.
 _AROUND = {"elementwise", "rows", "columns"}
+#: Numbers of a recipe that change what is stored; all others are stored as their method's usual.
+VARIANTS: dict[str, tuple[Method, Numbers]] = {
+    "int8-blocks+zero_points": ("int8-blocks", Numbers(zero_points=True)),
+    "int8-weights+tensor": ("int8-weights", Numbers(granularity="tensor")),
+    "int8-weights+zero_points": ("int8-weights", Numbers(zero_points=True)),
+}
 
 
 def cores() -> dict[str, Cpu]:
@@ -42,7 +51,10 @@ def table_of_methods(cpus: dict[str, Cpu]) -> str:
     Cores of one machine whose kernels are all the same share a column.
     """
     with TemporaryDirectory(prefix="edgeopt-methods-") as folder:
-        found = {each: list(_cells(each, cpus, Path(folder))) for each in get_args(Method)}
+        forms = {each: (each, Numbers()) for each in get_args(Method)} | VARIANTS
+        found = {
+            name: list(_cells(*form, cpus, Path(folder) / name)) for name, form in forms.items()
+        }
     columns = {
         name: [each[place + 2] for each in found.values()] for place, name in enumerate(cpus)
     }
@@ -52,14 +64,15 @@ def table_of_methods(cpus: dict[str, Cpu]) -> str:
         alike = len({tuple(each) for each in own.values()}) == 1
         shown |= {machine: next(iter(own.values()))} if alike else own
     rows: list[tuple[str, ...]] = [("method", "matrix", "table", *shown)]
-    for place, (method, cells) in enumerate(found.items()):
-        rows.append((method, *cells[:2], *(each[place] for each in shown.values())))
+    for place, (name, cells) in enumerate(found.items()):
+        rows.append((name, *cells[:2], *(each[place] for each in shown.values())))
     return format_columns(rows, indent="")
 
 
-def _cells(method: Method, cpus: dict[str, Cpu], folder: Path) -> Iterator[str]:
+def _cells(method: Method, numbers: Numbers, cpus: dict[str, Cpu], folder: Path) -> Iterator[str]:
     """Give the bits of both roles, and the kernel of the product on each core."""
-    matrix, table = (_compressed(each, method, folder) for each in (_matrix, _table))
+    recipe = Recipe(numbers=numbers)
+    matrix, table = (_compressed(each, method, recipe, folder) for each in (_matrix, _table))
     for made, count in ((matrix, _DEPTH * _WIDTH), (table, _ROWS * _DEPTH)):
         module, _ = lower_natively(made.path)
         size = sum(each.nbytes for each in lift_constants(module).arrays)
@@ -75,7 +88,10 @@ def _kernels(made: Model, cpu: Cpu) -> list[str]:
     return sorted(kinds - _AROUND)
 
 
-def _compressed(make: Callable[[Path], Model], method: Method, folder: Path) -> Model:
+def _compressed(
+    make: Callable[[Path], Model], method: Method, recipe: Recipe, folder: Path
+) -> Model:
+    folder.mkdir(exist_ok=True)
     model = make(folder)
     samples = {
         each.name: np.random.default_rng(0).standard_normal((4, *each.shape)).astype(np.float32)
@@ -83,7 +99,8 @@ def _compressed(make: Callable[[Path], Model], method: Method, folder: Path) -> 
         else np.random.default_rng(0).integers(0, _ROWS, (4, *each.shape))
         for each in model.inputs
     }
-    plan = make_plan(model, method, samples=samples, directory=folder)
+    half = Sparsify(value=0.5)
+    plan = make_plan(model, method, samples=samples, directory=folder, recipe=recipe, zeros=half)
     return apply_plan(model, plan, directory=folder / method / model.path.stem)
 
 

@@ -1,5 +1,6 @@
 """A lease that is taken over: by number, by force, on odd file systems, after odd ends."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -221,4 +222,12 @@ def test_what_a_board_says_of_an_owner_is_not_believed_blindly() -> None:
     found = describe_owner(b"9x abc 99999999999999999999 -3 {not json")
     assert (found.token, found.left_s, found.fence, found.held_s) == ("abc", 0, 0, 0)
     assert found.who == "somebody who has left no name"
+    said = json.dumps(
+        {"owner": "\x1b]0;title\x07", "user": "\x9b2J", "host": "h", "pid": 1, "started": 2}
+    )
+    spoken = describe_owner(f"9 a\x1b[2Jbc 1 3 {said}".encode())
+    assert spoken.who == "]0;title by 2J@h, process 1"
+    assert spoken.token == "a[2Jbc"
+    [process] = parse_tenancy(b"process 7 abc sleep\x1b[31m 9").processes
+    assert process.command == "sleep[31m 9"
     assert parse_tenancy(b"\xff\xfe\nprocess x\nfence \nholder\n") == Tenancy(Owner(), 0, ())

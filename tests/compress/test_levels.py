@@ -7,8 +7,9 @@ import pytest
 from edgeopt.artifact import Choice, Method, Plan
 from edgeopt.compress import apply_plan
 from edgeopt.compress.blocks import encode_blocks
+from edgeopt.compress.factors import inverse_factor
 from edgeopt.compress.levels import LARGEST, codes_of, find_levels, round_to_levels
-from edgeopt.compress.reconstruct import inverse_factor, round_blocks
+from edgeopt.compress.reconstruct import round_blocks
 from edgeopt.model.oracle import Array, run_samples
 from tests.compress.test_plan import draw
 from tests.compress.test_reconstruct import correlated, decoded, hessian_of
@@ -74,7 +75,7 @@ def test_reconstruction_shrinks_the_error_of_a_layer_with_levels_too(bits: int) 
     rows, x = normal(0, 40, 128), correlated(9, 400, 128)
     levels = find_levels(rows, block=64, bits=bits)
     nearest = rows - decoded(*encode_blocks(rows, block=64, bits=bits, levels=levels))
-    found = round_blocks(rows, inverse_factor(hessian_of(x)), block=64, bits=bits, codebook=True)
+    found = round_blocks(rows, inverse_factor(hessian_of(x)), block=64, bits=bits, spacing="kmeans")
     assert found.levels is not None
     assert set(np.unique(found.codes)) <= set(found.levels.tolist())
     made = rows - decoded(found.codes, found.scales)

@@ -8,7 +8,7 @@ from edgeopt.artifact import Method, Model
 from edgeopt.compress import apply_plan, make_plan, pace_of, predict_latency
 from edgeopt.compress.pace import Clock, predict_nodes, predict_weights
 from edgeopt.target import Target, load_target
-from edgeopt.times import KernelTime, Times, WholeTime
+from edgeopt.times import KernelTime, Times, WholeTime, name_kernel
 from tests.graphs import describe, normal, save_graph
 
 DEPTH, WIDTH, ROWS = 256, 512, 64
@@ -96,7 +96,9 @@ def measured(model: Model, target: Target, *, times: float) -> Times:
     """Return a table in which each product of a model takes so many times its bound."""
     clock = Clock(pace_of(target, threads=1))
     kernels = {
-        each.key: KernelTime(kind=each.kind, ns=each.bound * times, bound=each.bound)
+        name_kernel(each.key, 0): KernelTime(
+            kind=each.kind, ns=each.bound * times, bound=each.bound
+        )
         for each in predict_nodes(model, clock)
         if each.key
     }
@@ -150,11 +152,12 @@ def test_every_form_is_a_kind_of_its_own(tmp_path: Path) -> None:
     model, clock = product(tmp_path), Clock(pace_of(load_target("rpi4"), threads=1))
     forms: tuple[Method, ...] = (
         "float16", "int8-weights", "int8-dynamic", "int4-blocks", "codebook16-blocks",
-        "codebook4-blocks", "ternary-blocks",
+        "codebook4-blocks", "ternary-blocks", "int8-blocks", "codebook-weights",
     )  # fmt: skip
     models = [model, *(compressed(model, each, tmp_path) for each in forms)]
     kinds = [next(each.kind for each in predict_nodes(made, clock) if each.key) for made in models]
     assert kinds == [
         "MatMul FLOAT", "MatMul FLOAT16", "MatMul INT8", "MatMulInteger INT8", "MatMul INT4",
-        "MatMul levels UINT4", "MatMul levels UINT2", "MatMul INT2",
+        "MatMul levels UINT4", "MatMul levels UINT2", "MatMul INT2", "MatMul INT8 blocks",
+        "MatMul levels UINT8",
     ]  # fmt: skip

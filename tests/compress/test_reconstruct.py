@@ -8,10 +8,9 @@ from edgeopt.artifact import Choice, Method, Plan
 from edgeopt.compress import apply_plan
 from edgeopt.compress.blocks import encode_blocks, round_codes
 from edgeopt.compress.codes import encode_weight
+from edgeopt.compress.factors import DAMPING, inverse_factor
 from edgeopt.compress.reconstruct import (
-    DAMPING,
     collect_hessians,
-    inverse_factor,
     round_blocks,
     round_channels,
 )

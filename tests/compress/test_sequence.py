@@ -10,7 +10,8 @@ from onnx import numpy_helper
 
 from edgeopt.artifact import Choice, Model, Plan
 from edgeopt.compress import apply_plan
-from edgeopt.compress.reconstruct import inverse_factor, round_blocks
+from edgeopt.compress.factors import inverse_factor
+from edgeopt.compress.reconstruct import round_blocks
 from edgeopt.compress.surgeon import damped
 from edgeopt.errors import ConfigError
 from edgeopt.model.graph import initializers

@@ -8,8 +8,9 @@ import pytest
 from edgeopt.artifact import Choice, Plan
 from edgeopt.compress import apply_plan
 from edgeopt.compress.blocks import encode_blocks
+from edgeopt.compress.factors import inverse_factor
 from edgeopt.compress.levels import Levels
-from edgeopt.compress.reconstruct import inverse_factor, round_blocks
+from edgeopt.compress.reconstruct import round_blocks
 from edgeopt.compress.signs import BINARY, TERNARY, find_magnitudes, pack_signs, signs_of_bytes
 from edgeopt.model.oracle import Array, run_samples
 from tests.compress.test_plan import draw

@@ -24,6 +24,7 @@ APP = "questions"
 PROGRAM = r"""#!/bin/sh
 set -eu
 model= first= output= warmup=0 iterations=1 threads=1 samples=1 clock=CLOCK_MONOTONIC_RAW
+drawn= readings=20 sensor=null energy=null
 while [ $# -gt 0 ]; do
     case $1 in
         --weights) weights=$2 ;;
@@ -34,6 +35,7 @@ while [ $# -gt 0 ]; do
         --iterations) iterations=$2 ;;
         --threads) threads=$2 ;;
         --samples) samples=$2 ;;
+        --energy-ms) drawn=4000000 ;;
         --count-instructions) clock=INSTRUCTIONS; shift; continue ;;
         *) echo '{"error": "unknown option"}' >&2; exit 2 ;;
     esac
@@ -53,6 +55,10 @@ case $mode in
         exec dd if=/dev/zero of=/dev/null count=1 bs=$((total - 1024))k ;;
     fills) dd if=/dev/zero of=/dev/null count=1 bs=24M 2>/dev/null || kill -s KILL $$ ;;
     nan) value='\0\0\300\177' ;;
+    current)
+        release=${weights%/*}
+        [ ! "$release" -ef "${release%/releases/*}/current" ] ||
+            { echo '{"error": "not here"}' >&2; exit 1; } ;;
 esac
 cp "$first" "$output/0.npy"
 if [ "$mode" = nan ] || [ "$mode" = wrong ]; then
@@ -63,8 +69,12 @@ fi
 times=; count=$iterations
 while [ $count -gt 0 ]; do times=$times${times:+,}$((1000 + count)); count=$((count - 1)); done
 shape="$samples, 4"
-frequency=1500000
+frequency=1500000 flags='"0x0"'
 case $mode in
+    mute) flags=null ;;
+    metered) sensor='"ina219"' ;;
+    sluggish) sensor='"ina219"' readings=3 ;;
+    escape) sensor='"ina\u001b[2J"' ;;
     noise) echo 'this is not JSON' ;;
     infinite) times=NaN ;;
     short) times=1000 ;;
@@ -72,14 +82,19 @@ case $mode in
     hot) frequency=600000 ;;
     link) rm "$output/0.npy"; ln -s /etc/passwd "$output/0.npy" ;;
 esac
+if [ "$sensor" != null ] && [ -n "$drawn" ]; then
+    energy="{\"idle_uw\": 1500000, \"drawn_uj\": $drawn, \"readings\": $readings,
+             \"duration_ns\": 2000000000, \"inferences\": 100}"
+fi
 cat <<END
 {"schema_version": 1, "program": "edgeopt-run", "version": "0.1.0",
  "clock": "$clock", "threads": $threads, "load_ns": 5000, "first_ns": 2000,
  "samples_ns": [$times], "realtime_drift_ns": 0,
  "memory": {"start": 1000000, "loaded": 2000000, "peak": 3000000, "anonymous": 1000000,
             "file_backed": 2000000, "minor_faults": 10, "major_faults": 0},
- "before": {"temperature_c": 40.5, "frequency_khz": [1500000], "throttled": "0x0"},
- "after": {"temperature_c": null, "frequency_khz": [$frequency], "throttled": "0x0"},
+ "before": {"temperature_c": 40.5, "frequency_khz": [1500000], "throttled": $flags},
+ "after": {"temperature_c": null, "frequency_khz": [$frequency], "throttled": $flags},
+ "sensor": $sensor, "energy": $energy,
  "outputs": [{"path": "$output/0.npy", "dtype": "float32", "shape": [$shape]}]}
 END
 """

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +30,7 @@ from tests.deploy.kit import (
     DyingBoard,
     assert_whole,
     board_facts,
+    copy_tree,
     deploy,
     leftovers,
     link_of,
@@ -180,7 +182,7 @@ def test_another_applications_release_keeps_its_objects(tmp_path: Path, root: Pa
         ("crashes", DeployFailed, "SIGSEGV"),
         ("noise", DeployFailed, "report cannot be read"),
         ("illegal", BoardIncompatible, "asimd"),
-        ("killed", BudgetExceeded, r"predicted peak 1\.04 MB"),
+        ("killed", DeployFailed, "the kernel did not"),
     ],
 )
 def test_a_bad_smoke_run_leaves_the_old_release_and_nothing_of_the_new(
@@ -258,6 +260,40 @@ def test_a_rollback_after_a_switch_that_was_cut_off_goes_back(tmp_path: Path, ro
     assert two.digest[:12] in found.meaning
     assert rollback_release(LocalBoard(), APP, root=place).current == one.digest
     assert link_of(root, "previous") == two.digest
+    assert leftovers(root) == []
+
+
+def test_old_releases_that_cannot_be_removed_fail_no_deploy(tmp_path: Path, root: Path) -> None:
+    one, two, three = (make_bundle(tmp_path / str(seed), seed=seed) for seed in range(3))
+    for each in (one, two):
+        deploy(each, LocalBoard(), root, tmp_path / "w")
+    staged = stage_bundle(
+        three, LocalBoard(), facts=board_facts(), app=APP, root=PurePosixPath(root)
+    )
+    apart = tmp_path / "apart"
+    copy_tree(root, apart)
+    counted = DyingBoard(LocalBoard())
+    assert activate_release(staged, counted).left == ""
+    shutil.rmtree(root)
+    copy_tree(apart, root)
+    last = len(counted.calls) - 1
+
+    class Refusing(DyingBoard):
+        """Runs nothing of the last script."""
+
+        def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
+            if len(self.calls) == last:
+                return Completed(tuple(argv), 1, b"", b"read-only file system")
+            return super().run(argv, stdin=stdin, timeout=timeout)
+
+    done = activate_release(staged, Refusing(LocalBoard()))
+    assert "read-only file system" in done.left
+    assert (link_of(root), link_of(root, "previous")) == (three.digest, two.digest)
+    found = read_status(LocalBoard(), APP, root=PurePosixPath(root))
+    assert set(found.releases) == {one.digest, two.digest, three.digest}
+    deploy(three, LocalBoard(), root, tmp_path / "w")
+    found = read_status(LocalBoard(), APP, root=PurePosixPath(root))
+    assert set(found.releases) == {two.digest, three.digest}
     assert leftovers(root) == []
 
 
@@ -406,7 +442,7 @@ def test_a_release_whose_program_was_damaged_is_repaired_by_deploying_again(
 @pytest.mark.parametrize("name", ["..", "-rf", "a/b", "", "a b", "x'; touch y; echo '", "a" * 65])
 def test_a_hostile_name_is_refused(tmp_path: Path, root: Path, name: str) -> None:
     bundle = make_bundle(tmp_path / "a")
-    with pytest.raises(ConfigError, match="cannot be the name"):
+    with pytest.raises(ConfigError, match="cannot be the name of an application"):
         stage_bundle(bundle, LocalBoard(), facts=board_facts(), app=name, root=PurePosixPath(root))
     assert not root.exists()
 

@@ -64,7 +64,7 @@ def install(
     key: Path, bundle: Bundle, root: Path, serial: int = 5, *, downgrade: bool = False
 ) -> bool:
     signed = sign(key, bundle, serial, downgrade=downgrade)
-    return activate_release(stage(bundle, root), LocalBoard(), signed=signed)
+    return activate_release(stage(bundle, root), LocalBoard(), signed=signed).verified
 
 
 def test_a_signed_release_is_verified_here_and_by_the_board(
@@ -205,9 +205,13 @@ def test_a_signature_for_another_application_or_release_does_not_count(
     tmp_path: Path, root: Path, keys: tuple[Path, Path]
 ) -> None:
     bundle = make_bundle(tmp_path / "a")
-    for app, digest in (("other", bundle.digest), (APP, "0" * 64)):
-        signed = sign_release(Signer(keys[0]), app=app, digest=digest, target="here", serial=1)
-        with pytest.raises(DeployFailed, match="it is signed as"):
+    for app, digest, target, words in (
+        ("other", bundle.digest, "here", "it is signed as"),
+        (APP, "0" * 64, "here", "it is signed as"),
+        (APP, bundle.digest, "elsewhere", "signed for elsewhere and compiled for here"),
+    ):
+        signed = sign_release(Signer(keys[0]), app=app, digest=digest, target=target, serial=1)
+        with pytest.raises(DeployFailed, match=words):
             activate_release(stage(bundle, root), LocalBoard(), signed=signed)
     assert link_of(root) == ""
 
@@ -228,7 +232,7 @@ def test_a_board_without_ssh_keygen_is_told_apart(
     staged = stage(bundle, root)
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setattr("edgeopt.deploy.signature.KEYGEN", keygen)
-    assert activate_release(staged, LocalBoard(), signed=signed) is False
+    assert activate_release(staged, LocalBoard(), signed=signed).verified is False
     assert link_of(root) == bundle.digest
 
 

@@ -36,7 +36,13 @@ from edgeopt.deploy import (
     rollback_release,
     stage_bundle,
 )
-from edgeopt.errors import BoardUnreachable, BudgetExceeded, ConfigError, LeaseLost
+from edgeopt.errors import (
+    BoardUnreachable,
+    BudgetExceeded,
+    ConfigError,
+    DeployFailed,
+    LeaseLost,
+)
 from edgeopt.measure import measure_release
 from edgeopt.surroundings import Confinement
 from tests.board.wrapped import Wrapped
@@ -431,6 +437,10 @@ def test_the_least_memory_that_a_release_runs_in_is_what_the_kernel_enforces(
     assert 4 <= found.tries <= 9
     with pytest.raises(BudgetExceeded, match="twice the memory"):
         confine(4 << 20)
+    bundle = bundle_for_board(tmp_path / "b", mode="killed")
+    release = stage_bundle(bundle, board, facts=facts, app=APP, root=root)
+    with pytest.raises(DeployFailed, match="another program killed it"):
+        confine(32 << 20)
     done = board.run(["find", "/sys/fs/cgroup", "-name", "edgeopt-*"], timeout=60)
     assert done.stdout == b""
     board.close()

@@ -17,10 +17,12 @@ from onnx import TensorProto, helper
 
 from edgeopt.artifact import Bundle, Model, TensorSpec
 from edgeopt.cli.places import cache_folder
-from edgeopt.compile import check_operators, compile_model
+from edgeopt.compile import compile_model
 from edgeopt.compile.build import MANIFEST, PROGRAM, WEIGHTS
+from edgeopt.compile.importer import CONVERTED, CONVERTED_MICROSOFT
 from edgeopt.compile.weights import read_index
 from edgeopt.errors import OperatorUnsupported
+from edgeopt.model.operators import KNOWN, KNOWN_MICROSOFT, check_operators
 from edgeopt.model.oracle import run_model
 from tests import graphs
 from tests.compile.kit import Array, distance, draw_tokens, make_target, save_encoder
@@ -216,6 +218,21 @@ def test_operators_without_a_kernel_are_named_with_counts_before_anything_slow(
     assert caught.value.why == "Det x2 (first, second); com.example.Own x1 (third)"
     with pytest.raises(OperatorUnsupported):
         compile_model(describe(path), make_target("x86_64"), directory=tmp_path, cache=tmp_path)
+
+
+def test_what_is_listed_as_known_is_what_has_a_converter() -> None:
+    assert KNOWN == CONVERTED
+    assert KNOWN_MICROSOFT == CONVERTED_MICROSOFT
+
+
+def test_operators_are_checked_without_importing_the_compiler(tmp_path: Path) -> None:
+    path = save_encoder(tmp_path / "m.onnx")
+    code = (
+        "import sys; from pathlib import Path; from edgeopt.model.operators import check_operators;"
+        f"check_operators(Path({str(path)!r})); print({{'tvm', 'torch'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, text=True, capture_output=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_an_encoder_has_only_operators_that_compile(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+import paramiko
 import pytest
 
 from edgeopt.artifact import Bundle
+from edgeopt.board import Board
 from edgeopt.board.destination import read_route
 from edgeopt.board.local import LocalBoard
 from edgeopt.board.ssh import SshBoard, open_ssh
@@ -55,7 +58,21 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
     yield make
     for point in points:
-        subprocess.run(["umount", str(point)], check=True)
+        # A server may still be ending a session that has a file there open.
+        subprocess.run(["umount", "-l", str(point)], check=True)
+
+
+@pytest.fixture(params=["this machine", "sshd"])
+def board(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Board]:
+    """This machine, as it is and behind a real OpenSSH server."""
+    if request.param == "this machine":
+        yield LocalBoard()
+        return
+    server: Sshd = request.getfixturevalue("sshd")
+    found = open_ssh("board", ssh_config=server.write_config(tmp_path / "ssh_config"))
+    yield found
+    assert found.reconnects == 0
+    found.close()
 
 
 def free_bytes(path: Path) -> int:
@@ -70,77 +87,104 @@ def fill(path: Path, leave: int) -> None:
 
 
 def test_a_disk_without_enough_space_is_refused_before_anything_is_sent(
-    tmp_path: Path, mount: Mount
+    tmp_path: Path, mount: Mount, board: Board
 ) -> None:
     disk = mount("size=6m")
     bundle = make_bundle(tmp_path / "a", size=5_000_000)
-    board = DyingBoard(LocalBoard())
+    watched = DyingBoard(board)
     with pytest.raises(BoardIncompatible, match=r"needs 7\.\d+ MB, 6\.\d+ MB are free"):
-        deploy(bundle, board, disk / "edgeopt", tmp_path / "w")
-    assert "put" not in board.calls
+        deploy(bundle, watched, disk / "edgeopt", tmp_path / "w")
+    assert "put" not in watched.calls
     assert list(disk.iterdir()) == []
 
 
+# SFTP says nothing of the smaller one to a client that reads a reply to every hundredth write.
+@pytest.mark.parametrize("size", [2_500_000, 5_000_000])
 def test_a_disk_that_fills_during_the_upload_keeps_the_old_release(
-    tmp_path: Path, mount: Mount
+    tmp_path: Path, mount: Mount, board: Board, size: int
 ) -> None:
     disk = mount("size=10m")
     root = disk / "edgeopt"
     one = make_bundle(tmp_path / "a")
-    two = make_bundle(tmp_path / "b", seed=1, size=5_000_000)
-    deploy(one, LocalBoard(), root, tmp_path / "w")
+    two = make_bundle(tmp_path / "b", seed=1, size=size)
+    deploy(one, board, root, tmp_path / "w")
 
     def hog(content: bytes) -> bytes:
         fill(disk / "hog", leave=1_000_000)
         return content
 
-    with pytest.raises(DeployFailed, match=r"could not store weights\.bin"):
-        deploy(two, DyingBoard(LocalBoard(), spoil=hog), root, tmp_path / "w")
+    with pytest.raises(DeployFailed, match=r"could not store weights\.bin") as caught:
+        deploy(two, DyingBoard(board, spoil=hog), root, tmp_path / "w")
+    assert re.search("is the disk full|No space left", caught.value.why)
+    assert caught.value.exit_code == 10
     assert link_of(root) == one.digest
     assert_whole(root, one.digest)
     assert list(root.glob("objects/*.part")) == []
     (disk / "hog").unlink()
-    deploy(two, LocalBoard(), root, tmp_path / "w")
+    deploy(two, board, root, tmp_path / "w")
     assert_whole(root, two.digest)
     assert leftovers(root) == []
 
 
+def test_a_small_file_on_a_full_disk_is_never_taken_for_stored(
+    tmp_path: Path, mount: Mount, sshd: Sshd
+) -> None:
+    """The negative control comes first: this server lets paramiko's own client believe it is."""
+    disk = mount("size=4m")
+    fill(disk / "hog", leave=1 << 20)
+    sent = tmp_path / "sent"
+    sent.write_bytes(random.Random(5).randbytes(2_500_000))
+    config = sshd.write_config(tmp_path / "config")
+    with paramiko.SSHClient() as client:
+        client.load_host_keys(str(tmp_path / "config.board.known"))
+        client.connect("127.0.0.1", port=sshd.port, key_filename=str(sshd.identity))
+        client.open_sftp().put(str(sent), str(disk / "cut"), confirm=False)
+    assert (disk / "cut").stat().st_size == 1 << 20
+    (disk / "cut").unlink()
+    board = open_ssh("board", ssh_config=config)
+    with pytest.raises(BoardIncompatible, match="is the disk full"):
+        board.put(sent, PurePosixPath(disk / "there"), timeout=60)
+    board.close()
+
+
 def test_a_disk_without_a_byte_left_refuses_a_deploy_and_allows_a_rollback(
-    tmp_path: Path, mount: Mount
+    tmp_path: Path, mount: Mount, board: Board
 ) -> None:
     disk = mount("size=10m")
     root = disk / "edgeopt"
     one, two = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
     for each in (one, two):
-        deploy(each, LocalBoard(), root, tmp_path / "w")
+        deploy(each, board, root, tmp_path / "w")
     fill(disk / "hog", leave=0)
     with pytest.raises(BoardIncompatible, match="are free"):
-        deploy(make_bundle(tmp_path / "c", seed=2), LocalBoard(), root, tmp_path / "w")
+        deploy(make_bundle(tmp_path / "c", seed=2), board, root, tmp_path / "w")
     assert link_of(root) == two.digest
-    assert rollback_release(LocalBoard(), APP, root=PurePosixPath(root)).current == one.digest
+    assert rollback_release(board, APP, root=PurePosixPath(root)).current == one.digest
     assert_whole(root, one.digest)
     (disk / "hog").unlink()
-    assert rollback_release(LocalBoard(), APP, root=PurePosixPath(root)).current == two.digest
+    assert rollback_release(board, APP, root=PurePosixPath(root)).current == two.digest
     assert leftovers(root) == []
 
 
 @pytest.mark.parametrize("options", ["ro", "noexec", "ro,noexec"])
 def test_a_file_system_that_cannot_hold_programs_is_refused_by_name(
-    tmp_path: Path, mount: Mount, options: str
+    tmp_path: Path, mount: Mount, board: Board, options: str
 ) -> None:
     root = mount(options) / "edgeopt"
     with pytest.raises(BoardIncompatible) as caught:
-        deploy(make_bundle(tmp_path / "a"), LocalBoard(), root, tmp_path / "w")
+        deploy(make_bundle(tmp_path / "a"), board, root, tmp_path / "w")
     assert str(root) in caught.value.why
     assert ("noexec" in caught.value.why) == ("noexec" in options)
     assert ("read-only" in caught.value.why) == ("ro" in options.split(","))
     assert "deploy_dir" in caught.value.fix
 
 
-def test_a_file_system_without_inodes_is_refused(tmp_path: Path, mount: Mount) -> None:
+def test_a_file_system_without_inodes_is_refused(
+    tmp_path: Path, mount: Mount, board: Board
+) -> None:
     root = mount("size=10m,nr_inodes=12") / "edgeopt"
     with pytest.raises(BoardIncompatible, match="inodes"):
-        deploy(make_bundle(tmp_path / "a"), LocalBoard(), root, tmp_path / "w")
+        deploy(make_bundle(tmp_path / "a"), board, root, tmp_path / "w")
 
 
 def test_every_script_runs_in_busybox_alone(

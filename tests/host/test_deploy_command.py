@@ -104,6 +104,22 @@ def test_the_report_shows_what_was_measured_on_the_board(user: User) -> None:
     assert page.count("<svg") == 3
 
 
+def test_energy_is_measured_where_the_board_has_a_sensor_and_else_is_said_not_to_be(
+    user: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEOPT_SYS", str(tmp_path / "sys"))
+    assert "energy: not measured: the board has no power sensor" in user.types("deploy").stdout
+    chip = tmp_path / "sys/class/hwmon/hwmon3"
+    chip.mkdir(parents=True)
+    (chip / "name").write_text("ina260\n")
+    (chip / "power1_input").write_text("4200000\n")
+    done = user.types("deploy", "--no-reference", "--json")
+    seen = report_of(done)["rows"][0]["measurement"]  # type: ignore[index]
+    assert (seen["sensor"], seen["energy"]["idle_uw"]) == ("ina260", 4_200_000)
+    drawn, seconds = (seen["energy"][name] for name in ("drawn_uj", "duration_ns"))
+    assert drawn == pytest.approx(4.2e6 * seconds / 1e9, rel=1e-5)
+
+
 def test_a_bundle_built_twice_is_the_same_to_the_byte(
     user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:

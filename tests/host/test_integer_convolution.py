@@ -62,7 +62,16 @@ CASES = {
     "pointwise with strides": Case((1, 24, 9, 11), (40, 24, 1, 1), (("strides", [2, 2]),)),
     "image": Case((1, 3, 17, 19), (20, 3, 3, 3), (("strides", [2, 2]), ("pads", [1, 1, 1, 1]))),
     "wide window": Case((1, 3, 18, 15), (16, 3, 7, 7), (("pads", [3, 3, 3, 3]),)),
+    "rows of two": Case((1, 2, 11, 40), (16, 2, 8, 5), (("pads", [2, 1, 0, 3]),)),
+    "narrow": Case((2, 64, 7, 6), (48, 64, 3, 3), (("pads", [1, 1, 1, 1]),)),
     "square": Case((1, 16, 14, 14), (32, 16, 3, 3), (("pads", [1, 1, 1, 1]),)),
+    "lines": Case((2, 64, 20, 28), (40, 64, 3, 3), (("pads", [1, 1, 1, 1]),)),
+    "lines with strides": Case(
+        (1, 40, 25, 19), (70, 40, 3, 3), (("pads", [2, 1, 1, 1]), ("strides", [2, 1]))
+    ),
+    "lines apart": Case(
+        (1, 70, 15, 28), (16, 70, 2, 1), (("dilations", [3, 1]), ("strides", [1, 2]))
+    ),
     "odd channels": Case((2, 11, 8, 9), (21, 11, 3, 2), (("pads", [0, 2, 1, 0]),)),
     "without padding": Case((1, 12, 8, 9), (33, 12, 3, 3)),
     "dilated": Case((1, 10, 13, 12), (16, 10, 3, 3), (("dilations", [2, 3]),)),
@@ -74,6 +83,12 @@ CASES = {
     "depthwise with strides": Case(
         (1, 48, 14, 14), (48, 1, 3, 3), (("group", 48), ("strides", [2, 2]), ("pads", [0, 0, 1, 1]))
     ),
+    "depthwise of five rows": Case(
+        (2, 32, 13, 9),
+        (32, 1, 5, 3),
+        (("group", 32), ("dilations", [2, 3]), ("pads", [3, 1, 5, 4]), ("strides", [1, 2])),
+    ),
+    "depthwise of two rows": Case((1, 16, 7, 30), (16, 1, 2, 2), (("group", 16),)),
     "depthwise twice": Case((1, 16, 9, 8), (32, 1, 3, 3), (("group", 16), ("pads", [1, 1, 1, 1]))),
     "sequence": Case((1, 20, 31), (24, 20, 3), (("pads", [1, 1]),)),
     "sequence with strides": Case((2, 7, 30), (9, 7, 5), (("strides", [3]), ("dilations", [2]))),

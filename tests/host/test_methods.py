@@ -5,16 +5,19 @@ from typing import get_args
 import pytest
 
 from edgeopt.artifact import Method
-from tests.bench.methods import cores, table_of_methods
+from tests.bench.methods import VARIANTS, cores, table_of_methods
 from tests.test_readme import README
 
 pytestmark = pytest.mark.host
 
 #: Bits that a value of a matrix may take at most, scales in blocks of 32 included.
 MOST = {
-    "float32": 32, "float16": 16, "int8-rows": 16, "int8-weights": 8.2, "int8-dynamic": 8.3,
-    "int8-static": 8.3, "codebook16-blocks": 4.51, "int4-blocks": 4.51, "codebook-rows": 4.51,
-    "codebook4-blocks": 2.51, "int2-blocks": 2.51, "ternary-blocks": 2.51, "binary-blocks": 1.51,
+    "float32": 32, "float32-sparse": 16.6, "float16": 16, "float16-sparse": 8.6,
+    "int8-rows": 16, "int8-blocks": 8.51, "int8-weights": 8.2, "int8-sparse": 4.8,
+    "codebook-weights": 8.2, "int8-dynamic": 8.3, "int8-static": 8.3, "codebook16-blocks": 4.51,
+    "int4-blocks": 4.51, "codebook-rows": 4.51, "codebook4-blocks": 2.51, "int2-blocks": 2.51,
+    "ternary-blocks": 2.51, "binary-blocks": 1.51,
+    "int8-blocks+zero_points": 8.76, "int8-weights+tensor": 8.01, "int8-weights+zero_points": 8.2,
 }  # fmt: skip
 
 
@@ -25,7 +28,7 @@ def table() -> str:
 
 def test_no_cell_of_the_table_is_blank_and_every_method_has_a_row(table: str) -> None:
     header, *rows = (line.split() for line in table.splitlines())
-    assert [row[0] for row in rows] == list(get_args(Method))
+    assert [row[0] for row in rows] == [*get_args(Method), *VARIANTS]
     assert all(len(row) == len(header) for row in rows)
     assert header[3:] == ["aarch64", "arm", "x86_64"]
     # One kernel computes the product: there is none that first decodes the weight to memory.

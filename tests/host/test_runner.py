@@ -211,6 +211,28 @@ def test_threads_share_the_work_and_change_no_output(native: Built, tmp_path: Pa
     np.testing.assert_allclose(np.load(tmp_path / "0.npy"), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_among_other_bytes_an_inference_takes_longer_and_gives_the_same(
+    native: Built, tmp_path: Path, threads: str
+) -> None:
+    ids = save_samples(tmp_path / "ids.npy", seed=0)
+    common = (
+        *("--weights", native.folder / "weights.bin", "--input", tmp_path / "ids.npy"),
+        *("--samples", "3", "--warmup", "3", "--threads", threads),
+    )
+    # A busy machine only adds: the shortest of many tell.
+    warm, cold = (
+        json.loads(native.run(*common, "--iterations", count, *others).stdout)["samples_ns"]
+        for count, others in (
+            ("2000", ()),
+            ("100", ("--cold-bytes", "16777216", "--output", tmp_path)),
+        )
+    )
+    assert min(cold) > 1.3 * min(warm)
+    expected, _ = native.expect(ids)
+    np.testing.assert_allclose(np.load(tmp_path / "0.npy"), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_every_element_type_goes_in_and_comes_out(
     program: Path, cache: Path, tmp_path: Path
 ) -> None:

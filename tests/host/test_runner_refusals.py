@@ -175,6 +175,7 @@ def test_what_can_not_be_written_is_an_error(native: Built, tmp_path: Path) -> N
         ("--samples",),
         ("--samples", "0"),
         ("--samples", "2x"),
+        ("--cold-bytes", "1073741825"),
         ("--threads", "99999999999999999999"),
         ("--output", "out", "--samples", "3", "--iterations", "2"),
     ],

@@ -130,6 +130,22 @@ def test_who_tells_the_owner_and_what_runs_and_kick_ends_it(host: Host, board: H
     assert board.current("tiny") == json.loads(after.stdout)["digest"]
 
 
+def test_escape_sequences_of_a_board_reach_no_terminal(host: Host, board: Home) -> None:
+    root = board.folder / ".edgeopt"
+    root.mkdir(mode=0o700)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    evil = {"owner": "\x1b]0;title\x07\x9b2J", "user": "\x1b[31m", "host": "h", "pid": 1}
+    up = int(float(Path("/proc/uptime").read_text().split()[0]))
+    said = json.dumps(evil | {"started": 1})
+    (root / "lease").write_text(f"{'a' * 32} {boot} {up + 600} 5 {up} - {said}\n")
+    deploys = (*DEPLOY, board.name, "--wait", "1s")
+    for asked in (("board", "who", board.name), deploys, ("board", "kick", board.name, "--yes")):
+        done = host.types(*asked)
+        shown = done.stdout + done.stderr
+        assert "]0;title" in shown, shown
+        assert [each for each in shown if each != "\n" and not each.isprintable()] == []
+
+
 def test_a_host_that_stood_still_writes_nothing_once_another_has_taken_over(
     host: Host, board: Home
 ) -> None:

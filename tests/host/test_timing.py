@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -12,14 +13,20 @@ import pytest
 
 import edgeopt
 from edgeopt.artifact import Method
+from edgeopt.board import Board, Completed
+from edgeopt.board.local import LocalBoard
+from edgeopt.building import compile_plan, draw_samples
 from edgeopt.cli.places import cache_folder
+from edgeopt.cli.request import Request, make_order, started
 from edgeopt.compress import apply_plan, make_plan, pace_of
 from edgeopt.compress.pace import Clock, predict_nodes
 from edgeopt.model.describe import facts
 from edgeopt.model.load import read_model
+from edgeopt.prepare import prepare_model
 from edgeopt.target import load_target
 from edgeopt.times import Times, read_times
-from tests.host.test_tune import write_mlp
+from edgeopt.timing import measure_times
+from tests.host.test_tune import NARROW, WIDE, write_mlp
 
 pytestmark = [
     pytest.mark.host,
@@ -74,6 +81,56 @@ def stages(report: dict[str, object]) -> list[str]:
 def known(home: Path) -> Times:
     path = home / "data" / "times" / "x86-64.native.json"
     return read_times(path, edgeopt=edgeopt.__version__, threads=1)
+
+
+class Watched:
+    """A board, and what it was asked to run."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.name, self.kind = board.name, board.kind
+        self.put, self.get, self.close = board.put, board.get, board.close
+        self.asked: list[tuple[str, ...]] = []
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
+        self.asked.append(tuple(argv))
+        return self._board.run(argv, stdin=stdin, timeout=timeout)
+
+
+def test_a_kernel_is_measured_among_the_bytes_of_the_others_weights_in_its_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mlp(tmp_path / "mlp.onnx")
+    (tmp_path / "two.toml").write_text(PROFILE.format(flash="64MB"))
+    monkeypatch.setenv("EDGEOPT_DATA_DIR", str(tmp_path / "data"))
+    request = Request(
+        target="x86-64",
+        project=tmp_path,
+        model="mlp.onnx",
+        profile=str(tmp_path / "two.toml"),
+        board="local",
+    )
+    order = make_order(request)
+    board = Watched(LocalBoard(home=tmp_path))
+    with started(order) as run:
+        model = prepare_model(run)
+        whole = compile_plan(run, model, draw_samples(run, model))
+        assert measure_times(run, board, model, whole, renew=lambda: None) == 6
+        assert measure_times(run, board, model, whole, renew=lambda: None) == 0
+    named = [each.index("--cold-bytes") for each in board.asked if "--cold-bytes" in each]
+    launched = [each for each in board.asked if "--cold-bytes" in each]
+    read = {int(each[at + 1]) for each, at in zip(launched, named, strict=True)}
+    # Three of the four layers in float32; in 8 and in 4 bits, with their scales.
+    others = 3 * NARROW * WIDE
+    plain, *coded = sorted(read - {0}, reverse=True)
+    assert plain == 4 * others
+    eight = [each for each in coded if others < each < 1.3 * others]
+    four = [each for each in coded if others / 2 < each < 0.9 * others]
+    assert eight
+    assert four
+    assert sorted(eight + four) == sorted(coded)
+    # The model as it is has its own weights alone.
+    assert 0 in read
 
 
 def test_every_kernel_of_every_form_is_measured_once_and_plans_are_predicted_by_it(

@@ -75,6 +75,8 @@ def test_the_readmes_example_is_short_and_runs_as_it_stands(project: Project) ->
     found = ET.parse(project.folder / "report.xml").iter("property")
     properties = {each.get("name"): each.get("value") or "" for each in found}
     assert {"board", "target", "kind", "digest", "peak", "median"} <= set(properties)
+    assert properties["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert 0 < stored["fence"] < int(properties["fence"])
     assert properties["digest"] == stored["digest"]
     assert properties["median"].endswith(" ns")
 

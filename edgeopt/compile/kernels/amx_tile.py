@@ -47,6 +47,7 @@ class AmxTile:
     group: ClassVar[int] = GROUP
     #: Groups of every column that lie in front of those of B.
     lead: ClassVar[int] = 0
+    rows_of_register: ClassVar[int] = _SIDE
 
     @property
     def down(self) -> int:
@@ -114,31 +115,43 @@ def write_amx_tile(tile: AmxTile) -> str:
     overwritten, is int32 [height, width]. All are contiguous.
     """
     assert tile.fits
-    text = "\\0A".join(_walk(tile))
+    sums, left, _ = _places(tile)
+    setup = configure(dict.fromkeys((*sums, *left), tile.rows))
+    return write_function(tile.name, setup, _walk(tile), arguments=4)
+
+
+def write_function(name: str, setup: str, lines: list[str], *, arguments: int) -> str:
+    """Write the LLVM module of a function of assembly, whose operands come after each other.
+
+    Three pointers, the steps of K if there are four arguments, and what LDTILECFG reads.
+    """
+    text = "\\0A".join(lines)
     scratch = ("rax", "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11")
-    clobbers = ",".join(f"~{{{name}}}" for name in (*scratch, "memory", "cc", "dirflag", "flags"))
+    clobbers = ",".join(f"~{{{each}}}" for each in (*scratch, "memory", "cc", "dirflag", "flags"))
+    given = ["ptr %a", "ptr %b", "ptr %c", "i64 %k"][:arguments]
+    operands = ",".join(["r"] * (arguments + 1))
     return (
         f"@{USES_TILES} = weak_odr constant i8 1\n"
-        f"@{tile.name}_setup = linkonce_odr hidden constant [64 x i8] "
-        f'c"{_configuration(tile)}", align 64\n'
-        f"define linkonce_odr hidden i32 @{tile.name}"
-        "(ptr %a, ptr %b, ptr %c, i64 %k) noinline nounwind {\n"
-        f'  call void asm sideeffect "{text}", "r,r,r,r,r,{clobbers}"'
-        f"(ptr %a, ptr %b, ptr %c, i64 %k, ptr @{tile.name}_setup)\n"
+        f"@{name}_setup = linkonce_odr hidden constant [64 x i8] "
+        f'c"{setup}", align 64\n'
+        f"define linkonce_odr hidden i32 @{name}"
+        f"({', '.join(given)}) noinline nounwind {{\n"
+        f'  call void asm sideeffect "{text}", "{operands},{clobbers}"'
+        f"({', '.join(given)}, ptr @{name}_setup)\n"
         "  ret i32 0\n}\n"
     )
 
 
-def _configuration(tile: AmxTile) -> str:
-    """Spell the 64 bytes that LDTILECFG reads: palette 1, bytes of a row, rows."""
-    sums, left = _places(tile)[:2]
-    short = range(len(sums) + len(left))
-    rows = [tile.rows if register in short else _SIDE for register in range(_REGISTERS)]
+def configure(rows: dict[int, int]) -> str:
+    """Spell the 64 bytes that LDTILECFG reads: palette 1, bytes of a row, rows by register.
+
+    Registers that are not named have 16 rows.
+    """
     data = bytearray(64)
     data[0] = 1
     for register in range(_REGISTERS):
         data[16 + 2 * register] = 4 * _SIDE
-        data[48 + register] = rows[register]
+        data[48 + register] = rows.get(register, _SIDE)
     return "".join(f"\\{value:02X}" for value in data)
 
 

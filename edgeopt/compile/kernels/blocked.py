@@ -32,14 +32,17 @@ Finder = Callable[[te.Tensor, Sequence[tirx.Expr]], list[tirx.Expr]]
 _WORD = 32
 #: Steps of K that are unrolled at most.
 _MOST_UNROLLED = 8
+#: Bits of codes whose levels are chosen in registers.
+_CHOSEN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """A matrix [K, N] of codes from 0 on, and its scales and zero points by block of K.
 
-    scales: [blocks, N], float16 or float32; zeros: the same shape, or one for all. levels: what
-    each code stands for, as float32; None: itself. With levels there are no zero points.
+    scales: [blocks, N], float16 or float32, or one for all as [1, 1]; zeros: the same. levels:
+    what each code stands for, as float32 [groups, n]; None: itself. With levels there are no zero
+    points.
     """
 
     codes: np.ndarray
@@ -48,6 +51,8 @@ class Blocked:
     block: int
     bits: int
     levels: np.ndarray | None = None
+    #: Columns of one group of levels; 0: there is one group.
+    channels: int = 0
 
     @property
     def per_word(self) -> int:
@@ -66,8 +71,16 @@ class Blocked:
 
     @property
     def has_zeros(self) -> bool:
-        """Whether zero points differ and are stored."""
-        return self.zeros.size > 1
+        """Whether zero points are stored: those that differ, and those of 8 bits."""
+        return self.zeros.size > 1 or self.zeros.dtype == np.uint8
+
+    @property
+    def subtracts(self) -> bool:
+        """Whether zero points are subtracted from codes, and not from sums of them.
+
+        Of long sums of large codes too little of a float32 would be left.
+        """
+        return self.bits == 8 and bool(self.zeros.any())
 
 
 def bits_of(codes: np.ndarray) -> int:
@@ -116,6 +129,8 @@ def arguments_of(weight: Blocked, width: int) -> list[np.ndarray]:
     panels = -(-weight.codes.shape[1] // width)
 
     def panelled(values: np.ndarray) -> np.ndarray:
+        if values.size == 1:
+            return values.reshape(1, 1, 1)
         padded = np.zeros((len(values), panels * width), values.dtype)
         padded[:, : values.shape[1]] = values
         split = padded.reshape(len(values), panels, width)
@@ -134,18 +149,49 @@ def _code(word: tirx.Expr, place: tirx.Expr, bits: int) -> tirx.Expr:
 
 
 def _level(
-    word: tirx.Expr, place: tirx.Expr, bits: int, levels: te.Tensor, first: int = 0
+    word: tirx.Expr,
+    place: tirx.Expr,
+    bits: int,
+    levels: te.Tensor,
+    *group: tirx.Expr,
+    first: int = 0,
 ) -> tirx.Expr:
-    """Choose what a code of a word stands for, by its bits from the highest, in all lanes alike."""
+    """Choose what a code of a word stands for, by its bits from the highest, in all lanes alike.
+
+    Of more than 16 levels each lane reads its own: registers hold no more.
+    """
+    if bits > _CHOSEN:
+        kept = tirx.shift_right(word, place * bits)
+        return levels(*group, tirx.bitwise_and(kept, tirx.const(2**bits - 1, "int32")))
+    width = int(levels.shape[-1]).bit_length() - 1
     if bits == 0:
-        return levels(first)
+        return levels(*group, first)
     half = 1 << (bits - 1)
-    width = int(levels.shape[0]).bit_length() - 1
     bit = tirx.bitwise_and(
         tirx.shift_right(word, place * width + (bits - 1)), tirx.const(1, "int32")
     )
-    upper = _level(word, place, bits - 1, levels, first + half)
-    return tirx.Select(bit > 0, upper, _level(word, place, bits - 1, levels, first))
+    upper, lower = (
+        _level(word, place, bits - 1, levels, *group, first=each) for each in (first + half, first)
+    )
+    return tirx.Select(bit > 0, upper, lower)
+
+
+def _group_of(weight: Blocked, width: int, panel: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
+    """Find the group of levels of a column in a panel of so many; padding has the last one's."""
+    assert weight.levels is not None
+    if weight.channels == 0:
+        return tirx.const(0, "int32")
+    if weight.channels % width == 0:
+        group = tirx.floordiv(panel, weight.channels // width)
+    else:
+        group = tirx.floordiv(panel * width + column, weight.channels)
+    return tirx.min(group, len(weight.levels) - 1)
+
+
+def _scale_of(scales: te.Tensor, *at: tirx.Expr) -> tirx.Expr:
+    """Read a scale: its own, or the one for all."""
+    place = [0 if int(size) == 1 else i for size, i in zip(scales.shape, at, strict=True)]
+    return tirx.Cast("float32", scales(*place))
 
 
 def define_blocked(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
@@ -157,8 +203,25 @@ def define_blocked(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Te
 
 def _zero_of(weight: Blocked, zeros: tuple[te.Tensor, ...], *at: tirx.Expr) -> tirx.Expr:
     if weight.has_zeros:
-        return tirx.Cast("float32", zeros[0](*at))
+        return _scale_of(zeros[0], *at)
     return number(float(weight.zeros.reshape(-1)[0]))
+
+
+def _decoded(
+    plan: Gemm,
+    weight: Blocked,
+    more: tuple[te.Tensor, ...],
+    word: tirx.Expr,
+    place: tirx.Expr,
+    at: tuple[tirx.Expr, tirx.Expr, tirx.Expr],
+) -> tirx.Expr:
+    """Read a code of a word, at a panel, block and column: its level, or less its zero point."""
+    panel, _, column = at
+    if weight.levels is not None:
+        group = _group_of(weight, plan.width, panel, column)
+        return _level(word, place, weight.bits, more[0], group)
+    code = _code(word, place, weight.bits)
+    return code - _zero_of(weight, more, *at) if weight.subtracts else code
 
 
 def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
@@ -171,11 +234,11 @@ def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Ten
             block = tirx.floordiv(k, weight.block) if weight.blocks > 1 else tirx.const(0, "int32")
             word = words(no, tirx.floordiv(k, weight.per_word), ni)
             place = tirx.floormod(k, weight.per_word)
-            scale = tirx.Cast("float32", scales(no, block, ni))
-            if weight.levels is not None:
-                return _level(word, place, weight.bits, more[0]) * scale
-            code = _code(word, place, weight.bits)
-            return (code - _zero_of(weight, more, no, block, ni)) * scale
+            scale = _scale_of(scales, no, block, ni)
+            code = _decoded(plan, weight, more, word, place, (no, block, ni))
+            if weight.levels is None and not weight.subtracts:
+                code = code - _zero_of(weight, more, no, block, ni)
+            return code * scale
 
         shape = (words.shape[0], plan.depth, words.shape[2])
         panels = te.compute(shape, decode, name="widened", attrs=mark(role=tile.WIDENED))
@@ -208,10 +271,7 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
 
         def within(no: tirx.Expr, b: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
             word = packed(no, b * words + q, ni)
-            if weight.levels is not None:
-                code = _level(word, j, weight.bits, more[0])
-            else:
-                code = _code(word, j, weight.bits)
+            code = _decoded(plan, weight, more, word, j, (no, b, ni))
             return te.sum(row(b, q * per_word + j) * code, axis=[q, j])
 
         panels = -(-plan.columns // plan.width)
@@ -221,9 +281,9 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
 
         def over(no: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
             value = partial(no, b, ni)
-            if weight.has_zeros or weight.zeros.any():
+            if not weight.subtracts and (weight.has_zeros or weight.zeros.any()):
                 value = value - _zero_of(weight, more, no, b, ni) * totals(b)
-            return te.sum(value * tirx.Cast("float32", scales(no, b, ni)), axis=b)
+            return te.sum(value * _scale_of(scales, no, b, ni), axis=b)
 
         product = te.compute((panels, plan.width), over, name="product", attrs=marks)
 

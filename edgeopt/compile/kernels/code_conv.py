@@ -20,6 +20,8 @@ class CodeConv:
 
     runs: Runs
     product: CodeProduct
+    #: Whether the rows of all lines of the image are tiled as one.
+    flat: bool = False
 
     @property
     def moved(self) -> int:
@@ -32,11 +34,14 @@ def plan_conv(cpu: Cpu, window: Window, filters: np.ndarray, codes: str) -> Code
 
     None where the CPU has no tile for it, or none divides a group's outputs.
     """
-    runs = Runs(window, code_products.step_of(cpu))
-    shape = (window.shape[0], *window.output, runs.depth)
+    runs = Runs(window, code_products.step_of(cpu), cpu.amx)
     weight = pad_filters(filters, runs)
+    lines, columns = window.output
+    flat = cpu.amx and window.groups == 1 and code_products.prefers_flat(lines, columns)
+    rows = (lines * columns,) if flat else (lines, columns)
+    shape = (window.shape[0], *rows, runs.depth)
     product = code_products.plan_product(cpu, shape, weight, codes, groups=window.groups)
-    return None if product is None else CodeConv(runs, product)
+    return None if product is None else CodeConv(runs, product, flat)
 
 
 def pack_filters(filters: np.ndarray, plan: CodeConv) -> np.ndarray:
@@ -65,21 +70,21 @@ def define_conv(plan: CodeConv, zero: int) -> Callable[..., te.Tensor]:
 def _unfold(plan: CodeConv, x: te.Tensor, zero: int) -> te.Tensor:
     """Define the codes that each output sums: [N, H, W, codes], by groups before the codes.
 
-    It is never stored: the kernel reads it once, packing the rows of the product.
+    Flat, H and W are one axis. It is never stored: the kernel reads it once, packing the rows of
+    the product.
     """
     runs = plan.runs
     window = runs.window
     image = pad_lines(runs, x, zero, plan.product.convert) if runs.copied else x
+    across = window.output[1]
 
     def element(*at: tirx.Expr) -> tirx.Expr:
-        b, row, column, *group, k = at
-        run, within = tirx.floordiv(k, runs.length), tirx.floormod(k, runs.length)
-        across = runs.taps[1]
-        tap = tirx.floordiv(run, across), tirx.floormod(run, across)
-        y, place = runs.place((row, column), tap, group[0] if group else 0)
-        return image(b, y, place + within)
+        batch, *place, k = at
+        if plan.flat:
+            place = [tirx.floordiv(place[0], across), tirx.floormod(place[0], across)]
+        return runs.read(image, (batch, *place), k)
 
     groups = [window.groups] if window.groups > 1 else []
-    shape = (window.shape[0], *window.output, *groups, runs.depth)
+    shape = (*plan.product.gemm.shape[:-1], *groups, runs.depth)
     marks = mark(role=UNFOLDED, inputs=runs.length // plan.product.tile.step, across=runs.taps[1])
     return te.compute(shape, element, name=UNFOLDED, attrs=marks)

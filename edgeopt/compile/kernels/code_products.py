@@ -105,6 +105,11 @@ def step_of(cpu: Cpu) -> int:
     return AmxTile.step if cpu.amx else STEP
 
 
+def prefers_flat(lines: int, columns: int) -> bool:
+    """Tell whether tile registers hold rows of several lines of an image rather than of one."""
+    return lines > 1 and 2 * columns <= AmxTile.rows_of_register
+
+
 def is_extreme(weight: np.ndarray) -> bool:
     """Tell whether a weight is -128, whose products cannot be added in pairs as int16."""
     return bool((weight == -128).any())

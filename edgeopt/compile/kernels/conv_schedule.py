@@ -18,7 +18,7 @@ from edgeopt.compile.kernels.tile_intrinsics import register_apart
 #: TVM's kind of an axis that nothing is summed over.
 _SPATIAL = tirx.IterVar.DataPar
 #: Rows of a strip whose padded input stays in L1 or L2, best first.
-_STRIPS = (8, 7, 6, 5, 4, 3, 2, 1)
+STRIPS = (8, 7, 6, 5, 4, 3, 2, 1)
 
 
 def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
@@ -74,7 +74,7 @@ def schedule_channelwise(sch: Schedule, cpu: Cpu, product: Block) -> None:
     rows = extent(sch, row)
     inner = blocks
     if padded:
-        strip = next(size for size in _STRIPS if rows % size == 0)
+        strip = next(size for size in STRIPS if rows % size == 0)
         strips, row = sch.split(row, [None, strip])
         sch.reorder(batch, strips, blocks, row, tiles, column_in, channel_in)
         sch.parallel(sch.fuse(batch, strips))

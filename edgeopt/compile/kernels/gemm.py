@@ -266,7 +266,10 @@ def _stage_rows(cpu: Cpu, plan: Gemm, x: te.Tensor) -> RowReader:
 
 
 def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
-    """Make the TE definition: x, packed weight and, if any, scales of columns give the product."""
+    """Make the TE definition: x, packed weight and, if any, scales of columns give the product.
+
+    One scale may be for all columns.
+    """
 
     def define(x: te.Tensor, weight: te.Tensor, *scales: te.Tensor) -> te.Tensor:
         marks = plan.marks(cpu, 8 * np.dtype(str(weight.dtype)).itemsize)
@@ -275,7 +278,9 @@ def define_gemm(cpu: Cpu, plan: Gemm) -> Callable[..., te.Tensor]:
 
         def result(*at: tirx.Expr) -> tirx.Expr:
             value = result_of(plan, product, at)
-            return value * scales[0](at[-1]) if scales else value
+            if not scales:
+                return value
+            return value * scales[0](at[-1] if int(scales[0].shape[0]) > 1 else 0)
 
         return te.compute(plan.output_shape, result, name="gemm")
 

@@ -21,6 +21,7 @@ from edgeopt.compile.kernels.code_products import (
     is_extreme,
     pack_weight,
     plan_product,
+    prefers_flat,
 )
 from edgeopt.compile.kernels.gemm import Gemm, RowReader, define_rows, result_of, schedule_tiles
 from edgeopt.compile.kernels.intrinsics import register_intrinsics
@@ -155,6 +156,14 @@ def plan_integer(
     key = TileKey(KIND, plan.rows, columns, plan.depth, codes)
     chosen = tile.choose_tuned(cpu, key, rank_tiles(cpu, key))
     return IntegerGemm(Gemm(shape, columns, *chosen), choose_dot(cpu, extreme=extreme), codes)
+
+
+def rows_of(cpu: Cpu, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """View codes [..., K] under the shape whose rows are tiled best: short lines as one axis."""
+    *outer, lines, columns, depth = (1, *shape) if len(shape) == 2 else shape
+    if not (cpu.amx and prefers_flat(lines, columns)):
+        return shape
+    return (*outer, lines * columns, depth)
 
 
 def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:

@@ -12,7 +12,8 @@ import numpy as np
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import code_conv, conv, tile
+from edgeopt.compile.kernels import amx_conv, code_conv, conv, tile
+from edgeopt.compile.kernels.amx_conv import ImageConv
 from edgeopt.compile.kernels.code_conv import CodeConv
 from edgeopt.compile.kernels.code_products import is_extreme
 from edgeopt.compile.kernels.code_runs import Runs, pad_filters, pad_lines
@@ -61,11 +62,14 @@ class IntegerConv:
 
 def plan_conv(
     cpu: Cpu, window: Window, filters: np.ndarray, codes: str
-) -> IntegerConv | CodeConv | None:
+) -> IntegerConv | CodeConv | ImageConv | None:
     """Choose the instruction and the tile for int8 filters [KH, KW, I, O].
 
     None for groups whose outputs no vector divides.
     """
+    direct = amx_conv.plan_conv(cpu, window, filters, codes)
+    if direct is not None:
+        return direct
     packed = code_conv.plan_conv(cpu, window, filters, codes)
     if packed is not None or cpu.machine == "aarch64":
         return packed
@@ -93,18 +97,22 @@ def _with_calls(dot: Dot, calls: int) -> Dot:
     return dataclasses.replace(dot, calls=min(dot.calls, 1 << (calls - 1).bit_length()))
 
 
-def pack_filters(filters: np.ndarray, plan: IntegerConv | CodeConv) -> np.ndarray:
+def pack_filters(filters: np.ndarray, plan: IntegerConv | CodeConv | ImageConv) -> np.ndarray:
     """Lay out int8 [KH, KW, I, O] in the order in which the instruction reads them."""
+    if isinstance(plan, ImageConv):
+        return amx_conv.pack_filters(filters, plan)
     if isinstance(plan, CodeConv):
         return code_conv.pack_filters(filters, plan)
     return pack_codes(pad_filters(filters, plan.runs), plan.product)
 
 
-def define_conv(plan: IntegerConv | CodeConv, zero: int) -> Callable[..., te.Tensor]:
+def define_conv(plan: IntegerConv | CodeConv | ImageConv, zero: int) -> Callable[..., te.Tensor]:
     """Make the TE definition: codes [N, H, W * C], packed filters, what each output starts from.
 
     The sums are those of the codes as they are multiplied, which plan.moved tells.
     """
+    if isinstance(plan, ImageConv):
+        return amx_conv.define_conv(plan, zero)
     if isinstance(plan, CodeConv):
         return code_conv.define_conv(plan, zero)
     register_intrinsics()

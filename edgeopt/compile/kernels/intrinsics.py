@@ -173,6 +173,91 @@ def _vnni_code(
         )
 
 
+@script.prim_func(s_tir=True)
+def _vnni_fours_meaning(
+    a: T.Buffer((16, 4), "uint8", offset_factor=1),
+    b: T.Buffer((16, 4), "int8", offset_factor=1),
+    c: T.Buffer((16,), "int32", offset_factor=1),
+) -> None:
+    with T.sblock("root"):
+        T.reads(c[0:16], a[0:16, 0:4], b[0:16, 0:4])
+        T.writes(c[0:16])
+        for i, k in T.grid(16, 4):
+            with T.sblock("update"):
+                vi, vk = T.axis.remap("SR", [i, k])
+                c[vi] = c[vi] + T.cast(a[vi, vk], "int32") * T.cast(b[vi, vk], "int32")
+
+
+@script.prim_func(s_tir=True)
+def _vnni_fours_code(
+    a: T.Buffer((16, 4), "uint8", offset_factor=1),
+    b: T.Buffer((16, 4), "int8", offset_factor=1),
+    c: T.Buffer((16,), "int32", offset_factor=1),
+) -> None:
+    with T.sblock("root"):
+        T.reads(c[0:16], a[0:16, 0:4], b[0:16, 0:4])
+        T.writes(c[0:16])
+        c[T.ramp(T.int32(0), 1, 16)] = T.call_llvm_pure_intrin(
+            T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpdpbusd.512"),
+            c.vload([0], dtype="int32x16"),
+            T.reinterpret(a.vload([0, 0], dtype="uint8x64"), dtype="int8x64"),
+            b.vload([0, 0], dtype="int8x64"),
+            dtype="int32x16",
+        )
+
+
+@cache
+def register_fours(apart: int) -> str:
+    """Make known how the codes of four lines, so many apart, lie side by side: B[c, k] = A[k, c].
+
+    Returns the name of the intrinsic.
+    """
+    lines = 3 * apart + 1
+
+    @script.prim_func(s_tir=True)
+    def meaning(pa: T.handle, pb: T.handle) -> None:
+        stride_a, stride_x = T.int32(), T.int32()
+        a = T.match_buffer(
+            pa, (lines, 1, 16), "uint8", strides=[stride_a, stride_x, 1], offset_factor=1
+        )
+        b = T.match_buffer(pb, (16, 4), "uint8", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:lines, 0:1, 0:16])
+            T.writes(b[0:16, 0:4])
+            for i, k in T.grid(16, 4):
+                with T.sblock("gather"):
+                    vi, vk = T.axis.remap("SS", [i, k])
+                    b[vi, vk] = a[vk * apart, 0, vi]
+
+    @script.prim_func(s_tir=True)
+    def code(pa: T.handle, pb: T.handle) -> None:
+        stride_a, stride_x = T.int32(), T.int32()
+        a = T.match_buffer(
+            pa, (lines, 1, 16), "uint8", strides=[stride_a, stride_x, 1], offset_factor=1
+        )
+        b = T.match_buffer(pb, (16, 4), "uint8", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:lines, 0:1, 0:16])
+            T.writes(b[0:16, 0:4])
+            b.vstore(
+                [0, 0],
+                T.reinterpret(
+                    T.Cast("uint32x16", a.vload([0, 0, 0], dtype="uint8x16"))
+                    | T.Cast("uint32x16", a.vload([apart, 0, 0], dtype="uint8x16"))
+                    << T.broadcast(T.uint32(8), 16)
+                    | T.Cast("uint32x16", a.vload([2 * apart, 0, 0], dtype="uint8x16"))
+                    << T.broadcast(T.uint32(16), 16)
+                    | T.Cast("uint32x16", a.vload([3 * apart, 0, 0], dtype="uint8x16"))
+                    << T.broadcast(T.uint32(24), 16),
+                    dtype="uint8x64",
+                ),
+            )
+
+    intrinsic = f"edgeopt_fours_{apart}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic
+
+
 @cache
 def register_intrinsics() -> None:
     """Make the instructions known to TVM's schedules; once per process is enough."""
@@ -182,6 +267,7 @@ def register_intrinsics() -> None:
         "edgeopt_single_arm": (_pair_meaning, _make_single(add)),
         "edgeopt_madd": (_madd_meaning, _madd_code),
         "edgeopt_vnni": (_vnni_meaning, _vnni_code),
+        "edgeopt_vnni_fours": (_vnni_fours_meaning, _vnni_fours_code),
     }
     for name, (meaning, code) in pairs.items():
         TensorIntrin.register(name, meaning, code, override=True)

@@ -7,8 +7,10 @@ from tvm import s_tir, tirx
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import (
+    amx_conv,
     attention,
     blocked,
+    code_depthwise,
     code_products,
     code_table,
     columns,
@@ -23,6 +25,7 @@ from edgeopt.compile.kernels import (
     reduction,
     rows,
     single_row,
+    sparse,
     winograd,
 )
 from edgeopt.compile.kernels.scheduling import (
@@ -41,6 +44,8 @@ _RULES = {
     gemm.ROW: single_row.schedule_row,
     blocked.KIND: blocked.schedule_blocked,
     integer.KIND: integer.schedule_integer,
+    amx_conv.KIND: amx_conv.schedule_conv,
+    code_depthwise.KIND: code_depthwise.schedule_depthwise,
     code_products.KIND: code_products.schedule_product,
     code_table.KIND: code_table.schedule_table,
     integer_conv.KIND: integer_conv.schedule_conv,
@@ -48,6 +53,7 @@ _RULES = {
     attention.PACKED: attention.schedule_packed,
     rows.KIND: rows.schedule_rows,
     columns.KIND: columns.schedule_columns,
+    sparse.KIND: sparse.schedule_sparse,
     recurrent.KIND: recurrent.schedule_recurrent,
     conv.DENSE: conv_schedule.schedule_dense,
     winograd.KIND: winograd.schedule_winograd,

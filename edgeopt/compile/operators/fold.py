@@ -6,7 +6,6 @@ import numpy as np
 from onnx import NodeProto
 from tvm import relax
 
-from edgeopt.compile.operators.standard import STANDARD
 from edgeopt.compile.views import constant_of, shape_of
 from edgeopt.model.evaluate import (
     NESTED,
@@ -15,6 +14,7 @@ from edgeopt.model.evaluate import (
     evaluate_node,
     evaluate_size,
 )
+from edgeopt.model.standard import STANDARD
 
 #: Constants beyond this size in bytes stay as they are stored.
 LARGE = 4096
@@ -41,4 +41,6 @@ def fold_node(
         if value is None or value.nbytes > LARGE:
             return None
         values[name] = value
-    return evaluate_node(node, values, opset) if values else None
+    found = evaluate_node(node, values, opset) if values else None
+    widened = node.op_type == "Gather" and found is not None and found[0].nbytes > LARGE
+    return None if widened else found

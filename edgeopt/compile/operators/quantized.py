@@ -15,8 +15,6 @@ from tvm import relax
 from edgeopt.compile.operators.node import Node, Result, dtype_of
 from edgeopt.compile.views import constant_of, shape_of
 
-#: The domain of onnxruntime's own operators.
-MICROSOFT = "com.microsoft"
 #: Converts a node of the standard.
 Convert: TypeAlias = Callable[[Node], Result]
 QuantizedConverter: TypeAlias = Callable[[Node, Convert], Result]

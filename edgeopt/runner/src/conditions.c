@@ -13,20 +13,17 @@ enum { MAX_ZONES = 64 };
 
 // Other zones are of the battery, of the radio, or constant (the PMIC of a Jetson).
 static bool is_processor_zone(int zone) {
-  char path[64];
   char type[64];
-  snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/type", zone);
-  if (!read_text(path, type, sizeof type)) return false;
+  if (!read_sys_text(type, sizeof type, "class/thermal/thermal_zone%d/type", zone)) return false;
   return strcasestr(type, "cpu") != NULL || strcasestr(type, "soc") != NULL ||
          strcasestr(type, "pkg") != NULL;
 }
 
 static void read_temperature(Conditions* conditions) {
   for (int zone = 0; zone < MAX_ZONES; ++zone) {
-    char path[64];
     int64_t milli = 0;
-    snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/temp", zone);
-    if (!is_processor_zone(zone) || !read_number(path, &milli)) continue;
+    if (!is_processor_zone(zone)) continue;
+    if (!read_sys_number(&milli, "class/thermal/thermal_zone%d/temp", zone)) continue;
     double celsius = (double)milli / 1000;
     if (!conditions->has_temperature || celsius > conditions->temperature_c) {
       conditions->temperature_c = celsius;
@@ -38,17 +35,18 @@ static void read_temperature(Conditions* conditions) {
 static void read_frequencies(Conditions* conditions) {
   long cpus = sysconf(_SC_NPROCESSORS_CONF);
   for (int cpu = 0; cpu < cpus && cpu < MAX_CPUS; ++cpu) {
-    char path[96];
     int64_t khz = 0;
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq", cpu);
-    if (read_number(path, &khz)) conditions->frequency_khz[conditions->frequency_count++] = khz;
+    if (read_sys_number(&khz, "devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq", cpu)) {
+      conditions->frequency_khz[conditions->frequency_count++] = khz;
+    }
   }
 }
 
 static void read_throttled(Conditions* conditions) {
   char text[64];
   char* end = NULL;
-  if (!read_text("/sys/devices/platform/soc/soc:firmware/get_throttled", text, sizeof text)) return;
+  // "soc/soc:firmware" up to the Raspberry Pi 4; the bus of the 5 has its address in its name.
+  if (!read_sys_match(text, sizeof text, "devices/platform/soc*/soc*:firmware/get_throttled")) return;
   unsigned long long flags = strtoull(text, &end, 16);
   if (end == text) return;
   snprintf(conditions->throttled, sizeof conditions->throttled, "0x%llx", flags);

@@ -29,11 +29,9 @@ static void read_parts(int64_t* parts) {
 // of cores), else its highest clock, which says nothing across kinds but is all there is.
 static int64_t read_speed(int cpu) {
   static const char* const files[] = {"cpu_capacity", "cpufreq/cpuinfo_max_freq"};
-  char path[96];
   int64_t speed = 0;
   for (size_t i = 0; i < sizeof files / sizeof *files; ++i) {
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/%s", cpu, files[i]);
-    if (read_number(path, &speed)) return speed;
+    if (read_sys_number(&speed, "devices/system/cpu/cpu%d/%s", cpu, files[i])) return speed;
   }
   return 0;
 }
@@ -76,13 +74,13 @@ static int read_quota(int wanted) {
   int64_t quota = -1;
   int64_t period = 0;
   // cgroup 2, then 1; both seen from inside of the container.
-  if (read_text("/sys/fs/cgroup/cpu.max", text, sizeof text)) {
+  if (read_sys_text(text, sizeof text, "fs/cgroup/cpu.max")) {
     char* end = text;
     quota = strtoll(text, &end, 10);
     if (end == text) return wanted;
     period = strtoll(end, NULL, 10);
-  } else if (!read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &quota) ||
-             !read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period)) {
+  } else if (!read_sys_number(&quota, "fs/cgroup/cpu/cpu.cfs_quota_us") ||
+             !read_sys_number(&period, "fs/cgroup/cpu/cpu.cfs_period_us")) {
     return wanted;
   }
   if (quota <= 0 || period <= 0) return wanted;

@@ -2,6 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
+#include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +33,47 @@ bool read_number(const char* path, int64_t* number) {
   long long value = strtoll(text, &end, 10);
   *number = value;
   return end != text;
+}
+
+static const char* sys_folder(void) {
+  const char* folder = getenv("EDGEOPT_SYS");
+  return folder != NULL ? folder : "/sys";
+}
+
+// False where the path would be cut: what is read is the file that was meant, or nothing.
+static bool name_sys(char* path, const char* format, va_list arguments) {
+  int start = snprintf(path, PATH_MAX, "%s/", sys_folder());
+  if (start >= PATH_MAX) return false;
+  int length = vsnprintf(path + start, (size_t)(PATH_MAX - start), format, arguments);
+  return start + length < PATH_MAX;
+}
+
+bool read_sys_text(char* text, size_t size, const char* format, ...) {
+  char path[PATH_MAX];
+  va_list arguments;
+  va_start(arguments, format);
+  bool named = name_sys(path, format, arguments);
+  va_end(arguments);
+  return named && read_text(path, text, size);
+}
+
+bool read_sys_match(char* text, size_t size, const char* pattern) {
+  char path[PATH_MAX];
+  glob_t found;
+  int length = snprintf(path, sizeof path, "%s/%s", sys_folder(), pattern);
+  if (length >= PATH_MAX || glob(path, 0, NULL, &found) != 0) return false;
+  bool done = read_text(found.gl_pathv[0], text, size);
+  globfree(&found);
+  return done;
+}
+
+bool read_sys_number(int64_t* number, const char* format, ...) {
+  char path[PATH_MAX];
+  va_list arguments;
+  va_start(arguments, format);
+  bool named = name_sys(path, format, arguments);
+  va_end(arguments);
+  return named && read_number(path, number);
 }
 
 int open_regular(const char* path, uint64_t* size) {

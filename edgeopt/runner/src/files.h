@@ -12,6 +12,16 @@ bool read_text(const char* path, char* text, size_t size);
 // Read the first whole number of a small text file; false when unreadable or not a number.
 bool read_number(const char* path, int64_t* number);
 
+// The same of a file below /sys. The environment variable EDGEOPT_SYS names another folder to look
+// in instead: boards of the tests are made of files.
+bool read_sys_text(char* text, size_t size, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
+bool read_sys_number(int64_t* number, const char* format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+// Read the first file below /sys whose path matches a pattern of glob(7).
+bool read_sys_match(char* text, size_t size, const char* pattern);
+
 // Open a regular file for reading and tell its size in bytes; fails when it is anything else.
 int open_regular(const char* path, uint64_t* size);
 

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "caches.h"
 #include "conditions.h"
 #include "cpus.h"
 #include "files.h"
@@ -17,6 +18,7 @@
 #include "meter.h"
 #include "npy.h"
 #include "options.h"
+#include "power.h"
 #include "process.h"
 #include "report.h"
 #include "threads.h"
@@ -48,6 +50,11 @@ typedef struct {
   int64_t* warm_ns;
   int64_t* samples_ns;
   int64_t realtime_drift_ns;
+  Sensor sensor;
+  Drawn idle;
+  Drawn load;
+  // Inferences under load.
+  int64_t loads;
   NpyOutput* outputs;
   int output_count;
 } Result;
@@ -146,7 +153,9 @@ static void measure(Session* session, const Options* options, Result* result) {
   int64_t raw = read_clock(CLOCK_MONOTONIC_RAW);
   int64_t real = read_clock(CLOCK_REALTIME);
   for (int64_t i = 0; i < options->iterations; ++i) {
-    if (options->samples > 1) read_inputs(session, i % options->samples);
+    drive_out(options->cold_bytes);
+    // In a model the node before has just written them.
+    if (options->samples > 1 || options->cold_bytes != 0) read_inputs(session, i % options->samples);
     TVMFFIAny output = run_timed(session, &result->samples_ns[i]);
     if (options->output != NULL && i < options->samples) {
       keep_outputs(result, options, i, &output);
@@ -159,6 +168,45 @@ static void measure(Session* session, const Options* options, Result* result) {
   result->switches = read_switches();
   result->switches.voluntary -= before.voluntary;
   result->switches.involuntary -= before.involuntary;
+}
+
+static void measure_idle(const Options* options, Result* result) {
+  if (!find_sensor(&result->sensor) || options->energy_ms == 0) return;
+  start_watch(&result->sensor);
+  rest(options->energy_ms);
+  result->idle = end_watch();
+}
+
+// Apart from the timed inferences, which a thread that reads a sensor would disturb.
+static void measure_energy(Session* session, const Options* options, Result* result) {
+  if (result->idle.readings == 0) return;
+  int64_t until = read_clock(CLOCK_MONOTONIC_RAW) + options->energy_ms * 1000000;
+  start_watch(&result->sensor);
+  do {
+    int64_t unused = 0;
+    let_go(session, run_timed(session, &unused));
+    ++result->loads;
+  } while (read_clock(CLOCK_MONOTONIC_RAW) < until);
+  result->load = end_watch();
+}
+
+static void print_energy(const Result* result) {
+  printf("\"sensor\": ");
+  if (result->sensor.name[0] != 0) {
+    print_json_string(result->sensor.name);
+  } else {
+    printf("null");
+  }
+  printf(", \"energy\": ");
+  if (result->load.readings == 0) {
+    printf("null");
+    return;
+  }
+  double idle_s = (double)result->idle.duration_ns / 1e9;
+  printf("{\"idle_uw\": %.0f, \"drawn_uj\": %" PRId64 ", \"duration_ns\": %" PRId64
+         ", \"inferences\": %" PRId64 ", \"readings\": %" PRId64 "}",
+         (double)result->idle.drawn_uj / idle_s, result->load.drawn_uj, result->load.duration_ns,
+         result->loads, result->load.readings);
 }
 
 static void print_memory(const Memory* start, const Memory* loaded, const Memory* end) {
@@ -207,6 +255,8 @@ static void print_result(const Options* options, const Result* result) {
   print_conditions(&result->before);
   printf(", \"after\": ");
   print_conditions(&result->after);
+  printf(", ");
+  print_energy(result);
   printf(", \"outputs\": [");
   for (int i = 0; i < result->output_count; ++i) {
     if (i != 0) printf(", ");
@@ -231,6 +281,7 @@ static void run_model(const Options* options) {
   static Result result;
   result.start_ns = read_age();
   result.start = read_memory();
+  measure_idle(options, &result);
   int64_t start = read_meter();
   load_session(&session, options);
   result.load_ns = read_meter() - start;
@@ -243,6 +294,7 @@ static void run_model(const Options* options) {
   measure(&session, options, &result);
   read_conditions(&result.after);
   result.end = read_memory();
+  measure_energy(&session, options, &result);
   print_result(options, &result);
 }
 

@@ -11,6 +11,9 @@
 // threads sleep between inferences, and not within one.
 enum { SPIN_US = 20 };
 
+// More than any cache holds.
+enum { MOST_COLD_BYTES = 1 << 30 };
+
 static int64_t read_count(const char* option, const char* text, int64_t low, int64_t high) {
   char* end = NULL;
   errno = 0;
@@ -49,6 +52,10 @@ static void read_option(Options* options, const char* name, const char* value) {
     options->core_part = read_count(name, value, 0, 0xffff);
   } else if (strcmp(name, "--spin-us") == 0) {
     options->spin_us = read_count(name, value, 0, many);
+  } else if (strcmp(name, "--energy-ms") == 0) {
+    options->energy_ms = read_count(name, value, 0, many);
+  } else if (strcmp(name, "--cold-bytes") == 0) {
+    options->cold_bytes = read_count(name, value, 0, MOST_COLD_BYTES);
   } else {
     fail_usage("unknown option %s", name);
   }

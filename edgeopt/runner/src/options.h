@@ -24,6 +24,10 @@ typedef struct {
   int64_t core_part;
   // How long a thread that waits for work keeps its core before it sleeps.
   int64_t spin_us;
+  // How long to rest, and then to run without a pause, under the board's power sensor; 0: not.
+  int64_t energy_ms;
+  // Bytes of other memory that are read before each timed inference; 0: the caches stay as they are.
+  int64_t cold_bytes;
   // Instructions take the place of nanoseconds.
   bool count_instructions;
   // Load TVM's runtime, print the memory that it takes, run nothing.

@@ -1,0 +1,57 @@
+"""One weight by itself: it and the nodes that read it, as a model of its own.
+
+What a form makes of a weight depends on nothing else of the model. A part is as large as its
+weight, where a model that is copied, written and read again for one weight is as large as all.
+"""
+
+from collections.abc import Mapping
+
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from edgeopt.artifact import Choice, Plan
+from edgeopt.compress.blocks import OPSETS
+from edgeopt.compress.learned import Learned
+from edgeopt.compress.opset import raise_opset
+from edgeopt.compress.plan import rewrite_weights
+from edgeopt.model.graph import Weight, consumers, initializers
+
+
+class Parts:
+    """The parts of one model, whose inner tensors have known types and shapes."""
+
+    def __init__(self, model: ModelProto) -> None:
+        graph = model.graph
+        self._model = model
+        self._readers = consumers(graph)
+        self._stored: Mapping[str, TensorProto] = initializers(graph)
+        self._known: Mapping[str, ValueInfoProto] = {
+            each.name: each for each in (*graph.input, *graph.value_info, *graph.output)
+        }
+
+    def rewrite(self, weight: Weight, choice: Choice, learned: Learned) -> ModelProto:
+        """Return the part of a weight in the form of a choice, by what was learned from samples.
+
+        Its outputs are those of the nodes that read the weight, its inputs what else these read.
+        """
+        part = self.of(weight)
+        raise_opset(part, OPSETS.get(choice.method, 0))
+        return rewrite_weights(part, Plan(name="part", choices=(choice,)), learned)
+
+    def of(self, weight: Weight) -> ModelProto:
+        """Return the part of a weight as it came."""
+        nodes = self._readers[weight.name]
+        made = [name for node in nodes for name in node.output if name]
+        read = dict.fromkeys(name for node in nodes for name in node.input if name)
+        graph = helper.make_graph(
+            nodes,
+            "part",
+            [self._describe(name) for name in read if name not in self._stored],
+            [self._describe(name) for name in made],
+            [self._stored[name] for name in read if name in self._stored],
+        )
+        return helper.make_model(
+            graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
+        )
+
+    def _describe(self, name: str) -> ValueInfoProto:
+        return self._known.get(name) or helper.make_empty_tensor_value_info(name)
