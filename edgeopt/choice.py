@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from edgeopt.fact import Fact
+from edgeopt.sparsify import Sparsify
 
 #: How one weight is stored and computed with, from the least harm to the most.
 #: float32: as it came. float16: stored in half, computed in float32 (Cast).
@@ -20,13 +21,18 @@ from edgeopt.fact import Fact
 #: then of the vectors that they stand for).
 #: int2-blocks: as int4-blocks, with four values per byte.
 #: ternary-blocks, binary-blocks: codes -1, 0, 1 or -1, 1, and one magnitude per block.
+#: float32-sparse, float16-sparse, int8-sparse: as without -sparse (int8-weights), where blocks of
+#: zeros are neither stored nor multiplied (Gather of blocks).
 #: codebook16-blocks, codebook4-blocks: the same two, codes choose from 16 or 4 levels of a weight.
 Method = Literal[
     "float32",
+    "float32-sparse",
     "float16",
+    "float16-sparse",
     "int8-rows",
     "int8-blocks",
     "int8-weights",
+    "int8-sparse",
     "codebook-weights",
     "int8-dynamic",
     "int8-static",
@@ -66,6 +72,8 @@ _FACTORED = (
     "codebook4-blocks",
     "int8-blocks",
 )
+#: Methods that store blocks of so many columns of a row of W [K, N], or leave them out.
+SPARSE: tuple[Method, ...] = ("float32-sparse", "float16-sparse", "int8-sparse")
 
 
 #: How levels of a codebook are chosen: where they lose least, or in even steps, of one size near
@@ -173,6 +181,25 @@ class Choice(Fact):
             raise ValueError("factors and shared rows have usual scales")
         return self
 
+    #: Consecutive columns of a block that is stored or left out as a whole: for -sparse.
+    width: int | None = Field(default=None, ge=4, le=16, multiple_of=4)
+    #: Which values become zero before; None: those that are.
+    zeros: Sparsify | None = None
+
+    @model_validator(mode="after")
+    def _sparse(self) -> Self:
+        if (self.method in SPARSE) != (self.width is not None):
+            needs = "needs the width of its blocks" if self.width is None else "has no blocks"
+            raise ValueError(f"{self.method} {needs}")
+        if self.zeros is not None and self.width is None:
+            raise ValueError(f"{self.method} saves nothing by zeros")
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether calibration samples decide what is stored."""
+        return self.reconstruct or (self.zeros is not None and self.zeros.needs_samples)
+
     @model_validator(mode="after")
     def _meant(self) -> Self:
         if self.like is not None and (self.like == self.weight or self.method != "float32"):
@@ -205,11 +232,12 @@ class Choice(Fact):
         """Its form with its sizes: "int4-blocks of 32, rank 64"."""
         if self.like is not None:
             return f"that of {self.like}"
-        size = self.block or self.group or self.entries
+        size = self.block or self.group or self.entries or self.width
         form = self.method if size is None else f"{self.method} of {size}"
         form = form if self.channels is None else f"{form} for {self.channels} channels"
         form = ", ".join((form, *self.numbers.titles))
         form = form if self.rows is None else f"{form}, {self.rows} rows shared"
+        form = form if self.zeros is None else f"{form}, {self.zeros.title}"
         return form if self.rank is None else f"{form}, rank {self.rank}"
 
 

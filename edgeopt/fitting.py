@@ -44,6 +44,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
         "methods": profile.methods,
         "mixed": profile.mixed,
         "recipe": profile.recipe.model_dump(mode="json"),
+        "zeros": None if profile.sparsify is None else profile.sparsify.model_dump(mode="json"),
         "budget": profile.budget.model_dump(mode="json"),
         "task": digest_task(job),
         "samples": samples.sha256,
@@ -72,6 +73,7 @@ def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction
                 job.effort,
                 lambda share: run.advance("repair", share),
                 profile.recipe,
+                profile.sparsify,
             ),
             baseline=job.baseline,
         )

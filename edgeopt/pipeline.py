@@ -335,11 +335,14 @@ def survey_plans(run: Run) -> tuple[Tried, ...]:
     """Try every plan there is against the job's budget, also those that the profile leaves out."""
     run, model = shrink_model(run, prepare_model(run))
     samples = draw_samples(run, model)
-    found = []
+    found: list[Candidate] = []
     for method in get_args(Method):
         free = run.job.profile.model_copy(update={"methods": (method,), "budget": Budget()})
         alone = replace(run, job=replace(run.job, profile=free))
-        found.append(choose_plan(alone, model, samples, Correction()).chosen)
+        chosen = choose_plan(alone, model, samples, Correction()).chosen
+        # Without zeros, a method that leaves them out is another one.
+        if all(chosen.plan.choices != each.plan.choices for each in found):
+            found.append(chosen)
     return tried_of(_checked(found, run.job.profile.budget))
 
 

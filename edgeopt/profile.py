@@ -1,13 +1,15 @@
 """What the user wants, as data: a budget, what may be done to meet it, and how to measure."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edgeopt import catalog
 from edgeopt.artifact import Method, Recipe
 from edgeopt.budget import Budget
+from edgeopt.choice import SPARSE
+from edgeopt.sparsify import Sparsify
 from edgeopt.units import Fraction
 
 
@@ -43,6 +45,8 @@ class Profile(_Table):
     mixed: bool = True
     #: What is done around methods of 8 bits.
     recipe: Recipe = Recipe()
+    #: What methods that end in -sparse set to zero first; None: they use the zeros that are there.
+    sparsify: Sparsify | None = None
     #: Share of the model's operations that is cut before anything else, in neurons, heads and
     #: channels; None: nothing.
     prune: Fraction | None = Field(default=None, gt=0, lt=1)
@@ -58,6 +62,12 @@ class Profile(_Table):
         if twice:
             raise ValueError(f"{', '.join(twice)} is listed twice")
         return methods
+
+    @model_validator(mode="after")
+    def _sparsified(self) -> Self:
+        if self.sparsify is not None and not set(SPARSE) & set(self.methods):
+            raise ValueError(f"[sparsify] needs one of the methods {', '.join(SPARSE)}")
+        return self
 
 
 def load_profile(name_or_path: str | Path, *, project: Path | None = None) -> Profile:

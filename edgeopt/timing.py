@@ -80,7 +80,7 @@ def measure_times(
                 fixed[about] = _time_nothing(bench, cold=each.cold)
             # A whole model's shortest inference is made of usual calls, not of the shortest.
             taken = statistics.median(_time_model(bench, each.model, cold=each.cold)) - fixed[about]
-            kernel = KernelTime(kind=each.kind, ns=max(taken, 0.0), bound=each.bound)
+            kernel = KernelTime(kind=each.kind, ns=max(taken, 1.0), bound=each.bound)
             known = known.model_copy(update={"kernels": known.kernels | {each.key: kernel}})
             _keep(run, known)
         renew()
@@ -169,22 +169,31 @@ def _missing(run: Run, model: Model, known: Times, folder: Path) -> Iterator[_Ke
 
 def _forms(run: Run, model: Model, folder: Path) -> Iterator[Model]:
     """Yield the model with all its weights in each form that has a kernel of its own."""
-    from edgeopt.compress.mix import hollow_model, mixable_choices
+    import onnx
+
+    from edgeopt.compress.hollow import hollow_model
+    from edgeopt.compress.mix import mixable_choices, nearest
     from edgeopt.compress.plan import apply_plan, make_plan
+    from edgeopt.compress.sparse_choices import zeroed_weights
     from edgeopt.model.oracle import seeded_inputs
 
-    methods = run.job.profile.methods
+    methods, zeros = run.job.profile.methods, run.job.profile.sparsify
+    # How many values are below a threshold weights without values cannot say.
+    zeros = zeros if zeros is not None and zeros.known else None
     drawn = {name: each[None] for name, each in seeded_inputs(model, 0).items()}
     plain = make_plan(model, "float32", directory=folder)
-    hollow = hollow_model(
-        model, [each.weight for each in plain.choices], folder / "hollow", values=True
-    )
+    every = [each.weight for each in plain.choices]
+    kept = zeroed_weights(onnx.load(model.path))
+    hollow = hollow_model(model, every, folder / "hollow", values=True, kept=kept)
     yield hollow
-    plans = [make_plan(model, each, samples=drawn, directory=folder) for each in methods]
+    plans = [
+        make_plan(model, each, samples=drawn, directory=folder, zeros=zeros) for each in methods
+    ]
     mixed = mixable_choices(model, methods, reconstruct=False, effort=run.job.effort)
     plans += [Plan(name="times", choices=each) for each in _uniform(mixed)]
     for number, plan in enumerate(plans):
-        yield apply_plan(hollow, plan, directory=folder / f"form{number}")
+        bare = plan.model_copy(update={"choices": tuple(map(nearest, plan.choices))})
+        yield apply_plan(hollow, bare, directory=folder / f"form{number}")
 
 
 def _uniform(possible: Mapping[str, Sequence[Choice]]) -> list[tuple[Choice, ...]]:
@@ -199,7 +208,7 @@ def _uniform(possible: Mapping[str, Sequence[Choice]]) -> list[tuple[Choice, ...
             continue
         for each in found:
             if each.rank is None:
-                form = (each.method, each.block, each.group, each.rows)
+                form = (each.method, each.block, each.group, each.rows, each.width, each.zeros)
                 forms[form] = (*forms.get(form, ()), each)
     return list(forms.values())
 

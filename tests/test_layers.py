@@ -17,7 +17,7 @@ ORDER = (
     ("target",),
     ("board", "testing"),
     ("fact",),
-    ("surroundings",),
+    ("surroundings", "sparsify"),
     ("cut", "choice"),
     ("artifact",),
     ("profile", "effort"),

@@ -247,10 +247,18 @@ def _format_dead(dead: "tuple[Dead, ...]") -> str:
     sparse = sum(each.sizes.csr for each in dead)
     count = f"{len(dead)} weights" if len(dead) > 1 else repr(dead[0].weight)
     zeros = sum(each.zeros * each.sizes.dense for each in dead) / stored
+    fix = "no kernel skips single zeros; --prune 50% cuts whole units"
+    methods = sorted({each.method for each in dead if each.method})
+    if methods:
+        size = sum(each.blocks if each.method else each.sizes.dense for each in dead)
+        fix = (
+            f"{' and '.join(methods)} among the profile's methods would make it"
+            f" {format_bytes(size)}"
+        )
     return (
         f"warning: dead compression: {zeros:.0%} of the values of {count} are zero, and"
         f" they take {format_bytes(stored)} all the same (as CSR {format_bytes(sparse)}, at best"
-        f" {format_bytes(least)}): no kernel skips single zeros; --prune 50% cuts whole units"
+        f" {format_bytes(least)}): {fix}"
     )
 
 

@@ -26,6 +26,7 @@ from edgeopt.compile.operators.half import in_single
 from edgeopt.compile.operators.narrow import CARRIERS, carrier_of, carry, narrow, widen
 from edgeopt.compile.operators.node import dtype_of
 from edgeopt.compile.recurrent import convert_recurrent
+from edgeopt.compile.sparse import call_blocks
 from edgeopt.compile.views import constant_of, shape_of
 from edgeopt.errors import OperatorUnsupported
 
@@ -64,6 +65,9 @@ def _gather(
     data, indices = inputs[0], inputs[1]
     if any(isinstance(each, relax.ShapeExpr) for each in (data, indices)):
         return None
+    blocks = call_blocks(builder, data, indices)
+    if blocks is not None:
+        return builder.emit(blocks)
     if constant_of(data) is not None and constant_of(indices) is not None:
         return None
     found = stored_places(builder, indices)

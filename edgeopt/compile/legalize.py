@@ -32,6 +32,7 @@ from edgeopt.compile.quantized import lower_dequantize, lower_quantize
 from edgeopt.compile.recode import average_rows, lower_slice, lower_split
 from edgeopt.compile.recurrent import RECURRENT, lower_recurrent
 from edgeopt.compile.site import Emitted, Lowering, Site
+from edgeopt.compile.sparse import BLOCKS, lower_blocks, multiply_sparse, sparse_of
 from edgeopt.compile.stored import stored_of
 from edgeopt.compile.table_reads import note_table
 from edgeopt.compile.views import (
@@ -61,6 +62,9 @@ def lower_matmul(site: Site, call: relax.Call) -> relax.Expr | None:
         weight = matrix_of(site, right)
         if weight is not None:
             return multiply_blocked(site, left, weight, shape_of(call))
+        sparse = sparse_of(site, right)
+        if sparse is not None:
+            return multiply_sparse(site, left, sparse, shape_of(call))
         stored = multiply_stored(site, left, right, shape_of(call))
         return _multiply_computed(site, left, right, shape_of(call)) if stored is None else stored
     return multiply_batched(site, left, right, shape_of(call))
@@ -282,7 +286,11 @@ LOWERINGS: dict[str, Lowering] = {
 }
 
 #: Operators that only lower where no kernel took them into itself.
-REMAINING: dict[str, Lowering] = {DECODE: lower_decode, LOOK_UP: lower_look_up}
+REMAINING: dict[str, Lowering] = {
+    DECODE: lower_decode,
+    LOOK_UP: lower_look_up,
+    BLOCKS: lower_blocks,
+}
 
 
 def _legalize_unary(name: str, function: elementwise.Function) -> elementwise.Legalize:

@@ -40,6 +40,7 @@ SIGNS: Mapping[Method, Levels] = {"ternary-blocks": TERNARY, "binary-blocks": BI
 OPSETS: Mapping[Method, int] = {
     "int8-rows": 13,
     "int8-weights": 13,
+    "int8-sparse": 13,
     "int8-dynamic": 13,
     "int8-static": 13,
     "int8-blocks": 21,

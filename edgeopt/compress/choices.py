@@ -14,6 +14,7 @@ from edgeopt.compress.codebook import possible_groups
 from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
 from edgeopt.compress.share import possible_shares
+from edgeopt.compress.sparse_choices import sparse_forms
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
 
 #: Smaller tensors (biases, norms, classifier heads) stay float32: their bytes do not matter.
@@ -60,6 +61,10 @@ _FORMS: Mapping[Role, tuple[Method, ...]] = {
 _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
     "float32": (),
     "float16": (),
+    # Sparse forms are chosen where the others are made: see sparse_choices.
+    "float32-sparse": (),
+    "float16-sparse": (),
+    "int8-sparse": (),
     "int8-rows": ("float16",),
     "int8-blocks": ("int8-weights", "int8-rows"),
     "codebook-weights": ("int8-weights", "int8-rows"),
@@ -105,7 +110,12 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
         elif _can_hold(model.graph, weight, method):
             entries = MOST_ENTRIES if method == "codebook-weights" else None
             found.append(Choice(weight=weight.name, method=method, entries=entries))
-    return (*found, *_shared_forms(weight), *_low_rank_forms(model, weight))
+    return (
+        *found,
+        *sparse_forms(model, weight),
+        *_shared_forms(weight),
+        *_low_rank_forms(model, weight),
+    )
 
 
 def _shared_forms(weight: Weight) -> Iterator[Choice]:

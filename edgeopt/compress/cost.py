@@ -8,9 +8,11 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeopt.artifact import Footprint, Model
 from edgeopt.compress.arena import peak_activations
+from edgeopt.compress.code import predict_code
 from edgeopt.model.graph import attribute, consumers, infer_types, initializers, producers
 from edgeopt.model.oracle import Array
 from edgeopt.model.skim import skim_model
+from edgeopt.model.sparse import find_sparse
 from edgeopt.target import Target
 
 #: Layout of weights.bin: its header, one record per tensor, and the alignment of each kind.
@@ -24,8 +26,6 @@ _NARROW: Mapping[int, int] = {
     TensorProto.INT2: 2,
     TensorProto.UINT2: 2,
 }
-#: Compiled code: 93 to 171 kB for the six plans of a MiniLM-L6. The compiler knows exactly.
-CODE = 128 * 1024
 
 
 def predict_footprint(
@@ -42,12 +42,14 @@ def predict_footprint(
     in bytes. samples are the inputs that will run, as [S, *shape]: with them, exactly the
     touched pages of embedding tables count as resident; without, every row read is another.
     """
-    graph = infer_types(skim_model(model.path), values=False).graph
+    whole = infer_types(skim_model(model.path), values=False)
+    graph, code = whole.graph, predict_code(whole)
     tables = _tables(graph)
     page = target.memory.page
     file = resident = _HEADER + _RECORD * len(graph.initializer)
+    sizes = pushed_bytes(graph)
     for tensor in graph.initializer:
-        size = stored_bytes(tensor)
+        size = sizes[tensor.name]
         if tensor.name in tables and size > _LARGE_TABLE:
             file = _align(file, _TABLE_ALIGNMENT) + _align(size, _TABLE_ALIGNMENT)
             resident += _touched(graph, tensor, tables[tensor.name], samples, page)
@@ -55,11 +57,11 @@ def predict_footprint(
             file = _align(file, _ALIGNMENT) + size
             resident = _align(resident, _ALIGNMENT) + size
     return Footprint(
-        flash=file + program + CODE,
+        flash=file + program + code,
         weights=file,
         weights_resident=_align(resident, page),
         arena=peak_activations(graph),
-        runtime=runtime + CODE,
+        runtime=runtime + code,
     )
 
 
@@ -72,9 +74,17 @@ def stored_bytes(tensor: TensorProto) -> int:
     return count * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
-def filed_bytes(tensor: TensorProto) -> int:
-    """Return what the weights file grows by for a tensor: its record, and its values aligned."""
-    return _RECORD + _align(stored_bytes(tensor), _ALIGNMENT)
+def pushed_bytes(graph: GraphProto) -> dict[str, int]:
+    """Map each stored tensor to its size in the weights file, where sparse matrices are packed."""
+    sizes = {each.name: stored_bytes(each) for each in graph.initializer}
+    for matrix in find_sparse(graph).values():
+        sizes |= matrix.sizes
+    return sizes
+
+
+def filed_bytes(graph: GraphProto) -> dict[str, int]:
+    """Map each stored tensor to what the weights file grows by: record, and values aligned."""
+    return {name: _RECORD + _align(size, _ALIGNMENT) for name, size in pushed_bytes(graph).items()}
 
 
 def _tables(graph: GraphProto) -> dict[str, list[NodeProto]]:
@@ -84,9 +94,10 @@ def _tables(graph: GraphProto) -> dict[str, list[NodeProto]]:
     decode the rows that are read.
     """
     readers = consumers(graph)
+    sparse = {each.blocks for each in find_sparse(graph).values()}
     found = {}
     for name in initializers(graph):
-        nodes = _lookups(readers, name)
+        nodes = [] if name in sparse else _lookups(readers, name)
         if nodes:
             found[name] = nodes
     return found

@@ -15,12 +15,12 @@ from edgeopt.model.oracle import Array, open_session
 def weigh_parts(graph: GraphProto, names: Sequence[str]) -> dict[str, int]:
     """Add up what the file holds for each weight: under its name, and its name with a suffix."""
     known, sizes = set(names), dict.fromkeys(names, 0)
-    for tensor in graph.initializer:
-        owner = tensor.name
+    for name, size in filed_bytes(graph).items():
+        owner = name
         while owner not in known and "." in owner:
             owner = owner.rpartition(".")[0]
         if owner in known:
-            sizes[owner] += filed_bytes(tensor)
+            sizes[owner] += size
     return sizes
 
 

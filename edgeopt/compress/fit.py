@@ -11,16 +11,19 @@ import onnx
 from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan, Recipe
 from edgeopt.budget import Budget
 from edgeopt.compress.candidate import Candidate, Cost, Fit, Stopped
+from edgeopt.compress.hollow import hollow_model
 from edgeopt.compress.judge import Bench, set_up
-from edgeopt.compress.mix import Mixer, Mixture, Timer, hollow_model
+from edgeopt.compress.mix import Mixer, Mixture, Timer, nearest
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import CALIBRATION, Advance, Sensitivity, draw_calibration
 from edgeopt.compress.shortfall import explain_shortfall
 from edgeopt.compress.spare import spare_slow
+from edgeopt.compress.sparse_choices import zeroed_weights
 from edgeopt.effort import STANDARD, Effort
 from edgeopt.model.extra import runs_in_torch
 from edgeopt.model.oracle import Array
+from edgeopt.sparsify import Sparsify
 from edgeopt.task import Task, samples
 
 #: Methods that need samples: without a task they are left out, unless there is no other.
@@ -41,6 +44,8 @@ class Search:
     advance: Advance = lambda _share: None
     #: What is done around methods of 8 bits, where whole plans have them.
     recipe: Recipe = field(default_factory=Recipe)
+    #: What sparse methods set to zero first, where whole plans have them; None: nothing.
+    zeros: Sparsify | None = None
 
 
 def fit_plan(
@@ -84,7 +89,7 @@ def _search(bench: Bench, methods: Sequence[Method], search: Search, best: list[
     left_out = [each for each in methods if bench.task is None and each in _CALIBRATED]
     allowed = [each for each in methods if each in (bench.effort.methods or methods)]
     tried = [each for each in allowed if each not in left_out] or allowed or list(methods)
-    candidates = _climb(bench, methods, tried, best, search.recipe)
+    candidates = _climb(bench, methods, tried, best, search)
     slow = all(each.slow for each in candidates)
     found = best[-1] if best else None
     mixer = None
@@ -146,7 +151,7 @@ def replay_plan(
     bench = set_up(
         model, task, Budget(), cost=cost, effort=STANDARD, directory=directory, baseline=baseline
     )
-    needed = any(each.reconstruct for each in plan.choices) or bool(plan.cuts)
+    needed = any(each.learns for each in plan.choices) or bool(plan.cuts)
     needed = needed or plan.in_turn or plan.recipe.needs_samples
     fitted = draw_calibration(model, task).fitted if needed else None
     made = apply_plan(model, plan, directory=directory, samples=fitted)
@@ -218,39 +223,54 @@ def _climb(
     methods: Sequence[Method],
     tried: Sequence[Method],
     best: list[Fit],
-    recipe: Recipe,
+    search: Search,
 ) -> list[Candidate]:
     """Try methods on the whole model until one meets the budget, which is then the best.
 
     What a method needs is predicted on zeros: one that is refused for that is never made.
     """
     candidates: list[Candidate] = []
-    fitted = bench.calibration().fitted if recipe.needs_samples else None
+    recipe, zeros = search.recipe, search.zeros
+    if zeros is not None and bench.effort.data_free:
+        zeros = zeros.by_size()
+    needs_samples = recipe.needs_samples or (zeros is not None and zeros.needs_samples)
+    fitted = bench.calibration().fitted if needs_samples else None
     if fitted is None:
         recipe = recipe.model_copy(update={"smooth": None, "correct_bias": False})
     loaded = onnx.load(bench.model.path)
     plain = make_plan(bench.model, "float32", directory=bench.directory, loaded=loaded)
     every = [each.weight for each in plain.choices]
-    hollow = hollow_model(bench.model, every, bench.directory / "hollow")
+    kept = zeroed_weights(loaded)
+    hollow = hollow_model(bench.model, every, bench.directory / "hollow", kept=kept)
     for method in tried:
         folder = bench.directory / method
         needed = fitted or _calibration(bench.model, method, bench.task)
         plan = make_plan(
-            bench.model, method, samples=needed, directory=folder, recipe=recipe, loaded=loaded
+            bench.model,
+            method,
+            samples=needed,
+            directory=folder,
+            recipe=recipe,
+            zeros=zeros,
+            loaded=loaded,
         )
-        bare = plan.model_copy(update={"recipe": Recipe()})
-        shape = apply_plan(hollow, bare, directory=bench.directory / "hollow")
+        choices = tuple(map(nearest, plan.choices))
+        bare = plan.model_copy(update={"recipe": Recipe(), "choices": choices})
+        # How many values are below a threshold only they say.
+        counted = any(each.zeros is not None and not each.zeros.known for each in choices)
+        empty = bench.model if counted else hollow
+        shape = apply_plan(empty, bare, directory=bench.directory / "hollow")
         needs = bench.predict(shape)
         if bench.refuses(needs):
             # What changes nothing keeps what the model does, which is known.
             shown = bench.model if shape.sha256 == hollow.sha256 else shape
             candidates.append(bench.judge(plan, shown, methods.index(method), needs))
             continue
-        spared = spare_slow(bench, bare, hollow, bench.directory / "hollow")
-        plan = plan.model_copy(update={"choices": spared.plan.choices})
+        spared = spare_slow(bench, bare, empty, bench.directory / "hollow")
+        plan = plan.model_copy(update={"choices": spared.leave(plan.choices)})
         made = apply_plan(bench.model, plan, directory=folder, samples=fitted)
         # A recipe adds a few numbers for each channel.
-        known = needs if plan.recipe == bare.recipe and not spared.slower else None
+        known = needs if plan.recipe == bare.recipe and not (spared.slower or counted) else None
         candidates.append(bench.judge(plan, made, methods.index(method), known))
         if not candidates[-1].broken:
             found = _fit(bench, candidates[-1], made, candidates)

@@ -41,7 +41,7 @@ def predict_memory(model: Model, choices: Mapping[str, Sequence[Choice]]) -> int
     fitted = [
         each
         for each in weights(loaded.graph)
-        if each.role != "table" and any(choice.reconstruct for choice in choices.get(each.name, ()))
+        if each.role != "table" and any(choice.learns for choice in choices.get(each.name, ()))
     ]
     return _OWN + _COPIES * stored + 8 * _SQUARES * sum(_squares(fitted))
 

@@ -31,11 +31,11 @@ def learn(
     wanted: Sequence[tuple[Weight, Choice]],
     samples: Mapping[str, Array] | None,
 ) -> Learned:
-    """Run samples, inputs as [S, *shape], for the weights whose choices reconstruct.
+    """Run samples, inputs as [S, *shape], for the weights whose choices learn from them.
 
     Raises ConfigError where there are such weights and no samples.
     """
-    asked = {weight.name: weight for weight, choice in wanted if choice.reconstruct}
+    asked = {weight.name: weight for weight, choice in wanted if choice.learns}
     tables = [each for each in asked.values() if each.role == "table"]
     layers = [each for each in asked.values() if each.role != "table"]
     reads = count_reads(model, tables, require_samples(samples, "reconstructed")) if tables else {}

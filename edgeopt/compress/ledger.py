@@ -6,7 +6,9 @@ from edgeopt.artifact import MIXED, Choice, Entry, Line, Model
 from edgeopt.compress.candidate import Fit
 from edgeopt.compress.cost import filed_bytes
 from edgeopt.compress.pace import Clock, predict_weights, sum_by_weight
+from edgeopt.compress.sparse import BLOCKS
 from edgeopt.model.skim import skim_model
+from edgeopt.model.sparse import find_sparse
 from edgeopt.units import format_bytes
 
 #: Times that differ by less are the same: what is predicted is no closer.
@@ -22,6 +24,7 @@ def write_ledger(fit: Fit, source: Model, clock: Clock) -> tuple[Line, ...]:
     entries = {each.choice.weight: each for each in fit.entries}
     sizes = [sum_by_weight(_sizes(each), choices) for each in (source, fit.model)]
     times = [predict_weights(each, clock, list(choices)) for each in (source, fit.model)]
+    left_out = _left_out(fit.model)
     lines = [
         Line(
             weight=name,
@@ -33,16 +36,26 @@ def write_ledger(fit: Fit, source: Model, clock: Clock) -> tuple[Line, ...]:
             harm=entries[name].harm if name in entries else None,
             reason=_reason(
                 fit, choice, entries.get(name), before=times[0][name], after=times[1][name]
-            ),
+            )
+            + left_out.get(name, ""),
         )
         for name, choice in choices.items()
     ]
     return tuple(sorted(lines, key=lambda line: -line.before))
 
 
+def _left_out(model: Model) -> dict[str, str]:
+    """Say of each weight that is stored without blocks of zeros how many these are."""
+    return {
+        each.blocks.removesuffix(BLOCKS): f"; {1 - each.share:.0%} of its blocks of {each.width}"
+        " columns are zeros, which are neither stored nor multiplied"
+        for each in find_sparse(skim_model(model.path).graph).values()
+    }
+
+
 def _sizes(model: Model) -> Iterator[tuple[str, float]]:
-    for tensor in skim_model(model.path).graph.initializer:
-        yield tensor.name, float(filed_bytes(tensor))
+    for name, size in filed_bytes(skim_model(model.path).graph).items():
+        yield name, float(size)
 
 
 def _reason(fit: Fit, choice: Choice, entry: Entry | None, *, before: float, after: float) -> str:

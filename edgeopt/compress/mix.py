@@ -5,10 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import onnx
-from onnx import numpy_helper
-
 from edgeopt.artifact import (
     MIXED,
     Choice,
@@ -21,13 +17,14 @@ from edgeopt.artifact import (
 from edgeopt.budget import Budget
 from edgeopt.compress.blocks import CODEBOOKS
 from edgeopt.compress.choices import possible_choices
+from edgeopt.compress.hollow import hollow_model
 from edgeopt.compress.knapsack import Figures, Limit, choose_options
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.probe import Samples
 from edgeopt.compress.sensitivity import Option, Sensitivity
+from edgeopt.compress.sparse import SPARSE
+from edgeopt.compress.sparse_choices import SPARSE_OF
 from edgeopt.effort import STANDARD, Effort
-from edgeopt.model.skim import skim_model
-from edgeopt.store import digest_file
 
 #: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
 _ROUNDS = 8
@@ -70,11 +67,17 @@ def mixable_choices(
     allowed = set(methods) & set(_STORED) & set(effort.methods or _STORED)
     if "int8-weights" in allowed:
         allowed.add("int8-rows")
+    # Zeros that are there are used by whatever is allowed; more are made where a profile asks.
+    kept = allowed | ({"float32"} & set(methods))
+    lossless = {method for base, method in SPARSE_OF.items() if base in kept}
+    sparse = set(methods) & set(effort.methods or SPARSE)
     return {
         name: tuple(
             _reconstructed(each) if reconstruct and (each.group or not by_rows) else each
             for each in given
-            if each.method in allowed and each.block in _sizes_of(each.method, effort)
+            if each.method
+            in (allowed if each.width is None else sparse if each.zeros else lossless)
+            if each.block in _sizes_of(each.method, effort)
             if each.rank is None or not effort.data_free
         )
         for name, given in possible_choices(model).items()
@@ -94,7 +97,10 @@ def can_mix(methods: Sequence[Method]) -> bool:
 
 def _reconstructed(choice: Choice) -> Choice:
     fitted = not {choice.block, choice.rank, choice.group} <= {None}
-    return choice.model_copy(update={"reconstruct": fitted})
+    zeros = choice.zeros
+    if zeros is not None:
+        zeros = zeros.model_copy(update={"criterion": "wanda", "refit": True})
+    return choice.model_copy(update={"reconstruct": fitted, "zeros": zeros})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ class Mixer:
 
         Its files are written below directory. None where there is no such choice.
         """
-        hollow = hollow_model(self.model, self.weights, directory)
+        hollow = self._hollow(directory)
         wanted = self._wanted(budget)
         limits = self._limits(wanted, hollow, directory)
         harms = figures or [[option.harm for option in layer] for layer in self.layers]
@@ -202,7 +208,7 @@ class Mixer:
 
         None where no choice is within these.
         """
-        hollow = hollow_model(self.model, self.weights, directory)
+        hollow = self._hollow(directory)
         # Figures are never negative.
         costs = [
             [each - min(layer) for each in layer]
@@ -223,6 +229,15 @@ class Mixer:
     def weights(self) -> list[str]:
         """The names of the weights that have options."""
         return [layer[0].choice.weight for layer in self.sensitivity.layers]
+
+    def _hollow(self, directory: Path) -> Model:
+        """Write the model with the values of those weights alone whose zeros may be left out."""
+        kept = [
+            layer[0].choice.weight
+            for layer in self.sensitivity.layers
+            if any(each.choice.width and each.choice.zeros is None for each in layer)
+        ]
+        return hollow_model(self.model, self.weights, directory, kept=kept)
 
     def _wanted(self, budget: Budget) -> dict[_Figure, float]:
         """Return the limits that count here."""
@@ -328,30 +343,10 @@ class Mixer:
         return Mixture(plan, model, self.cost(model), entries)
 
 
-def hollow_model(
-    model: Model, names: Sequence[str], directory: Path, *, values: bool = False
-) -> Model:
-    """Write a model without the values of some weights, for no size depends on them.
-
-    With values these are zeros, and the model can be compiled.
-    """
-    loaded = onnx.load(model.path) if values else skim_model(model.path)
-    for tensor in loaded.graph.initializer:
-        if tensor.name in names and values:
-            zeros = np.zeros(tuple(tensor.dims), np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
-        elif tensor.name in names:
-            for field in ("raw_data", "float_data"):
-                tensor.ClearField(field)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory.resolve() / "hollow.onnx"
-    onnx.save_model(loaded, path)
-    return model.model_copy(update={"path": path, "sha256": digest_file(path)})
-
-
 def nearest(choice: Choice) -> Choice:
     """Return a form whose codes are those nearest to each value: fitting changes no size."""
-    return choice.model_copy(update={"reconstruct": False})
+    zeros = None if choice.zeros is None else choice.zeros.by_size()
+    return choice.model_copy(update={"reconstruct": False, "zeros": zeros})
 
 
 def _is_table(layer: Sequence[Option]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto
 
 from edgeopt.artifact import Model
-from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.cost import pushed_bytes
 from edgeopt.model.graph import attribute, initializers, producers
 from edgeopt.model.product import (
     Types,
@@ -24,6 +24,7 @@ from edgeopt.model.product import (
     shapes_of,
     types_of,
 )
+from edgeopt.model.sparse import SparseMatrix, find_sparse
 from edgeopt.model.sums import CONVOLUTIONS, MATRICES, count_sums, weight_of
 from edgeopt.target import Target
 from edgeopt.times import Times
@@ -166,8 +167,15 @@ def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
     types = types_of(graph)
     shapes = shapes_of(types)
     keys = {each.output: each.key for each in list_products(whole)}
-    work = _Work(types, constants_of(graph), producers(graph), initializers(graph))
-    streamed = sum(stored_bytes(each) for each in graph.initializer) > pace.cached
+    work = _Work(
+        types,
+        constants_of(graph),
+        producers(graph),
+        initializers(graph),
+        pushed_bytes(graph),
+        find_sparse(graph),
+    )
+    streamed = sum(work.sizes.values()) > pace.cached
     for node in graph.node:
         output = next(name for name in node.output if name)
         if output in work.constant or output not in work.types:
@@ -175,7 +183,7 @@ def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
         sums = count_sums(node, shapes)
         if sums:
             read = work.stored(node) / pace.memory if streamed else 0.0
-            seconds = max(sums / work.rate(node, pace), read)
+            seconds = max(sums * work.share(node) / work.rate(node, pace), read)
         elif node.op_type not in _FREE:
             seconds = work.values(node) * _PASSES.get(node.op_type, 1.0) / pace.values
         else:
@@ -200,6 +208,9 @@ class _Work:
     constant: set[str]
     made_by: Mapping[str, NodeProto]
     weights: Mapping[str, TensorProto]
+    #: Bytes of each as they are pushed.
+    sizes: Mapping[str, int]
+    sparse: Mapping[str, SparseMatrix]
 
     def rate(self, node: NodeProto, pace: Pace) -> float:
         """Return the multiplications in a second, by how the operands are stored."""
@@ -228,8 +239,13 @@ class _Work:
             words.append("static")
         stored = [self.weights[name] for name in self._read(weight)]
         makers = list(self._makers(weight))
-        if any(each.op_type == "Gather" for each in makers):
+        matrix = self._sparse(weight)
+        if matrix is not None:
+            words.append(f"sparse of {matrix.width}")
+        elif any(each.op_type == "Gather" for each in makers):
             words.append("levels")
+        if matrix is not None:
+            stored = [self.weights[matrix.blocks]]
         largest = max(stored, key=lambda each: math.prod(each.dims), default=None)
         kind = TensorProto.FLOAT if largest is None else largest.data_type
         in_blocks = any(attribute(each, "block_size", 0) for each in makers)
@@ -238,9 +254,18 @@ class _Work:
             words.append("blocks")
         return " ".join([*words, TensorProto.DataType.Name(kind)])
 
+    def share(self, node: NodeProto) -> float:
+        """Return the share of a product's sums that are computed: not those with zeros."""
+        matrix = self._sparse(weight_of(node)) if node.op_type in MATRICES else None
+        return 1.0 if matrix is None else matrix.share
+
+    def _sparse(self, weight: str) -> SparseMatrix | None:
+        names = [each.output[0] for each in self._makers(weight)]
+        return next((self.sparse[name] for name in names if name in self.sparse), None)
+
     def stored(self, node: NodeProto) -> int:
         """Return the bytes of the stored weights that a node reads, as they are stored."""
-        return sum(stored_bytes(self.weights[name]) for name in self.tensors(node))
+        return sum(self.sizes[name] for name in self.tensors(node))
 
     def tensors(self, node: NodeProto) -> Iterator[str]:
         """List the stored tensors that a node reads, through what decodes them."""

@@ -43,13 +43,17 @@ from edgeopt.compress.palette import encode_palette, store_palette
 from edgeopt.compress.reconstruct import Rounded, reconstruct, require_samples
 from edgeopt.compress.rows import store_rows
 from edgeopt.compress.share import share_rows
+from edgeopt.compress.sparse import SPARSE, store_sparse
+from edgeopt.compress.sparse_choices import base_of, misfit_sparse, sparse_choice
 from edgeopt.compress.static import quantize_static
 from edgeopt.compress.tied import misfit_tie, tie_weights
 from edgeopt.compress.weights import store_weights
+from edgeopt.compress.zeros import Kept, sparsify_weights
 from edgeopt.errors import ConfigError
 from edgeopt.model.extra import require_packages
 from edgeopt.model.graph import Weight, consumers, weights
 from edgeopt.model.oracle import Array
+from edgeopt.sparsify import Sparsify
 from edgeopt.store import digest_file
 
 
@@ -60,18 +64,26 @@ def make_plan(
     samples: Mapping[str, Array] | None = None,
     directory: Path,
     recipe: Recipe | None = None,
+    zeros: Sparsify | None = None,
     loaded: onnx.ModelProto | None = None,
 ) -> Plan:
     """Choose for every weight what a method means for it; the plan has the method's name.
 
-    recipe: what is done around it; None: nothing. loaded: the model's file, where it was read.
+    recipe: what is done around it; None: nothing. zeros: what a sparse method sets to zero first;
+    None: nothing. Zeros that a model has any method leaves out where that is smaller and faster.
+    loaded: the model's file, where it was read.
 
     int8-static needs samples, inputs as [S, *shape], and raises ConfigError without them.
     """
     loaded = loaded or onnx.load(model.path)
     found = [each for each in weights(loaded.graph) if each.size >= SMALLEST]
     recipe = recipe or Recipe()
-    choices = tuple(choose(loaded, each, method, recipe.numbers) for each in found)
+    asked = method in SPARSE
+    choices = tuple(
+        sparse_choice(loaded, each, choice, zeros if asked else None, asked=asked)
+        for each in found
+        for choice in (choose(loaded, each, base_of(method), recipe.numbers),)
+    )
     ranges: tuple[Range, ...] = ()
     if method == "int8-static":
         static = {each.weight for each in choices if each.method == "int8-static"}
@@ -164,6 +176,7 @@ def rewrite_weights(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> on
     """
     found = {each.name: each for each in weights(loaded.graph)}
     wanted = [(found[each.weight], each) for each in plan.choices]
+    loaded, stays = sparsify_weights(loaded, wanted, learned.hessians)
     shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
     ranked = [each for each in wanted if each[1].rank]
     low = factorize(shared.model, ranked, learned.hessians, learned.factors)
@@ -177,7 +190,7 @@ def rewrite_weights(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> on
         {**learned.reads, **shared.reads},
         learned.factors,
     )
-    fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned)
+    fitted = _fit(loaded, [(found[each.weight], each) for each in choices], learned, stays)
     for choice in choices:
         _apply(edit, found[choice.weight], choice, plan, fitted)
     return edit.finish()
@@ -209,15 +222,20 @@ class _Fitted:
 
     codes: Mapping[str, Rounded]
     reads: Mapping[str, Floats]
+    #: Values [K, N] that stay, where others were set to zero.
+    stays: Mapping[str, Kept]
 
 
 def _fit(
-    model: onnx.ModelProto, wanted: Sequence[tuple[Weight, Choice]], learned: Learned
+    model: onnx.ModelProto,
+    wanted: Sequence[tuple[Weight, Choice]],
+    learned: Learned,
+    stays: Mapping[str, Kept],
 ) -> _Fitted:
     """Round the codes of weights whose choices say so."""
     asked = [each for each in wanted if each[1].reconstruct and each[0].name in learned.hessians]
     found = reconstruct(model, asked, learned.hessians, learned.factors)
-    return _Fitted(found, learned.reads)
+    return _Fitted(found, learned.reads, stays)
 
 
 def _made(model: Model, path: Path, plan: Plan) -> Model:
@@ -251,7 +269,7 @@ def _found(model: onnx.ModelProto, plan: Plan) -> dict[str, Weight]:
 
 def _refuse_foreign(edit: Edit, weight: Weight, choice: Choice, plan: Plan) -> None:
     """Refuse a choice that this weight has no form for."""
-    why = misfit(weight, choice)
+    why = misfit(weight, choice) if choice.width is None else misfit_sparse(weight, choice)
     if why is not None:
         raise _foreign(plan, why)
     if choice.method == "int8-static":
@@ -274,7 +292,10 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitt
             palette = encode_palette(channels_first(weight, edit.value(weight)), choice)
             store_palette(edit, weight, palette, channels=choice.channels)
         case (
-            "int8-blocks"
+            "float32-sparse"
+            | "float16-sparse"
+            | "int8-sparse"
+            | "int8-blocks"
             | "int4-blocks"
             | "int2-blocks"
             | "codebook16-blocks"
@@ -283,7 +304,7 @@ def _apply(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted: _Fitt
             | "ternary-blocks"
             | "binary-blocks"
         ):
-            _store_few_bits(edit, weight, choice, fitted)
+            _store_parts(edit, weight, choice, fitted)
         case _:
             assert_never(choice.method)
 
@@ -302,11 +323,14 @@ def _store_bytes(edit: Edit, weight: Weight, choice: Choice, plan: Plan, fitted:
         quantize_static(edit, weight, plan.ranges)
 
 
-def _store_few_bits(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted) -> None:
-    """Store a table in groups of values, or a weight in blocks by the codes that were found.
+def _store_parts(edit: Edit, weight: Weight, choice: Choice, fitted: _Fitted) -> None:
+    """Store a matrix without blocks of zeros, a table in groups of values, or a weight in blocks.
 
-    Where none were, each value has the nearest.
+    These by the codes that were found; where none were, each value has the nearest.
     """
+    if choice.width is not None:
+        store_sparse(edit, weight, choice, fitted.stays.get(weight.name))
+        return
     if choice.group is not None:
         reads = fitted.reads.get(weight.name)
         grouped = encode_groups(edit.value(weight), group=choice.group, importance=reads)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from edgeopt.artifact import Choice, Entry, Fact, Line, Model, Plan
 from edgeopt.compress.candidate import Fit
-from edgeopt.compress.cost import stored_bytes
+from edgeopt.compress.cost import pushed_bytes
 from edgeopt.errors import ConfigError
 from edgeopt.model.skim import skim_model
 
@@ -138,10 +138,10 @@ def _sizes(model: Model, plan: Plan) -> dict[str, int]:
     """Add up what is stored for each weight: forms name their parts after it."""
     names = {each.weight for each in plan.choices}
     sizes = dict.fromkeys(sorted(names), 0)
-    for tensor in skim_model(model.path).graph.initializer:
-        owner = tensor.name
+    for name, size in pushed_bytes(skim_model(model.path).graph).items():
+        owner = name
         while owner not in names and "." in owner:
             owner = owner.rpartition(".")[0]
         if owner in names:
-            sizes[owner] += stored_bytes(tensor)
+            sizes[owner] += size
     return sizes

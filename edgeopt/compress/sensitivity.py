@@ -23,7 +23,7 @@ from edgeopt.compress.learned import Learned, learn
 from edgeopt.compress.part import Parts
 from edgeopt.compress.probe import Judged, Probe, Samples, applied
 from edgeopt.effort import STANDARD, Effort
-from edgeopt.model.graph import infer_types, initializers, weights
+from edgeopt.model.graph import infer_types, weights
 from edgeopt.model.oracle import draw_inputs
 from edgeopt.model.skim import skim_model
 from edgeopt.task import Task, has_classes, samples
@@ -144,8 +144,7 @@ def measure_sensitivity(
     directory.mkdir(parents=True, exist_ok=True)
     meter = _Meter(model, choices, calibration, directory)
     layers = {
-        name: [Option(choice=_kept(name), size=filed_bytes(meter.stored[name]), harm=0.0)]
-        for name in choices
+        name: [Option(choice=_kept(name), size=meter.sizes[name], harm=0.0)] for name in choices
     }
     every = [each for given in choices.values() for each in given]
     done = 0
@@ -185,7 +184,7 @@ class _Meter:
         given = [self._known[name] for name in choices]
         self._tables = [each for each in given if each.role == "table"]
         self._layered = [each.name for each in given if each.role != "table"]
-        self.stored = initializers(self._loaded.graph)
+        self.sizes = filed_bytes(self._loaded.graph)
 
     @cached_property
     def _learned(self) -> Learned:

@@ -90,7 +90,7 @@ def _products(model: ModelProto, wanted: Wanted) -> dict[str, NodeProto]:
         {
             weight.name: readers[weight.name][0]
             for weight, choice in wanted
-            if choice.reconstruct and weight.role in ("matmul", "gemm")
+            if choice.learns and weight.role in ("matmul", "gemm")
             if len(readers[weight.name]) == 1
             and not attribute(readers[weight.name][0], "transA", 0)
         },

@@ -22,6 +22,10 @@ class Spared:
     plan: Plan
     slower: dict[str, float]
 
+    def leave(self, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+        """Leave the same weights as they came among choices for the same model."""
+        return _leave(choices, list(self.slower))
+
 
 def spare_slow(bench: Bench, plan: Plan, hollow: Model, directory: Path) -> Spared:
     """Refuse forms that are slower than float32, those that lose most first, while all limits hold.
@@ -39,16 +43,16 @@ def spare_slow(bench: Bench, plan: Plan, hollow: Model, directory: Path) -> Spar
     for name in sorted(names, key=lambda each: -lost[each]):
         if lost[name] <= _SAME * before[name]:
             continue
-        without = _leave(plan, [*slower, name])
+        without = plan.model_copy(update={"choices": _leave(plan.choices, [*slower, name])})
         if not bench.refuses(bench.predict(apply_plan(hollow, without, directory=directory))):
             slower[name] = after[name] / before[name] - 1 if before[name] else 1.0
-    return Spared(_leave(plan, list(slower)), slower)
+    left = plan.model_copy(update={"choices": _leave(plan.choices, list(slower))})
+    return Spared(left, slower)
 
 
-def _leave(plan: Plan, names: Sequence[str]) -> Plan:
-    """Return a plan that leaves some weights as they came."""
-    choices = tuple(
+def _leave(choices: Sequence[Choice], names: Sequence[str]) -> tuple[Choice, ...]:
+    """Leave some weights as they came."""
+    return tuple(
         Choice(weight=each.weight, method="float32") if each.weight in names else each
-        for each in plan.choices
+        for each in choices
     )
-    return plan.model_copy(update={"choices": choices})

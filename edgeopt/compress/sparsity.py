@@ -1,7 +1,7 @@
 """Zeros that save nothing: what a model that was pruned elsewhere takes, and would take sparse.
 
-No kernel here skips single zeros, so nothing is stored sparse: in few bits the place of a value
-takes more than the value does. How many bytes it would be is counted, for compressed sparse rows
+Kernels skip blocks of zeros, and none skips single ones: in few bits the place of a value takes
+more than the value does. How many bytes it would be is counted, for compressed sparse rows
 (CSR), a bit for each place, blocks of four, and two of every four.
 """
 
@@ -12,7 +12,11 @@ from onnx import numpy_helper
 
 from edgeopt.artifact import Choice, Fact, Method, Model, Plan
 from edgeopt.compress.choices import SMALLEST
-from edgeopt.model.graph import initializers, weights
+from edgeopt.compress.sparse import SPARSE, choose_width, kept_blocks
+from edgeopt.compress.sparse_choices import SPARSE_OF
+from edgeopt.compress.zeros import input_rows
+from edgeopt.model.graph import Weight, initializers, weights
+from edgeopt.model.sparse import place_bytes
 
 #: Fewer zeros than this share are nobody's compression.
 _LEAST = 0.2
@@ -62,6 +66,9 @@ class Dead(Fact):
     #: Share of its values.
     zeros: float
     sizes: Sparse
+    #: The method that would store it without its blocks of zeros, and the bytes that this takes.
+    method: Method | None = None
+    blocks: int = 0
 
 
 def find_dead(model: Model, plan: Plan) -> tuple[Dead, ...]:
@@ -77,8 +84,26 @@ def find_dead(model: Model, plan: Plan) -> tuple[Dead, ...]:
         if weight.size < SMALLEST or share < _LEAST or bits is None:
             continue
         sizes = measure_sparse(values.reshape(len(values), -1) != 0, bits)
-        found.append(Dead(weight=weight.name, zeros=share, sizes=sizes))
+        dead = Dead(weight=weight.name, zeros=share, sizes=sizes)
+        found.append(_with_blocks(dead, weight, values, choices.get(weight.name)))
     return tuple(found)
+
+
+def _with_blocks(
+    dead: Dead, weight: Weight, values: npt.NDArray[np.float32], choice: Choice | None
+) -> Dead:
+    """Say what would store a matrix without its blocks of zeros, if anything does."""
+    method = SPARSE_OF.get("float32" if choice is None else choice.method)
+    if method is None or weight.role not in ("matmul", "gemm"):
+        return dead
+    matrix, item = input_rows(weight, values), SPARSE[method][0]
+    width = choose_width(matrix, item)
+    if width is None:
+        return dead
+    blocks = kept_blocks(matrix != 0, width)
+    stored = int(blocks.sum())
+    size = stored * width * item + place_bytes(stored, *blocks.shape)
+    return dead.model_copy(update={"method": method, "blocks": size})
 
 
 def _bits_of(choice: Choice | None) -> int | None:

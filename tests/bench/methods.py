@@ -4,6 +4,7 @@
 
 Nothing is looked up: a small matrix and a table are compressed by each method and lowered for the
 cores of all targets. Bits are those of the constants that are pushed, scales and levels included.
+Of methods that leave out blocks of zeros, half of the matrix is set to zero first.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from edgeopt.compile.kernels.rule import RULE, sorted_functions
 from edgeopt.compile.lift import lift_constants
 from edgeopt.compress import apply_plan, make_plan
 from edgeopt.report import format_columns
+from edgeopt.sparsify import Sparsify
 from edgeopt.target import load_targets
 from tests.compile.kit import lower_natively
 from tests.graphs import describe, normal, save_graph
@@ -97,7 +99,8 @@ def _compressed(
         else np.random.default_rng(0).integers(0, _ROWS, (4, *each.shape))
         for each in model.inputs
     }
-    plan = make_plan(model, method, samples=samples, directory=folder, recipe=recipe)
+    half = Sparsify(value=0.5)
+    plan = make_plan(model, method, samples=samples, directory=folder, recipe=recipe, zeros=half)
     return apply_plan(model, plan, directory=folder / method / model.path.stem)
 
 

@@ -43,7 +43,10 @@ def test_every_form_of_a_weight_is_listed_from_the_least_harm_to_the_most(tmp_pa
         ("int2-blocks", 32),
         ("ternary-blocks", 32),
         ("binary-blocks", 32),
+        ("int8-sparse", None),
+        ("int8-sparse", None),
     ]
+    assert [each.width for each in found["mix"][-2:]] == [16, 16]
 
 
 def test_only_blocks_that_divide_are_listed(tmp_path: Path) -> None:

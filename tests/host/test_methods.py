@@ -12,7 +12,8 @@ pytestmark = pytest.mark.host
 
 #: Bits that a value of a matrix may take at most, scales in blocks of 32 included.
 MOST = {
-    "float32": 32, "float16": 16, "int8-rows": 16, "int8-blocks": 8.51, "int8-weights": 8.2,
+    "float32": 32, "float32-sparse": 16.6, "float16": 16, "float16-sparse": 8.6,
+    "int8-rows": 16, "int8-blocks": 8.51, "int8-weights": 8.2, "int8-sparse": 4.8,
     "codebook-weights": 8.2, "int8-dynamic": 8.3, "int8-static": 8.3, "codebook16-blocks": 4.51,
     "int4-blocks": 4.51, "codebook-rows": 4.51, "codebook4-blocks": 2.51, "int2-blocks": 2.51,
     "ternary-blocks": 2.51, "binary-blocks": 1.51,

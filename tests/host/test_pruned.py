@@ -6,11 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from edgeopt.cli.places import cache_folder
+from edgeopt.model.graph import initializers
+from edgeopt.model.sparse import find_sparse
 from tests.compress.test_sparsity import pruned
+from tests.graphs import text_model
 from tests.tiny import write_tiny
 
 pytestmark = [
@@ -204,3 +209,77 @@ def test_zeros_that_save_nothing_are_told_with_what_they_would_take(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "warning: dead compression: 70% of the values of 'mix' are zero" in done.stdout
     assert "they take 8.19 kB all the same (as CSR 3.21 kB" in done.stdout
+
+
+def without_blocks(folder: Path, share: float) -> Path:
+    """Set blocks of 16 columns of one matrix to zero, as other tools prune."""
+    loaded = onnx.load(text_model(folder).path)
+    tensor = initializers(loaded.graph)["mix"]
+    values = numpy_helper.to_array(tensor).copy().reshape(32, 4, 16)
+    values[np.random.default_rng(0).random((32, 4)) < share] = 0
+    tensor.CopyFrom(numpy_helper.from_array(values.reshape(32, 64), "mix"))
+    onnx.save(loaded, folder / "blocks.onnx")
+    return folder / "blocks.onnx"
+
+
+def test_blocks_of_zeros_are_not_pushed_and_the_ledger_says_so(tmp_path: Path) -> None:
+    without_blocks(tmp_path, 0.75)
+    done = types(tmp_path, "plan", "--model", "blocks.onnx", "--layers", "--json")
+    assert done.returncode == 0, done.stderr
+    (line,) = (each for each in json.loads(done.stdout)["ledger"] if each["weight"] == "mix")
+    assert line["form"] == "float32-sparse of 16"
+    assert line["after"] < 0.5 * line["before"]
+    assert "of its blocks of 16 columns are zeros, which are neither stored nor" in line["reason"]
+    shown = types(tmp_path, "plan", "--model", "blocks.onnx")
+    assert "dead compression" not in shown.stdout
+    # Few enough to be slower on some cores: told, and not stored so unasked.
+    without_blocks(tmp_path, 0.3)
+    fewer = types(tmp_path, "plan", "--model", "blocks.onnx")
+    assert "warning: dead compression: " in fewer.stdout
+    assert "float32-sparse among the profile's methods would make it" in fewer.stdout
+
+
+SPARSIFYING = """
+name = "sparsifying"
+title = "Half of the blocks zero"
+methods = ["float16-sparse"]
+mixed = false
+
+[sparsify]
+pattern = "blocks"
+criterion = "wanda"
+threshold = "share"
+value = 0.5
+refit = true
+
+[budget]
+accuracy_drop = "60%"
+"""
+
+
+def test_a_profile_sets_blocks_to_zero_and_its_plan_is_replayed(project: Path) -> None:
+    profile = project / "sparsifying.toml"
+    profile.write_text(SPARSIFYING)
+    options = ("--profile", str(profile))
+    done = types(project, "deploy", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kept"]
+    forms = {each["weight"]: each["form"] for each in report["ledger"]}
+    assert forms["hidden"] == "float16-sparse of 16, 50% of blocks zero (wanda)"
+    done = types(project, "fit", *options, "-o", "first")
+    assert done.returncode == 0, done.stderr
+    again = types(project, "fit", "--plan", "first", "-o", "again")
+    assert again.returncode == 0, again.stderr
+    first, second = ((project / each / "model.onnx").read_bytes() for each in ("first", "again"))
+    assert first == second
+    matrix = next(iter(find_sparse(onnx.load_from_string(first).graph).values()))
+    assert matrix.share == 0.5
+
+
+def test_what_no_method_leaves_out_is_not_set_to_zero(project: Path) -> None:
+    profile = project / "sparsifying.toml"
+    profile.write_text(SPARSIFYING.replace("float16-sparse", "float16"))
+    done = types(project, "plan", "--profile", str(profile))
+    assert done.returncode == 2
+    assert "[sparsify] needs one of the methods" in done.stderr

@@ -25,6 +25,7 @@ from edgeopt.compile.kernels import (
     reduction,
     rows,
     single_row,
+    sparse,
     winograd,
 )
 from edgeopt.compile.kernels.scheduling import (
@@ -52,6 +53,7 @@ _RULES = {
     attention.PACKED: attention.schedule_packed,
     rows.KIND: rows.schedule_rows,
     columns.KIND: columns.schedule_columns,
+    sparse.KIND: sparse.schedule_sparse,
     recurrent.KIND: recurrent.schedule_recurrent,
     conv.DENSE: conv_schedule.schedule_dense,
     winograd.KIND: winograd.schedule_winograd,

@@ -41,4 +41,6 @@ def fold_node(
         if value is None or value.nbytes > LARGE:
             return None
         values[name] = value
-    return evaluate_node(node, values, opset) if values else None
+    found = evaluate_node(node, values, opset) if values else None
+    widened = node.op_type == "Gather" and found is not None and found[0].nbytes > LARGE
+    return None if widened else found
