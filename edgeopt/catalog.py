@@ -256,7 +256,7 @@ def _words(error: ErrorDetails, schema: dict[str, Any]) -> tuple[str, str]:
         near = nearest(str(place[-1]), known)
         return "unknown key", f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
     if error["type"] == "missing":
-        return "missing", f"add {place[-1]} = ..."
+        return "missing", _to_add(schema, place)
     if error["type"] == "union_tag_not_found":
         return "kind: missing", "add kind = ..."
     if error["type"] == "union_tag_invalid":
@@ -273,14 +273,29 @@ def _words(error: ErrorDetails, schema: dict[str, Any]) -> tuple[str, str]:
     return what, f"did you mean {near!r}?" if near else ""
 
 
+def _to_add(schema: dict[str, Any], place: Place) -> str:
+    """Write what adds a key: a value, the header of a table, or that of the first of several."""
+    header = ".".join(each for each in place if isinstance(each, str))
+    kinds = {node.get("type") for node in _nodes_at(schema, place)}
+    items = {node.get("type") for node in _nodes_at(schema, (*place, 0))}
+    if kinds == {"array"} and items == {"object"}:
+        return f"add [[{header}]]"
+    return f"add [{header}]" if kinds == {"object"} else f"add {place[-1]} = ..."
+
+
 def _keys_at(schema: dict[str, Any], place: Place) -> list[str]:
-    """Return the keys that a model knows at a place, following $ref, items and anyOf."""
+    """Return the keys that a model knows at a place."""
+    return [key for node in _nodes_at(schema, place) for key in node.get("properties", {})]
+
+
+def _nodes_at(schema: dict[str, Any], place: Place) -> list[dict[str, Any]]:
+    """Return what a schema says of a place, following $ref, items and anyOf."""
     nodes = [schema]
     for part in (None, *place):
         if part is not None:
             nodes = [child for node in nodes for child in _children(node, part)]
         nodes = [leaf for node in nodes for leaf in _resolve(node, schema)]
-    return [key for node in nodes for key in node.get("properties", {})]
+    return nodes
 
 
 def _children(node: dict[str, Any], part: str | int) -> list[dict[str, Any]]:

@@ -259,7 +259,8 @@ def _encode(
             raise ConfigError(
                 f"task.length is {task.length}, and the input {spec.name} is {spec.shape}",
                 why="a text becomes one row of that many tokens",
-                fix=f"set task.length, or add --shape {spec.name}=1x{task.length}",
+                fix=f"set task.length, or add --shape {spec.name}=1x{task.length}; a model of one"
+                " length cannot be trimmed to another",
             )
         rows = np.array([getattr(each, _part(spec.name)) for each in encoded])
         feeds[spec.name] = rows.reshape(-1, *spec.shape).astype(spec.dtype)

@@ -20,7 +20,7 @@ class KernelTime(Fact):
     #: Operator and form, in words: "MatMul INT4".
     kind: str
     #: ns of the usual call, without what any call takes: a model's shortest inference has many.
-    ns: float = Field(ge=0)
+    ns: float = Field(gt=0)
     #: ns that the roofline says.
     bound: float = Field(gt=0)
 

@@ -80,7 +80,7 @@ def measure_times(
                 fixed[about] = _time_nothing(bench, cold=each.cold)
             # A whole model's shortest inference is made of usual calls, not of the shortest.
             taken = statistics.median(_time_model(bench, each.model, cold=each.cold)) - fixed[about]
-            kernel = KernelTime(kind=each.kind, ns=max(taken, 0.0), bound=each.bound)
+            kernel = KernelTime(kind=each.kind, ns=max(taken, 1.0), bound=each.bound)
             known = known.model_copy(update={"kernels": known.kernels | {each.key: kernel}})
             _keep(run, known)
         renew()

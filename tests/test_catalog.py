@@ -120,6 +120,20 @@ def test_a_missing_key_has_the_line_of_its_table(tmp_path: Path) -> None:
     assert "thing.toml:3: part[0].core: missing" in error.what
 
 
+class Whole(Table):
+    one: Memory
+    several: tuple[Part, ...]
+    numbers: tuple[int, ...]
+    names: dict[str, str]
+
+
+def test_what_is_missing_is_added_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        catalog.decode(write(tmp_path, ""), Whole)
+    for line in ("add [one]", "add [[several]]", "add numbers = ...", "add [names]"):
+        assert f"({line})" in caught.value.what
+
+
 def test_all_mistakes_of_a_file_are_told_together(tmp_path: Path) -> None:
     error = refused(tmp_path, 'nmae = "x"\n[memory]\nrma = "1MB"\nflash = 1\n')
     lines = error.what.splitlines()

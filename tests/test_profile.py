@@ -88,3 +88,14 @@ def test_a_method_twice_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_profile_has_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'balanced'"):
         load_profile("balancd")
+
+
+def test_a_profile_says_what_codes_stand_for(tmp_path: Path) -> None:
+    path = tmp_path / "fixed.toml"
+    text = 'name = "fixed"\ntitle = "Fixed point"\nmethods = ["int8-weights"]\n[recipe.numbers]\n'
+    path.write_text(text + 'power_of_two = true\ngranularity = "tensor"\n')
+    numbers = load_profile(str(path)).recipe.numbers
+    assert numbers.titles == ("one scale", "powers of two")
+    path.write_text(text + "power_of_three = true\n")
+    with pytest.raises(ConfigError, match="power_of_three"):
+        load_profile(str(path))

@@ -1,9 +1,14 @@
 """Promises of SECURITY.md that can be read off the code, and that each of them names its tests."""
 
 import ast
+import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -34,8 +39,15 @@ BANNED = {
 }
 
 #: Lowest releases without the known flaws that matter here: CVE-2023-48795 and CVE-2022-24302
-#: (paramiko), CVE-2024-5187 and CVE-2025-51480 (onnx), CVE-2025-32434 (torch), CVE-2024-34064.
-FLOORS = {"paramiko": (3, 4), "onnx": (1, 21), "torch": (2, 10), "jinja2": (3, 1, 4)}
+#: (paramiko), CVE-2024-5187 and CVE-2025-51480 (onnx), CVE-2025-32434 (torch), CVE-2024-34064
+#: (jinja2), CVE-2024-12797 (cryptography, by the OpenSSL in its wheels).
+FLOORS = {
+    "paramiko": (3, 4),
+    "onnx": (1, 21),
+    "torch": (2, 10),
+    "jinja2": (3, 1, 4),
+    "cryptography": (44, 0, 1),
+}
 
 
 def promised() -> list[str]:
@@ -116,6 +128,57 @@ def test_dependencies_are_no_older_than_their_known_flaws_allow() -> None:
     for name, floor in FLOORS.items():
         lowest = next(each for each in asked if re.match(rf"{name}\b", each)).partition(">=")[2]
         assert tuple(map(int, lowest.split("."))) >= floor, name
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Read "2.13.0+cpu" as (2, 13, 0)."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    assert found is not None, version
+    return tuple(map(int, found[0].split(".")))
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_what_is_installed_is_no_older_than_its_known_flaws_allow(name: str) -> None:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"no {name} here; run: pip install 'edgeopt[train]'")
+    assert release(version) >= FLOORS[name]
+
+
+@pytest.mark.parametrize("version", ["3.3.2", "3", "2.99.9.post1", "3.3+local"])
+def test_an_older_release_would_be_seen(version: str) -> None:
+    assert release(version) < FLOORS["paramiko"]
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("import paramiko; c.set_missing_host_key_policy(paramiko.AutoAddPolicy)", "B507"),
+        ("import subprocess; subprocess.run('rm ' + name, shell=True)", "B602"),
+        ("import pickle; pickle.loads(data)", "B301"),
+        ("import os; os.chmod(path, 0o777)", "B103"),
+        ("import tempfile; tempfile.mktemp()", "B306"),
+        ("password = 'secret'", "B105"),
+        ("assert True", ""),
+    ],
+)
+def test_bandit_as_it_is_run_sees_a_flaw_that_is_planted(
+    tmp_path: Path, line: str, rule: str
+) -> None:
+    if importlib.util.find_spec("bandit") is None:
+        pytest.skip("no bandit here; run: pip install 'edgeopt[dev]'")
+    command = re.search(r"/bandit (.*) edgeopt$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert command is not None
+    (tmp_path / "planted.py").write_text(f"{line}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "bandit", *command[1].split(), str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == bool(rule), done.stderr
+    assert rule in done.stdout
 
 
 def test_the_security_rules_of_ruff_are_on_for_the_package() -> None:

@@ -44,7 +44,7 @@ def test_a_file_of_another_version_other_threads_or_tiles_counts_for_nothing(
 
 def test_a_broken_file_is_told_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
-    path.write_text(TIMES.model_dump_json().replace('"ns":30.0', '"ns":-1.0'))
+    path.write_text(TIMES.model_dump_json().replace('"ns":30.0', '"ns":0.0'))
     with pytest.raises(ConfigError, match=r"kernels.a 10.ns: .*\n.*remove it"):
         read_times(path, edgeopt="1", threads=2)
 

@@ -87,7 +87,7 @@ def shell(name: Name) -> None:
     if name not in running:
         raise ConfigError(f"no emulated {name} is running", fix=f"edgeopt board start {name}")
     argv = shell_command(running[name])
-    os.execvp(argv[0], argv)  # noqa: S606  (the program is ssh, with a list of arguments)
+    os.execvp(argv[0], argv)  # noqa: S606  (ssh, with a list of arguments)  # nosec B606
 
 
 @boards.command()

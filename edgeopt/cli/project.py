@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from edgeopt.board import Board
     from edgeopt.cli.checkup import Finding
 
-#: How a finding's verdict is printed.
-_MARKS = {"pass": "ok  ", "warn": "warn", "fail": "MISS"}
-
 
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder to lay out; it must be new or empty.")],
@@ -117,7 +114,8 @@ def _print_findings(findings: "list[Finding]", *, as_json: bool) -> None:
         print_document({"findings": [asdict(f) | {"verdict": f.verdict} for f in findings]})
         return
     for each in findings:
-        typer.echo(f"{_MARKS[each.verdict]}  {each.part}: {each.found}")
+        mark = {"fail": "MISS", "warn": "warn"}.get(each.verdict, "ok  ")
+        typer.echo(f"{mark}  {each.part}: {each.found}")
         if not each.ok:
             typer.echo(f"      fix: {each.fix}")
 

@@ -77,11 +77,21 @@ def stored_codes(builder: relax.BlockBuilder, expr: relax.Expr | None) -> relax.
     return expr if value is not None and value.dtype == np.uint8 else None
 
 
-def spell_out(codes: relax.Expr, table: np.ndarray) -> relax.Expr:
-    """Write the small codes [256, n] that bytes stand for: kernels pack them again, as bits."""
-    places = constant_of(codes)
+def stored_levels(builder: relax.BlockBuilder, expr: relax.Expr | None) -> relax.Expr | None:
+    """Widen stored levels [n] behind a cast, of which there are few beside their codes."""
+    bound = builder.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
+    if bound is None or operator_of(bound) != "relax.astype" or len(shape_of(bound)) != 1:
+        return expr
+    value, wanted = constant_of(bound.args[0]), bound.ty.dtype.dtype
+    return expr if value is None else relax.const(value.astype(wanted), wanted)
+
+
+def spell_out(codes: relax.Expr, first: relax.Expr, table: np.ndarray) -> relax.Expr:
+    """Write the small codes [n] that bytes stand for: kernels pack them again, as bits."""
+    places, start = constant_of(codes), constant_of(first)
     assert places is not None
-    return relax.const(np.ascontiguousarray(table[places]), table.dtype.name)
+    assert start is not None
+    return relax.const(np.ascontiguousarray(table[places + start]), table.dtype.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from tvm import relax, tirx
 
 from edgeopt.compile import import_vision
-from edgeopt.compile.blocked import call_look_up, spell_out, stored_places
+from edgeopt.compile.blocked import call_look_up, spell_out, stored_levels, stored_places
 from edgeopt.compile.operators import (
     CONVERTERS,
     Node,
@@ -70,12 +70,13 @@ def _gather(
         return builder.emit(blocks)
     if constant_of(data) is not None and constant_of(indices) is not None:
         return None
+    found = stored_places(builder, indices)
+    data = data if found is None else stored_levels(builder, data)
     levels = None if data is None else constant_of(data)
-    found = None if levels is None else stored_places(builder, indices)
-    if found is not None and levels is not None and levels.dtype == np.int8 and levels.ndim == 2:
-        return spell_out(found[0], levels)
     if found is not None and levels is not None and levels.ndim == 1:
         return builder.emit(call_look_up(found[0], data, found[1]))
+    if found is not None and levels is not None and levels.dtype == np.int8 and levels.ndim == 2:
+        return spell_out(*found, levels)
     if indices is None or not isinstance(indices.ty, relax.TensorType):
         return None
     return relax.op.take(data, indices, int(str(attributes.get("axis", 0))))

@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 from edgeopt.compile.kernels.lstm_inputs import HEIGHT, pack_columns
-from edgeopt.compile.kernels.lstm_loop import called_results, define_called
+from edgeopt.compile.kernels.lstm_loop import define_called
 from edgeopt.compile.kernels.lstm_row import GATE_FACTORS
 from edgeopt.compile.kernels.recurrent import (
     Recurrent,
@@ -302,13 +302,11 @@ def _packed(
 def _emit(
     site: Site, layer: Recurrent, tiling: Tiling, arguments: Sequence[relax.Expr]
 ) -> relax.Expr:
-    shapes = called_results(layer, tiling) if layer.called else output_shapes(layer)
     if layer.called:
         function = define_called(layer, tiling)
     else:
         function = define_recurrent(site.cpu, layer, tiling)
     variable: tvm.ir.GlobalVar = site.builder.add_func(function, layer.cell.lower())
-    results = [relax.TensorType(shape, "float32") for shape in shapes]
+    results = [relax.TensorType(shape, "float32") for shape in output_shapes(layer)]
     made = site.emit(relax.call_tir(variable, relax.Tuple(list(arguments)), results))
-    count = len(output_shapes(layer))
-    return relax.Tuple([site.emit(relax.TupleGetItem(made, i)) for i in range(count)])
+    return relax.Tuple([site.emit(relax.TupleGetItem(made, i)) for i in range(len(results))])

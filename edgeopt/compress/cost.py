@@ -8,6 +8,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeopt.artifact import Footprint, Model
 from edgeopt.compress.arena import peak_activations
+from edgeopt.compress.code import predict_code
 from edgeopt.model.graph import attribute, consumers, infer_types, initializers, producers
 from edgeopt.model.oracle import Array
 from edgeopt.model.skim import skim_model
@@ -25,8 +26,6 @@ _NARROW: Mapping[int, int] = {
     TensorProto.INT2: 2,
     TensorProto.UINT2: 2,
 }
-#: Compiled code: 93 to 171 kB for the six plans of a MiniLM-L6. The compiler knows exactly.
-CODE = 128 * 1024
 
 
 def predict_footprint(
@@ -43,7 +42,8 @@ def predict_footprint(
     in bytes. samples are the inputs that will run, as [S, *shape]: with them, exactly the
     touched pages of embedding tables count as resident; without, every row read is another.
     """
-    graph = infer_types(skim_model(model.path), values=False).graph
+    whole = infer_types(skim_model(model.path), values=False)
+    graph, code = whole.graph, predict_code(whole)
     tables = _tables(graph)
     page = target.memory.page
     file = resident = _HEADER + _RECORD * len(graph.initializer)
@@ -57,11 +57,11 @@ def predict_footprint(
             file = _align(file, _ALIGNMENT) + size
             resident = _align(resident, _ALIGNMENT) + size
     return Footprint(
-        flash=file + program + CODE,
+        flash=file + program + code,
         weights=file,
         weights_resident=_align(resident, page),
         arena=peak_activations(graph),
-        runtime=runtime + CODE,
+        runtime=runtime + code,
     )
 
 

@@ -54,7 +54,7 @@ def cut_graph(model: ModelProto, cuts: Sequence[Cut], groups: Mapping[str, Group
     made.CopyFrom(model)
     del made.graph.value_info[:]
     gone = [end for cut in cuts if not cut.kept for end in groups[cut.group].branches]
-    remove_branches(made, gone, network.shapes)
+    remove_branches(made, gone)
     for tensor in made.graph.initializer:
         values = numpy_helper.to_array(tensor)
         for axis, kept in masks.get(tensor.name, {}).items():

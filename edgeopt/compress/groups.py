@@ -116,7 +116,11 @@ def _follow(network: Network, weight: Weight) -> Group | None:
     kind: Kind = "channels" if node.op_type == "Conv" else "neurons"
     kind = "heads" if count < len(units) and kind == "neurons" else kind
     around = Surroundings(
-        network.shapes, network.readers, initializers(network.graph), network.outside
+        network.shapes,
+        network.readers,
+        network.makers,
+        initializers(network.graph),
+        network.outside,
     )
     branches = find_branches(list(readers.values()), around)
     return Group(weight.name, kind, count, labels, readers, branches)

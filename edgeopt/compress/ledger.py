@@ -78,6 +78,7 @@ def _reason(fit: Fit, choice: Choice, entry: Entry | None, *, before: float, aft
             f"the next larger form takes {format_bytes(entry.more_bytes)} more than the budget has"
             f" for it and saves {entry.less_harm:.1e} of harm"
         )
-    if after > before * (1 + _SAME):
+    # Looking rows up counts as nothing: what decodes them has nothing to be compared with.
+    if before and after > before * (1 + _SAME):
         why += f"; {after / before - 1:.0%} slower than as it came, taken for its bytes alone"
     return why

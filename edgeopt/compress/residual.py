@@ -1,8 +1,9 @@
 """Branches of residual sums: y = x + f(x), of which cutting all units leaves y = x, or a constant.
 
 What reads the last unit of a group gives zeros; where they only get biases on their way into a sum
-with something else, the whole branch can go, as a layer does in LayerDrop (Fan et al. 2019, arXiv
-1909.11556, sec. 3.2, without its training): attention, a feed-forward net, a block of convolutions.
+with what the branch is computed of, the whole branch can go, as a layer does in LayerDrop (Fan et
+al. 2019, arXiv 1909.11556, sec. 3.2, without its training): attention, a feed-forward net, a block
+of convolutions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ class Surroundings:
 
     shapes: Mapping[str, tuple[int, ...]]
     readers: Mapping[str, Sequence[NodeProto]]
+    makers: Mapping[str, NodeProto]
     stored: Mapping[str, TensorProto]
     #: Inputs and outputs of the graph.
     outside: frozenset[str]
@@ -61,7 +63,8 @@ def _follow(product: NodeProto, around: Surroundings) -> Branch | None:
             return None
         if node.op_type == "Add" and others[0] not in around.stored:
             whole = around.shapes.get(others[0]) == around.shapes.get(node.output[0])
-            return Branch(node.output[0], name, constant) if whole else None
+            residual = whole and _is_computed_of(name, others[0], around.makers)
+            return Branch(node.output[0], name, constant) if residual else None
         if others and others[0] not in around.stored:
             return None
         if others:
@@ -69,6 +72,19 @@ def _follow(product: NodeProto, around: Surroundings) -> Branch | None:
             constant = constant + value if node.op_type == "Add" else constant * value
         name = node.output[0]
     return None
+
+
+def _is_computed_of(name: str, source: str, makers: Mapping[str, NodeProto]) -> bool:
+    """Tell whether one tensor is computed of another: in any other sum neither is a branch."""
+    waiting, seen = [name], {name}
+    while waiting:
+        node = makers.get(waiting.pop())
+        new = set(node.input) - seen if node is not None else set()
+        if source in new:
+            return True
+        seen |= new
+        waiting.extend(new)
+    return False
 
 
 def _bias(product: NodeProto, around: Surroundings) -> Array:
@@ -84,27 +100,18 @@ def _bias(product: NodeProto, around: Surroundings) -> Array:
     return scaled
 
 
-def remove_branches(
-    model: ModelProto, branches: Sequence[Branch], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Put constants in the place of branches, and leave out all that nothing reads any more.
-
-    shapes are those of the sums.
-    """
+def remove_branches(model: ModelProto, branches: Sequence[Branch]) -> None:
+    """Put constants in the place of branches, and leave out all that nothing reads any more."""
     makers = producers(model.graph)
-    for total in dict.fromkeys(each.total for each in branches):
-        node, own = makers[total], [each for each in branches if each.total == total]
-        left = [each for each in node.input if each not in {branch.operand for branch in own}]
-        constant = sum((each.constant for each in own), np.zeros((), np.float32))
-        if not left:
-            # Both operands are branches: of the constant that remains the shape has to be whole.
-            constant = np.broadcast_to(constant, shapes[total])
-        if constant.any() or not left:
-            kept = f"{total}.left"
-            value = np.ascontiguousarray(constant.astype(np.float32))
+    for branch in branches:
+        node = makers[branch.total]
+        left = [each for each in node.input if each != branch.operand]
+        if branch.constant.any():
+            kept = f"{branch.total}.left"
+            value = np.ascontiguousarray(branch.constant.astype(np.float32))
             model.graph.initializer.append(numpy_helper.from_array(value, kept))
             left.append(kept)
-        if len(left) == 1:
+        else:
             node.op_type = "Identity"
         del node.input[:]
         node.input.extend(left)

@@ -67,7 +67,7 @@ def check_name(name: str, what: str) -> str:
     """Return the name, or refuse one that could mean a path or an option."""
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
-            f"{name!r} cannot be the name of a {what}",
+            f"{name!r} cannot be the name of {'an' if what[0] in 'aeiou' else 'a'} {what}",
             why="it must match [A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
             fix="use letters, digits, '.', '_' and '-' only",
         )

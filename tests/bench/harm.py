@@ -21,6 +21,7 @@ from edgeopt.budget import Budget
 from edgeopt.cli.request import Request, make_order, started
 from edgeopt.compress import apply_plan, draw_calibration, make_plan, predict_footprint
 from edgeopt.compress.distance import measure_harm as distance
+from edgeopt.compress.knapsack import Limit
 from edgeopt.compress.mix import Mixer
 from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import Option
@@ -57,15 +58,17 @@ def request_of(subject: str, *, target: str = "x86-64", effort: str = "standard"
     )
 
 
-def descend(layers: Sequence[Sequence[Option]], most: float) -> list[int]:
-    """Step down, always where a byte costs the least harm, until the sizes are within most."""
+def descend(layers: Sequence[Sequence[Option]], limit: Limit) -> list[int]:
+    """Step down, always where a byte costs the least harm, until the limit holds."""
     places = [min(range(len(each)), key=lambda at: each[at].harm) for each in layers]
-    while sum(each[at].size for each, at in zip(layers, places, strict=True)) > most:
+    while limit.spent(places) > limit.most:
         steps = [
-            ((option.harm - layer[at].harm) / (layer[at].size - option.size), index, place)
-            for index, (layer, at) in enumerate(zip(layers, places, strict=True))
-            for place, option in enumerate(layer)
-            if option.size < layer[at].size
+            ((option.harm - layer[at].harm) / (costs[at] - cost), index, place)
+            for index, (layer, costs, at) in enumerate(
+                zip(layers, limit.costs, places, strict=True)
+            )
+            for place, (option, cost) in enumerate(zip(layer, costs, strict=True))
+            if cost < costs[at]
         ]
         _, index, place = min(steps)
         places[index] = place
@@ -93,8 +96,8 @@ def compare_subject(run: Run, name: str, folder: Path) -> Iterator[tuple[str, ..
         limit = Budget(flash=cost(uniform).flash)
         chosen = mixer.choose(limit, folder / "mixed")
         assert chosen is not None
-        (sizes,) = chosen.limits
-        greedy = descend(mixer.layers, sizes.most)
+        (size,) = chosen.limits
+        greedy = descend(mixer.layers, size)
         swapped = repair_choice(
             mixer, chosen, calibration, tries=job.effort.swaps or 24, directory=folder / "repair"
         )

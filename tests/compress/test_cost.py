@@ -6,7 +6,7 @@ import pytest
 
 from edgeopt.artifact import Model
 from edgeopt.compress.arena import peak_activations
-from edgeopt.compress.cost import CODE, predict_footprint
+from edgeopt.compress.cost import predict_footprint
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.model.oracle import Array
 from edgeopt.target import Cluster, Isa, MemoryFacts, Target
@@ -77,9 +77,11 @@ def test_a_smaller_plan_is_predicted_smaller(tmp_path: Path, method: str) -> Non
         for each in (model, made)
     )
     assert after.weights < 0.6 * before.weights
-    assert after.flash == after.weights + PROGRAM + CODE
+    code = after.runtime - RUNTIME
+    assert 0 < code < 100_000
+    assert after.flash == after.weights + PROGRAM + code
     assert after.arena == before.arena
-    assert after.peak == after.weights_resident + after.arena + RUNTIME + CODE
+    assert after.peak == after.weights_resident + after.arena + RUNTIME + code
 
 
 def peak(text: str, folder: Path, **stored: Array) -> int:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from edgeopt.artifact import Footprint, Line, Method, Model
+from edgeopt.artifact import Footprint, Line, Method, Model, Recipe
 from edgeopt.budget import Budget
+from edgeopt.choice import Numbers
 from edgeopt.compress import (
     Cost,
     Fit,
@@ -18,7 +19,7 @@ from edgeopt.compress.mix import mixable_choices
 from edgeopt.compress.pace import Clock, predict_nodes
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.target import load_target
-from tests.graphs import deep_model
+from tests.graphs import deep_model, text_model
 
 METHODS: tuple[Method, ...] = ("float32", "int8-weights", "int4-blocks")
 TARGET = load_target("rpi4")
@@ -79,3 +80,25 @@ def test_times_of_nodes_add_up_to_the_latency(tmp_path: Path) -> None:
     nodes = list(predict_nodes(model, clock))
     assert sum(each.time for each in nodes) == predict_latency(model, clock)
     assert ("w0",) in {each.tensors for each in nodes}
+
+
+def test_rows_that_a_profiles_numbers_decode_have_no_time_to_be_compared_with(
+    tmp_path: Path,
+) -> None:
+    model = text_model(tmp_path)
+    numbers = Numbers(granularity="tensor", zero_points=True)
+    found = fit_plan(
+        model,
+        ("int8-rows",),
+        Budget(),
+        None,
+        cost=Cost(cost),
+        directory=tmp_path / "fit",
+        search=Search(recipe=Recipe(numbers=numbers)),
+    )
+    lines = write_ledger(found, model, Clock(pace_of(TARGET, threads=1)))
+    table = next(each for each in lines if each.weight == "table")
+    assert table.form == "int8-rows, one scale, zero points"
+    assert (table.before, table.predicted_before) == (500 * 32 * 4 + 112, 0)
+    assert table.predicted_after > 0
+    assert "slower" not in table.reason

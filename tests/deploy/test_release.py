@@ -442,7 +442,7 @@ def test_a_release_whose_program_was_damaged_is_repaired_by_deploying_again(
 @pytest.mark.parametrize("name", ["..", "-rf", "a/b", "", "a b", "x'; touch y; echo '", "a" * 65])
 def test_a_hostile_name_is_refused(tmp_path: Path, root: Path, name: str) -> None:
     bundle = make_bundle(tmp_path / "a")
-    with pytest.raises(ConfigError, match="cannot be the name"):
+    with pytest.raises(ConfigError, match="cannot be the name of an application"):
         stage_bundle(bundle, LocalBoard(), facts=board_facts(), app=name, root=PurePosixPath(root))
     assert not root.exists()
 

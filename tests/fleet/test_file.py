@@ -81,6 +81,13 @@ def test_what_cannot_be_meant_is_refused_with_its_place(
 def test_a_fleet_without_boards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="board"):
         load_fleet(write(tmp_path, 'target = "rpi4"\nboard = []\n'))
+    with pytest.raises(ConfigError, match="board: missing") as caught:
+        load_fleet(write(tmp_path, ""))
+    assert caught.value.fix == "add [[board]]"
+    # What the fix says is what is missing next, until it can be read.
+    with pytest.raises(ConfigError, match="address: missing") as caught:
+        load_fleet(write(tmp_path, "[[board]]"))
+    assert caught.value.fix == "add address = ..."
 
 
 @settings(max_examples=300, deadline=None)

@@ -7,7 +7,6 @@ from edgeopt.artifact import Footprint, Model
 from edgeopt.cli.places import cache_folder
 from edgeopt.compile import compile_model
 from edgeopt.compress import predict_footprint
-from edgeopt.compress.cost import CODE
 from edgeopt.model.oracle import run_model, seeded_inputs
 from tests.compile.kit import distance, make_target
 from tests.host.test_compile import run_program
@@ -33,9 +32,10 @@ def run_on_arm(made: Model, folder: Path, *, machine: str = "aarch64") -> OnArm:
     assert bundle.unscheduled == ()
     found, _ = run_program(bundle, feeds, folder)
     compiled = bundle.footprint
+    code = predict_footprint(made, target, runtime=0, program=0).runtime
     # The program's own size is not what is asked here.
-    program = compiled.flash - compiled.weights - CODE
+    program = compiled.flash - compiled.weights - code
     predicted = predict_footprint(
-        made, target, runtime=compiled.runtime - CODE, program=program, samples=samples
+        made, target, runtime=compiled.runtime - code, program=program, samples=samples
     )
     return OnArm(predicted, compiled, distance(found, run_model(made, feeds)[0]))

@@ -143,7 +143,10 @@ def save_unfolded(path: Path) -> Path:
 
 
 def save_recurrent(path: Path, steps: int = 21) -> Path:
-    """Write layers of one row: every cell, every way, states, units that no vector divides."""
+    """Write layers of one row: every cell, every way, units that no vector divides.
+
+    Those of odd size start from states and give their last ones.
+    """
     random = np.random.default_rng(10)
     nodes, stored, joined = [], [], []
     flat = numpy_helper.from_array(np.array([-1], "int64"), "flat")
@@ -157,7 +160,7 @@ def save_recurrent(path: Path, steps: int = 21) -> Path:
         ("GRU", 3, 32, {"linear_before_reset": 1}),
         ("RNN", 1, 50, {}),
     ):
-        ways = 2 if options.get("direction") else 1
+        ways = 2 if options.get("direction") == "bidirectional" else 1
         name = f"{cell}{hidden}"
         for kind, shape in {
             "w": (ways, gates * hidden, 18),
@@ -169,16 +172,14 @@ def save_recurrent(path: Path, steps: int = 21) -> Path:
             values = random.standard_normal(shape).astype("float32") / 4
             stored.append(numpy_helper.from_array(values, kind + name))
         inputs = ["x", "w" + name, "r" + name, "b" + name]
-        # Odd units start from states, and what else the layer gives is its last two outputs.
+        outputs = [f"s{name}"]
         if cell == "LSTM" and hidden % 2:
             inputs += ["", "h" + name, "c" + name]
-        outputs = [f"{kind}{name}" for kind in ("s", "t", "u")[: 3 if cell == "LSTM" else 2]]
+            outputs += [f"t{name}", f"u{name}"]
         nodes.append(helper.make_node(cell, inputs, outputs, hidden_size=hidden, **options))
-        for output in outputs[1:]:
+        for output in outputs:
             nodes.append(helper.make_node("Reshape", [output, "flat"], ["y" + output]))
             joined.append("y" + output)
-        nodes.append(helper.make_node("Reshape", [outputs[0], "flat"], ["y" + name]))
-        joined.append("y" + name)
     nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
     return _save(path, nodes, [*stored, flat], (steps, 1, 18))
 

@@ -123,6 +123,25 @@ def test_a_projects_tests_run_on_all_boards_at_once_with_a_line_for_each(
     assert "assert False" in failed.stderr
 
 
+def test_all_is_every_board_that_the_project_names(host: Host, boards: Boards) -> None:
+    (home,) = boards.add(1)
+    boards.name("absent", 1)
+    file = host.project / "edgeopt.toml"
+    named = f'[boards]\nx86-64 = "{home.name}"\nrpi4 = "absent"\n'
+    file.write_text(f"{file.read_text()}\n{named}")
+    (host.project / "test_model.py").write_text(
+        "def test_home(board):\n    assert board.run(['pwd'], timeout=30).status == 0\n"
+    )
+    done = host.types("test", "--boards", "all", "--json")
+    assert done.returncode == 6, done.stdout + done.stderr
+    rows = {each["label"]: each for each in json.loads(done.stdout)["boards"]}
+    assert list(rows) == ["x86-64", "rpi4"]
+    assert (rows["x86-64"]["result"], rows["x86-64"]["tests"]) == ("passed", 1)
+    assert rows["rpi4"]["result"] == "board gone"
+    file.write_text(file.read_text().replace('rpi4 = "absent"\n', ""))
+    assert host.types("test", "--boards", "all").returncode == 0
+
+
 def test_without_boards_the_fix_is_named(host: Host) -> None:
     done = host.types("test")
     assert (done.returncode, "--boards fleet.toml" in done.stderr) == (2, True)

@@ -41,9 +41,22 @@ LOOKED_UP: dict[str, Choice] = {
     "16 numbers of 48 channels": Choice(
         weight="", method="codebook-weights", entries=16, channels=48
     ),
+    # Beyond four kilobytes, from which on casts are not computed when the model is imported.
+    "256 numbers of 16 channels": Choice(
+        weight="", method="codebook-weights", entries=256, channels=16
+    ),
     "4 numbers": Choice(weight="", method="codebook-weights", entries=4),
 }
 FORMS = AFFINE | LOOKED_UP
+#: Other numbers in what test_blocks has the bytes of.
+USUAL: dict[str, Choice] = {
+    "piecewise": Choice(
+        weight="", method="codebook16-blocks", block=32, numbers=Numbers(levels="piecewise")
+    ),
+    "powers of two of 4 bits": Choice(
+        weight="", method="int4-blocks", block=32, numbers=Numbers(power_of_two=True)
+    ),
+}
 
 
 def compress(folder: Path, form: Choice) -> Model:
@@ -57,9 +70,9 @@ def compress(folder: Path, form: Choice) -> Model:
     return apply_plan(model, Plan(name="numbers", choices=choices), directory=folder / "out")
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", FORMS | USUAL)
 def test_compiled_numbers_give_onnxruntimes_outputs(name: str, tmp_path: Path) -> None:
-    made = compress(tmp_path, FORMS[name])
+    made = compress(tmp_path, (FORMS | USUAL)[name])
     for seed in range(2):
         feeds = seeded_inputs(made, seed)
         found, wanted = run_natively(made.path, feeds)[0], run_model(made, feeds)[0]

@@ -45,18 +45,8 @@ def called_shapes(layer: Recurrent, tiling: Tiling) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def called_results(layer: Recurrent, tiling: Tiling) -> list[tuple[int, ...]]:
-    """List the shapes of Y, Y_h and Y_c, and of the inputs' share where the layer makes it.
-
-    The share is no buffer within: TVM shrinks those to the elements that it sees accessed, and
-    what assembly does with a pointer it does not see.
-    """
-    share = (layer.steps, len(layer.reverse) * layer.gates * tiling.width)
-    return [*output_shapes(layer), *([share] if layer.inputs else [])]
-
-
 def define_called(layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
-    """Write the function of a layer: arguments of called_shapes, then results of called_results."""
+    """Write the function of a layer: arguments of called_shapes, then Y, Y_h and Y_c."""
     with IRBuilder() as made, builder.prim_func(s_tir=True):
         builder.func_attr({"tirx.noalias": True})
         named = {
@@ -65,7 +55,7 @@ def define_called(layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
         }
         outputs = [
             builder.arg(f"output{number}", builder.buffer(shape, "float32"))
-            for number, shape in enumerate(called_results(layer, tiling))
+            for number, shape in enumerate(output_shapes(layer))
         ]
         with builder.sblock("root"), builder.sblock("recurrent"):
             builder.reads(*[_whole(buffer) for buffer in named.values()])
@@ -124,8 +114,10 @@ class _Loops:
     def _project(self) -> tirx.Buffer:
         """Write x @ W + bias, a tile of columns after the other, of which each takes all rows."""
         layer = self.layer
-        projected = self.outputs[-1]
-        columns = int(projected.shape[1])
+        (columns,) = (int(size) for size in self.named["bias"].shape)
+        projected = builder.sblock_alloc_buffer((layer.steps, columns), "float32")
+        # TVM shrinks a buffer to what it sees accessed, and what assembly does it does not see.
+        _copy(projected, (layer.steps - 1, columns - 1), number(0.0))
         whole, left = divmod(layer.steps, _HEIGHT)
         packed = self._pack_rows(0, whole, _HEIGHT)
         rest = self._pack_rows(whole * _HEIGHT, 1, left) if left else packed

@@ -19,5 +19,5 @@ def prim_func(*, s_tir: bool) -> Callable[[Callable[..., Any]], tirx.PrimFunc]:
     def read(function: Callable[..., Any]) -> tirx.PrimFunc:
         return parse(function, utils.inspect_function_capture(function))
 
-    read.dispatch_token = "tirx"  # type: ignore[attr-defined]  # noqa: S105
+    read.dispatch_token = "tirx"  # type: ignore[attr-defined]  # noqa: S105  # nosec B105
     return read
