@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from edgeopt.artifact import Choice, Method
-from edgeopt.compress.codes import Codes, Floats
+from edgeopt.compress.codes import Codes, Floats, is_blank
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.levels import LARGEST, Levels, codes_of, round_to_levels
 from edgeopt.compress.signs import BINARY, TERNARY, find_magnitudes, is_signs, store_signs
@@ -89,7 +89,7 @@ def encode_blocks(
     the codes are the levels themselves.
     """
     rows, depth = values.shape
-    if levels is None and not values.any():
+    if (levels is None or not levels.all()) and is_blank(values):
         # As where only sizes count: every scale is as good.
         return np.zeros(values.shape, np.int8), np.ones((rows, depth // block), np.float32)
     rounded = scale_rounding(values, bits, levels)
@@ -121,7 +121,7 @@ def search_scales(
     """Return each row's scale with the least squared error, weighted by column or not."""
     if levels is not None and is_signs(levels):
         return rounded(find_magnitudes(blocks, levels, importance))
-    if not blocks.any():
+    if is_blank(blocks):
         # As where only sizes count.
         return rounded(np.zeros(len(blocks), np.float32))
     lowest, highest = _ends(bits, levels)
@@ -130,12 +130,13 @@ def search_scales(
     scales = np.ones(len(blocks), np.float32)
     # Long rows are gone over several times faster than short ones.
     columns = np.ascontiguousarray(blocks.T)
+    error = np.empty_like(columns)
     if importance is not None:
         importance = np.broadcast_to(importance, blocks.shape).T
     for ratio in _RATIOS:
         for side in (lowest, highest):
             scale = rounded(largest * (ratio / side))
-            error = round_codes(columns, scale, bits, levels)
+            error = round_codes(columns, scale, bits, levels, out=error)
             error *= scale
             np.subtract(columns, error, out=error)
             error *= error
@@ -154,12 +155,18 @@ def _ends(bits: int, levels: Levels | None) -> tuple[int, int]:
     return int(levels[0]), int(levels[-1])
 
 
-def round_codes(values: Floats, scales: Floats, bits: int, levels: Levels | None = None) -> Floats:
-    """Return the nearest codes, or the nearest levels themselves, as floats."""
+def round_codes(
+    values: Floats,
+    scales: Floats,
+    bits: int,
+    levels: Levels | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """Return the nearest codes, or the nearest levels themselves, as floats; codes in out."""
     if levels is not None:
         return round_to_levels(values, scales, levels)
     lowest = -(1 << (bits - 1))
-    nearest: Floats = values / scales
+    nearest: Floats = np.divide(values, scales, out=out)
     np.rint(nearest, out=nearest)
     np.clip(nearest, lowest, -lowest - 1, out=nearest)
     return nearest

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from edgeopt.compress.codes import Floats
+from edgeopt.compress.codes import Floats, is_blank
 from edgeopt.compress.edit import Edit
 from edgeopt.model.graph import Weight
 
@@ -58,7 +58,7 @@ def encode_groups(values: Floats, *, group: int, importance: Floats | None = Non
     give the same bytes.
     """
     rows, width = values.shape
-    if not values.any():
+    if is_blank(values):
         # As where only sizes count: there is nothing to tell apart.
         codes = np.zeros((rows, width // group), np.uint8)
         return Grouped(codes, np.zeros((width // group, VECTORS, group), np.float32))

@@ -12,9 +12,17 @@ Codes = npt.NDArray[np.int8]
 _LARGEST = 127
 
 
+def is_blank(values: Floats) -> bool:
+    """Tell whether there are nothing but zeros, as where only sizes count."""
+    if values.size and values[(0,) * values.ndim]:
+        return False
+    # Of a weight without values, one number stands for all.
+    return not any(values.strides) or not values.any()
+
+
 def encode_weight(values: Floats, *, axis: int) -> tuple[Codes, Floats]:
     """Return codes of the same shape and one scale per index of axis: value = code * scale."""
-    if not values.any():
+    if is_blank(values):
         # As where only sizes count: a channel of zeros has codes of zero at any scale.
         return np.zeros(values.shape, np.int8), np.ones(values.shape[axis], np.float32)
     others = tuple(each for each in range(values.ndim) if each != axis)

@@ -24,6 +24,15 @@ def weigh_parts(graph: GraphProto, names: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
+def weigh_rows(part: ModelProto, table: Weight) -> int:
+    """Add up what the file holds for a table of which a part has few rows, stored one by one."""
+    whole = GraphProto()
+    for tensor in part.graph.initializer:
+        dims = (table.shape[0], *tensor.dims[1:])
+        whole.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=dims)
+    return weigh_parts(whole, [table.name])[table.name]
+
+
 def decode_choice(weight: Weight, made: ModelProto, choice: Choice) -> Array | None:
     """Compute what a weight became, of low rank the product of its factors.
 

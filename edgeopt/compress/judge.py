@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
+from onnxruntime import InferenceSession
 
 from edgeopt.artifact import Footprint, Model, Plan
 from edgeopt.budget import Budget
@@ -13,8 +14,11 @@ from edgeopt.compress.candidate import Candidate, Cost, check_needs
 from edgeopt.compress.distance import measure_distance, measure_harm
 from edgeopt.compress.sensitivity import Calibration, draw_calibration
 from edgeopt.effort import Effort
-from edgeopt.model.oracle import Array, run_samples
+from edgeopt.model.oracle import Array, open_session, run_session
 from edgeopt.task import Task, labelled, score
+
+#: Models that stay open: the one that is judged, and the one before it or the original.
+_OPEN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,12 @@ def set_up(
     baseline: float | None,
 ) -> Bench:
     """Measure what the model keeps as it is; without a baseline drops count from that."""
-    measure = _scorer(model, task, effort.scored)
+
+    @lru_cache(maxsize=_OPEN)
+    def opened(made: Model) -> InferenceSession:
+        return open_session(made.path)
+
+    measure = _scorer(model, task, effort.scored, opened)
     own = measure(model)
     baseline = own.accuracy if baseline is None else baseline
 
@@ -126,27 +135,32 @@ def set_up(
 
     @cache
     def run_held(made: Model) -> Sequence[Array]:
-        return run_samples(made, calibration().held)
+        return run_session(opened(made), calibration().held)
 
     return Bench(
         model, task, budget, cost, effort, directory, measure, own, baseline, calibration, run_held
     )
 
 
-def _scorer(model: Model, task: Task | None, count: int | None) -> Callable[[Model], Kept]:
+def _scorer(
+    model: Model,
+    task: Task | None,
+    count: int | None,
+    opened: Callable[[Model], InferenceSession],
+) -> Callable[[Model], Kept]:
     """Return what measures what a model keeps; it knows nothing without a task."""
     if task is None:
         return lambda _: Kept()
     found = labelled(task, count, inputs=model.inputs, part="validation")
     if found is not None:
         feeds, labels = found
-        return lambda each: Kept(accuracy=score(task, run_samples(each, feeds), labels))
+        return lambda each: Kept(accuracy=score(task, run_session(opened(each), feeds), labels))
     held = draw_calibration(model, task).held
-    expected = run_samples(model, held)[0]
+    expected = run_session(opened(model), held)[0]
     if expected.shape[-1] < 2:
         # One number a sample is no choice among classes.
         return lambda _: Kept()
-    return lambda each: compare_scores(run_samples(each, held)[0], expected)
+    return lambda each: compare_scores(run_session(opened(each), held)[0], expected)
 
 
 def compare_scores(found: Array, expected: Array) -> Kept:

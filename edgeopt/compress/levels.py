@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeopt.choice import Spacing
-from edgeopt.compress.codes import Floats
+from edgeopt.compress.codes import Floats, is_blank
 from edgeopt.compress.piecewise import find_pieces
 
 #: The largest level in magnitude: rounding levels costs a thousandth of what 16 of them lose.
@@ -35,7 +35,7 @@ def find_levels(
 
     importance [K]: how much the squared error of each column counts; None: all as much.
     """
-    if not rows.any():
+    if is_blank(rows):
         # As where only sizes count: every level is as good.
         return np.zeros(1 << bits, np.int8)
     blocks = rows.reshape(-1, block)

@@ -3,13 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, numpy_helper
 
+from edgeopt.artifact import Choice, Method
 from edgeopt.compress.part import Parts
 from edgeopt.compress.reads import upstream_of
 from edgeopt.compress.tail import has_subgraphs
 from edgeopt.model.graph import Weight, consumers
 from edgeopt.model.oracle import Array, open_session
+
+#: Methods that store each row of a table by itself.
+_BY_ROWS: tuple[Method, ...] = ("float16", "int8-rows", "int4-blocks", "int2-blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +28,28 @@ class Lookup:
     outputs: tuple[str, ...]
     #: Indices of each sample by name.
     indices: Sequence[Mapping[str, Array]]
+    #: The rows that samples read, and that of the largest number, which scales may depend on.
+    rows: npt.NDArray[np.intp]
 
-    def rows_of(self, part: ModelProto) -> list[dict[str, Array]]:
-        """Return what a part of the table gives for each sample."""
+    def rows_of(self, part: ModelProto, *, few: bool = False) -> list[dict[str, Array]]:
+        """Return what a part of the table, or of few of its rows, gives for each sample."""
         session = open_session(part.SerializeToString())
         names = list(self.outputs)
-        return [
-            dict(zip(names, session.run(names, dict(each)), strict=True)) for each in self.indices
-        ]
+        indices = map(self._among_few, self.indices) if few else self.indices
+        return [dict(zip(names, session.run(names, dict(each)), strict=True)) for each in indices]
+
+    def _among_few(self, indices: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            name: np.searchsorted(self.rows, each).astype(each.dtype)
+            for name, each in indices.items()
+        }
+
+
+def is_by_rows(choice: Choice) -> bool:
+    """Tell whether what a table's row becomes depends on that row and the largest number alone."""
+    if choice.method not in _BY_ROWS:
+        return False
+    return choice == Choice(weight=choice.weight, method=choice.method, block=choice.block)
 
 
 def find_lookups(
@@ -56,8 +76,21 @@ def find_lookups(
         depends = changing.intersection(name for node in source.graph.node for name in node.input)
         if depends or outside.intersection(outputs):
             continue
-        found[table.name] = Lookup(parts.of(table), outputs, _indices(source, names, samples))
+        part, indices = parts.of(table), _indices(source, names, samples)
+        found[table.name] = Lookup(part, outputs, indices, _rows(part, table, indices))
     return found
+
+
+def _rows(
+    part: ModelProto, table: Weight, indices: Sequence[Mapping[str, Array]]
+) -> npt.NDArray[np.intp]:
+    """List the rows that are read, all of them where one is counted from the end."""
+    (tensor,) = (each for each in part.graph.initializer if each.name == table.name)
+    largest = np.abs(numpy_helper.to_array(tensor)).max(axis=1).argmax()
+    read = np.unique([place for each in indices for found in each.values() for place in found.flat])
+    if read.size and read[0] < 0:
+        return np.arange(table.shape[0])
+    return np.union1d(read, [largest]).astype(np.intp)
 
 
 def _indices(

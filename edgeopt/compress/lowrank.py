@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from edgeopt.artifact import Choice, Method
 from edgeopt.compress.blocks import BITS
-from edgeopt.compress.codes import Floats
+from edgeopt.compress.codes import Floats, is_blank
 from edgeopt.compress.edit import Edit
 from edgeopt.compress.factors import Doubles, Factors
 from edgeopt.model.graph import Weight
@@ -48,7 +48,7 @@ def split_weight(
     hessian: sum of x^T x over inputs x [K], damped as GPTQ does; None: every input is as likely.
     factors: those that were found of it before.
     """
-    if not values.any():
+    if is_blank(values):
         # As where only sizes count.
         return np.zeros((len(values), rank), np.float32), np.zeros(
             (rank, values.shape[1]), np.float32

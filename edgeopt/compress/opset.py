@@ -6,6 +6,7 @@ signatures in onnx.defs say which.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, defs, helper, numpy_helper
@@ -32,9 +33,10 @@ def obstacle(model: ModelProto, opset: int) -> str | None:
     """Name an operator that keeps a model from a higher operator set; None when there is none."""
     old = opset_of(model)
     if old < opset:
-        for _, node in _nodes(model.graph):
-            if node.domain in _STANDARD and not _same(node, old, opset):
-                return str(node.op_type)
+        standard = (node.op_type for _, node in _nodes(model.graph) if node.domain in _STANDARD)
+        for operator in dict.fromkeys(standard):
+            if not _same(operator, old, opset):
+                return str(operator)
     return None
 
 
@@ -72,14 +74,15 @@ def _nodes(graph: GraphProto) -> Iterator[tuple[GraphProto, NodeProto]]:
                 yield from _nodes(each.g)
 
 
-def _same(node: NodeProto, old: int, new: int) -> bool:
-    """Say whether a node means the same in both sets: nothing gone, nothing with a new default."""
-    before, after = (defs.get_schema(node.op_type, version, "") for version in (old, new))
+@cache
+def _same(operator: str, old: int, new: int) -> bool:
+    """Say whether one means the same in both sets: nothing gone, nothing with a new default."""
+    before, after = (defs.get_schema(operator, version, "") for version in (old, new))
     if before.since_version == after.since_version:
         return True
-    if node.op_type in _REDEFINED or len(after.inputs) < len(before.inputs):
+    if operator in _REDEFINED or len(after.inputs) < len(before.inputs):
         return False
-    moved = {"axes"} if node.op_type in _REDUCTIONS else set()
+    moved = {"axes"} if operator in _REDUCTIONS else set()
     kept = all(
         name in moved
         or (name in after.attributes and _default(after, name) == _default(before, name))

@@ -6,7 +6,9 @@ weight, where a model that is copied, written and read again for one weight is a
 
 from collections.abc import Mapping
 
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from edgeopt.artifact import Choice, Plan
 from edgeopt.compress.blocks import OPSETS
@@ -28,17 +30,31 @@ class Parts:
             each.name: each for each in (*graph.input, *graph.value_info, *graph.output)
         }
 
-    def rewrite(self, weight: Weight, choice: Choice, learned: Learned) -> ModelProto:
+    def rewrite(
+        self,
+        weight: Weight,
+        choice: Choice,
+        learned: Learned,
+        rows: npt.NDArray[np.intp] | None = None,
+    ) -> ModelProto:
         """Return the part of a weight in the form of a choice, by what was learned from samples.
 
         Its outputs are those of the nodes that read the weight, its inputs what else these read.
+        rows: those that are left of a table; None: all.
         """
-        part = self.of(weight)
+        part = self.of(weight) if rows is None else self._of_rows(weight, rows)
         raise_opset(part, OPSETS.get(choice.method, 0))
         return rewrite_weights(part, Plan(name="part", choices=(choice,)), learned)
 
     def of(self, weight: Weight) -> ModelProto:
         """Return the part of a weight as it came."""
+        return self._of(weight, self._stored[weight.name])
+
+    def _of_rows(self, weight: Weight, rows: npt.NDArray[np.intp]) -> ModelProto:
+        values = numpy_helper.to_array(self._stored[weight.name])[rows]
+        return self._of(weight, numpy_helper.from_array(values, weight.name))
+
+    def _of(self, weight: Weight, values: TensorProto) -> ModelProto:
         nodes = self._readers[weight.name]
         made = [name for node in nodes for name in node.output if name]
         read = dict.fromkeys(name for node in nodes for name in node.input if name)
@@ -47,7 +63,11 @@ class Parts:
             "part",
             [self._describe(name) for name in read if name not in self._stored],
             [self._describe(name) for name in made],
-            [self._stored[name] for name in read if name in self._stored],
+            [
+                values if name == weight.name else self._stored[name]
+                for name in read
+                if name in self._stored
+            ],
         )
         return helper.make_model(
             graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version

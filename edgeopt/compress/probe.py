@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto
 
 from edgeopt.artifact import Choice, Model, Plan
 from edgeopt.compress.distance import measure_harm
@@ -28,8 +29,6 @@ from edgeopt.model.oracle import Array, run_samples
 Samples = Mapping[str, Array]
 #: Ends of the graph that are kept to run from: each holds the weights from its place on.
 _TAILS = 4
-#: Of fewer samples, opening ends of the graph takes longer than they save.
-_FEW = 8
 #: Bytes of all samples' tensors that ends are given.
 _MOST_GIVEN = 256_000_000
 
@@ -53,6 +52,14 @@ class _Stage:
     given: Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Weights of layers, and the nodes from the first one that reads one of them on."""
+
+    weights: Sequence[str]
+    nodes: Sequence[NodeProto]
+
+
 class Probe:
     """A model whose weights can be replaced for a run.
 
@@ -69,7 +76,7 @@ class Probe:
         tables: Sequence[Weight] = (),
     ) -> None:
         """Open a model whose inner tensors are described; names are those of its layers."""
-        self._judged, self._model, self._names = judged, model, names
+        self._judged, self._model = judged, model
         self._outputs = [each.name for each in model.graph.output]
         self._lookups = find_lookups(model, tables, names, judged.samples)
         feeds = [
@@ -80,19 +87,39 @@ class Probe:
             for feed, rows in zip(feeds, lookup.rows_of(lookup.part), strict=True):
                 feed.update({name: wrap(each) for name, each in rows.items()})
         given = {name for each in self._lookups.values() for name in each.outputs}
-        self._nodes = [node for node in model.graph.node if not given.intersection(node.output)]
-        self._whole = _Stage(Tail(model, self._nodes, replaced=names), feeds)
+        nodes = [node for node in model.graph.node if not given.intersection(node.output)]
+        self._ends = _find_ends(model, names)
+        known = read_from_outside(model.graph, nodes)
+        read = [name for each in self._ends for name in read_from_outside(model.graph, each.nodes)]
+        self._between = [name for name in dict.fromkeys(read) if name not in known]
+        self._whole = _Stage(Tail(model, nodes, replaced=names, extra=self._between), feeds)
         self.wide = self._run(self._whole, {}, len(feeds), threads=os.cpu_count() or 1)
         self._stages: dict[str, _Stage] = {}
         self.expected = [each[: judged.first] for each in self.wide]
 
     def open_ends(self) -> None:
-        """Run single weights of layers from the first node that reads them on, where that pays."""
-        if self._judged.first < _FEW:
-            return
-        self._stages = _open_stages(
-            self._model, self._nodes, self._names, self._whole, self._judged.first
-        )
+        """Run single weights of layers from a node before the first one that reads them on.
+
+        Unless what that takes of each sample is too much memory.
+        """
+        tail, given = self._whole.tail, []
+        for feed in self._whole.given[: self._judged.first]:
+            found = tail.run_all({name: feed[name] for name in tail.given})
+            between = {name: found[name] for name in self._between}
+            if sum(each.nbytes for each in between.values()) * self._judged.first > _MOST_GIVEN:
+                return
+            given.append({**feed, **{name: wrap(each) for name, each in between.items()}})
+
+        def opened(end: _End) -> _Stage:
+            return _Stage(Tail(self._model, end.nodes, replaced=end.weights), given)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            stages = list(pool.map(opened, self._ends))
+        self._stages = {
+            name: stage
+            for end, stage in zip(self._ends, stages, strict=True)
+            for name in end.weights
+        }
 
     def reads_rows_of(self, table: str) -> bool:
         """Tell whether rows of a table can be replaced."""
@@ -104,11 +131,18 @@ class Probe:
         found = self._run(stage, {name: wrap(values)}, self._judged.first)
         return self._harm(found, self.expected)
 
-    def read(self, table: str, part: ModelProto) -> float:
-        """Return the harm of another part of a table, see Parts, on all samples."""
+    def rows_of(self, table: str) -> npt.NDArray[np.intp]:
+        """Return the rows of a table that are enough to tell what its rows become."""
+        return self._lookups[table].rows
+
+    def read(self, table: str, part: ModelProto, *, few: bool = False) -> float:
+        """Return the harm of another part of a table, see Parts, on all samples.
+
+        few: the part has those rows alone that rows_of gives.
+        """
         rows = [
             {name: wrap(each) for name, each in found.items()}
-            for found in self._lookups[table].rows_of(part)
+            for found in self._lookups[table].rows_of(part, few=few)
         ]
         given = [{**feed, **own} for feed, own in zip(self._whole.given, rows, strict=True)]
         stage = _Stage(self._whole.tail, given)
@@ -161,49 +195,20 @@ class Probe:
         return np.zeros((len(rows), 1), np.float32)
 
 
-def _open_stages(
-    model: ModelProto, nodes: Sequence[Any], names: Sequence[str], whole: _Stage, count: int
-) -> dict[str, _Stage]:
-    """Open ends of the graph, each from the first reader of some weights on, by the weights' names.
-
-    None where nodes hold graphs, or where what they are given takes too much memory.
-    """
-    groups = _group(model, names)
-    if has_subgraphs(model.graph) or len(groups) < 2:
-        return {}
-    readers = consumers(model.graph)
-    ends = [
-        nodes_after(model.graph, {each.output[0] for name in group for each in readers[name]})
+def _find_ends(model: ModelProto, names: Sequence[str]) -> list[_End]:
+    """Part weights into groups that are read one after the other; none where nodes hold graphs."""
+    if has_subgraphs(model.graph):
+        return []
+    wanted, readers = set(names), consumers(model.graph)
+    every = list(
+        dict.fromkeys(name for node in model.graph.node for name in node.input if name in wanted)
+    )
+    size = max(1, -(-len(every) // _TAILS))
+    groups = [every[at : at + size] for at in range(0, len(every), size)]
+    return [
+        _End(group, nodes_after(model.graph, (n.output[0] for w in group for n in readers[w])))
         for group in groups
     ]
-    inputs = [read_from_outside(model.graph, end) for end in ends]
-    extra = list(dict.fromkeys(name for group in inputs for name in group))
-    known = set(whole.tail.given)
-    missing = [name for name in extra if name not in known]
-    first = Tail(model, nodes, replaced=(), extra=missing)
-    given = []
-    for feed in whole.given[:count]:
-        found = first.run_all({name: feed[name] for name in first.given})
-        size = sum(found[name].nbytes for name in missing)
-        if size * count > _MOST_GIVEN:
-            return {}
-        given.append({**feed, **{name: wrap(found[name]) for name in missing}})
-    return {
-        name: stage
-        for group, end in zip(groups, ends, strict=True)
-        for stage in (_Stage(Tail(model, end, replaced=group), given),)
-        for name in group
-    }
-
-
-def _group(model: ModelProto, names: Sequence[str]) -> list[list[str]]:
-    """Part weights into groups that are read one after the other."""
-    wanted, ordered = set(names), dict[str, None]()
-    for node in model.graph.node:
-        ordered.update(dict.fromkeys(name for name in node.input if name in wanted))
-    every = list(ordered)
-    size = max(1, -(-len(every) // _TAILS))
-    return [every[at : at + size] for at in range(0, len(every), size)]
 
 
 @contextmanager

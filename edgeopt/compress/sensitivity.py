@@ -18,8 +18,9 @@ import onnx
 
 from edgeopt.artifact import Choice, Fact, Model
 from edgeopt.compress.cost import filed_bytes
-from edgeopt.compress.decode import decode_choice, weigh_parts
+from edgeopt.compress.decode import decode_choice, weigh_parts, weigh_rows
 from edgeopt.compress.learned import Learned, learn
+from edgeopt.compress.lookup import is_by_rows
 from edgeopt.compress.part import Parts
 from edgeopt.compress.probe import Judged, Probe, Samples, applied
 from edgeopt.effort import STANDARD, Effort
@@ -207,6 +208,10 @@ class _Meter:
 
         def measure(choice: Choice) -> Option:
             weight = self._known[choice.weight]
+            if is_by_rows(choice) and probe.reads_rows_of(weight.name):
+                part = parts.rewrite(weight, choice, learned, probe.rows_of(weight.name))
+                harm = probe.read(weight.name, part, few=True)
+                return Option(choice=choice, size=weigh_rows(part, weight), harm=harm)
             part = parts.rewrite(weight, choice, learned)
             size = weigh_parts(part.graph, [weight.name])[weight.name]
             if probe.reads_rows_of(weight.name):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto
 
 from edgeopt.artifact import Choice
-from edgeopt.compress.codes import Floats
+from edgeopt.compress.codes import Floats, is_blank
 from edgeopt.compress.edit import Edit
 from edgeopt.model.graph import Weight
 
@@ -84,7 +84,7 @@ def choose_rows(values: Floats, count: int, reads: Floats | None) -> tuple[Place
 
 def nearest_rows(values: Floats, rows: Places, among: Places) -> Places:
     """Return for each of some rows the place of the nearest one among others."""
-    if not values.any():
+    if is_blank(values):
         # As where only sizes count: the first one is as near as any.
         return np.zeros(len(rows), np.intp)
     directions = np.linalg.eigh(values.T.astype(np.float64) @ values)[1][:, -_DIRECTIONS:]

@@ -59,7 +59,13 @@ def run_samples(model: Model | Path, samples: Feeds, *, threads: int = 1) -> lis
     Several at once, each with so many threads of its own.
     """
     path = model.path if isinstance(model, Model) else model
-    session = open_session(path, threads=threads)
+    return run_session(open_session(path, threads=threads), samples, threads=threads)
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, samples: Feeds, *, threads: int = 1
+) -> list[Array]:
+    """Run S samples as run_samples does, in a session of so many threads."""
     count = len(next(iter(samples.values())))
 
     def run(index: int) -> Sequence[Array]:

@@ -9,8 +9,9 @@ import pytest
 from edgeopt.artifact import MIXED, Choice, Footprint, Method, Model, Plan
 from edgeopt.budget import Budget
 from edgeopt.compress import Cost, fit_plan, make_plan, predict_footprint
+from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.distance import measure_distance, measure_harm
-from edgeopt.compress.mix import Mixer, Timer, mixable_choices
+from edgeopt.compress.mix import Mixer, Timer, hollow_model, mixable_choices
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.model.oracle import run_samples
@@ -213,6 +214,26 @@ def test_what_a_choice_needs_is_predicted_without_its_values(
         assert mixture is not None
         # The last prediction was of this plan on zeros; its own model needs the same.
         assert seen[-2][1] == seen[-1][1] == mixture.footprint
+
+
+def test_what_forms_make_of_weights_without_values_has_none_and_needs_the_same(
+    tmp_path: Path, target: Target
+) -> None:
+    model = text_model(tmp_path, vocabulary=9000)
+    every = possible_choices(model)
+    hollow = hollow_model(model, list(every), tmp_path / "hollow")
+    assert hollow.path.stat().st_size < 10_000
+    for choice in (each for given in every.values() for each in given):
+        # Ranges need samples; and without a zero among the codes, zeros have a scale of their own.
+        if choice.method in ("int8-static", "binary-blocks"):
+            continue
+        plan = _plan(choice)
+        made, whole = (
+            apply_plan(each, plan, directory=tmp_path / name)
+            for each, name in ((hollow, "made"), (model, "whole"))
+        )
+        assert made.path.stat().st_size < 20_000
+        assert cost(target, made) == cost(target, whole)
 
 
 def timer_of(model: Model, *, slow: float) -> Timer:

@@ -44,6 +44,22 @@ def test_a_fit_is_a_model_and_a_plan_that_make_the_same_again(tmp_path: Path) ->
     assert (taken.returncode, "half exists" in taken.stderr) == (2, True)
 
 
+def test_a_fit_imports_neither_the_compiler_nor_torch(tmp_path: Path) -> None:
+    project = write_tiny(tmp_path)
+    arguments = ["fit", "--target", "rpi4", "--profile", "float16", "--output", "half"]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "edgeopt", *arguments],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"onnxruntime", "scipy.optimize"} <= imported
+    assert not imported & {"tvm", "torch", "edgeopt.compile"}
+
+
 def test_the_difference_of_two_fits_names_weights_forms_and_bytes(tmp_path: Path) -> None:
     project = write_tiny(tmp_path)
     for name in ("float32", "int8"):
