@@ -11,7 +11,8 @@ from edgeopt.budget import Budget
 from edgeopt.compress import Cost, fit_plan, make_plan, predict_footprint
 from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.distance import measure_distance, measure_harm
-from edgeopt.compress.mix import Mixer, Timer, hollow_model, mixable_choices
+from edgeopt.compress.hollow import hollow_model
+from edgeopt.compress.mix import Mixer, Timer, mixable_choices
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.model.oracle import run_samples
