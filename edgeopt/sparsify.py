@@ -60,8 +60,8 @@ class Sparsify(Fact):
 
     @property
     def known(self) -> bool:
-        """Whether it says how many values stay, whatever they are."""
-        return self.pattern == "n:m" or self.threshold == "share"
+        """Whether it says how many blocks stay, whatever their values are."""
+        return self.pattern == "blocks" and self.threshold == "share"
 
     @property
     def title(self) -> str:

@@ -64,6 +64,8 @@ HASTY = Patience(connect=20.0, silence=4.0)
 BENCH = Bench(warmup=0, iterations=3, launches=1, samples=3, threads=1)
 #: What a deploy passes through, as the board shows it when the fault comes.
 PHASES = ("reached", "leased", "uploading", "staged", "running", "switched")
+#: Faults in which each phase must have had its kill; until then one of them is aimed at.
+ENOUGH = 60
 
 Fault = Literal["kill", "reset", "blackhole", "flip"]
 _FAULTS: dict[Fault, int] = {"kill": 12, "reset": 2, "blackhole": 1, "flip": 1}
@@ -98,6 +100,7 @@ class Figures:
 
     faults: collections.Counter[str] = field(default_factory=collections.Counter)
     phases: collections.Counter[str] = field(default_factory=collections.Counter)
+    killed: collections.Counter[str] = field(default_factory=collections.Counter)
     #: Kills of the process that deploys, and deploys that ended before their fault.
     kills: int = 0
     early: int = 0
@@ -114,13 +117,19 @@ class Figures:
     def __str__(self) -> str:
         faults = ", ".join(f"{count} {name}" for name, count in sorted(self.faults.items()))
         phases = ", ".join(f"{each} {self.phases[each]}" for each in PHASES)
+        killed = ", ".join(f"{each} {self.killed[each]}" for each in PHASES)
         return (
             f"{self.faults.total()} faults ({faults}), {self.early} of them too late; "
             f"{self.kills} kills, {self.reruns} reruns, {self.converged} converged; "
             f"{self.waited} asked again for the lease; "
             f"old release {self.old}, new {self.new}, half 0; phases: {phases}; "
+            f"killed when: {killed}; "
             f"the board was quiet after {self.slowest_end:.1f} s at most"
         )
+
+    def missed(self) -> list[str]:
+        """Return the phases in which no deploy was killed yet."""
+        return [each for each in PHASES if not self.killed[each]]
 
 
 @dataclass
@@ -156,22 +165,25 @@ class Soak:
     def strike(self) -> None:
         """Deploy the next release, disturbed up to four times in a row, then undisturbed."""
         following = (self.current + 1) % len(PLANS)
-        for _ in range(self.random.choice((1, 2, 3, 4))):
-            self._disturb_once(following)
+        for number in range(self.random.choice((1, 2, 3, 4))):
+            # A deploy that was disturbed before does not pass all phases again.
+            missed = self.figures.missed() if number == 0 else []
+            self._disturb_once(following, aim=missed[0] if missed else "")
         self.finish(following)
         self.figures.reruns += 1
         self.check_converged(following)
         self.figures.converged += 1
         self.previous, self.current = self.current, following
 
-    def _disturb_once(self, following: int) -> None:
+    def _disturb_once(self, following: int, *, aim: str) -> None:
         fault = self.random.choices(list(_FAULTS), list(_FAULTS.values()))[0]
+        fault = "kill" if aim else fault
         proxy = FaultProxy(self.server.port)
         config = self.server.write_config(self._fresh("config"), port=proxy.port)
         # Before the proxy has threads: what they hold would be held for ever in a fork.
         pid, pipe = self._start(following, config)
         with proxy:
-            self._disturb(following, fault, proxy, pid=pid, pipe=pipe)
+            self._disturb(following, fault, proxy, pid=pid, pipe=pipe, aim=aim)
         self.figures.slowest_end = max(self.figures.slowest_end, self._await_quiet())
         allowed = {self.digests[self.current]: "old", self.digests[following]: "new"}
         found = self.link("current")
@@ -181,17 +193,22 @@ class Soak:
         setattr(self.figures, allowed[found], getattr(self.figures, allowed[found]) + 1)
 
     def _disturb(
-        self, following: int, fault: Fault, proxy: FaultProxy, *, pid: int, pipe: int
+        self, following: int, fault: Fault, proxy: FaultProxy, *, pid: int, pipe: int, aim: str
     ) -> None:
         last = self.random.uniform(0, self.calls * 1.02)
-        ended = _read_until(pipe, round(last)) or _ends_within(pid, self.random.expovariate(50))
+        if aim:
+            ended = self._ends_before(pid, following, aim)
+        else:
+            ended = _read_until(pipe, round(last)) or _ends_within(pid, self.random.expovariate(50))
+        phase = self.phase(following)
         self.figures.faults[fault] += 1
-        self.figures.phases[self.phase(following)] += 1
+        self.figures.phases[phase] += 1
         if ended:
             self.figures.early += 1
         elif fault == "kill":
             os.killpg(pid, signal.SIGKILL)
             self.figures.kills += 1
+            self.figures.killed[phase] += 1
         elif fault == "reset":
             proxy.cut()
         else:
@@ -200,6 +217,7 @@ class Soak:
                 # Whoever is at the keyboard has less patience than the connection.
                 os.killpg(pid, signal.SIGKILL)
                 self.figures.kills += 1
+                self.figures.killed[phase] += 1
         status = self._await_end(pid, ENDING)
         os.close(pipe)
         if status not in (0, 6, BUSY, 10, -signal.SIGKILL):
@@ -308,6 +326,18 @@ class Soak:
         if (self.root / "apps" / APP / "state").exists():
             return "uploading"
         return "leased" if (self.root / "lease").exists() else "reached"
+
+    def _ends_before(self, pid: int, following: int, phase: str) -> bool:
+        """Wait until a deploy is in a phase; True when it ended before it was seen there."""
+        while self.phase(following) != phase:
+            if _ends_within(pid, 0.001):
+                return True
+        return False
+
+    def check_phases(self) -> None:
+        """A soak that met not every phase has shown nothing of those that it did not meet."""
+        if missed := self.figures.missed():
+            raise self.failed(f"no deploy was killed when it was {', '.join(missed)}")
 
     def _await_quiet(self) -> float:
         """Wait until no process works on the board; one that stays is an orphan."""
@@ -493,10 +523,13 @@ def main() -> None:
         open_soak(Path(folder), asked.seed) as soak,
     ):
         until = time.monotonic() + asked.seconds
-        while soak.figures.kills < asked.kills and time.monotonic() < until:
+        while (soak.figures.kills < asked.kills and time.monotonic() < until) or (
+            soak.figures.missed() and soak.figures.faults.total() < ENOUGH
+        ):
             soak.strike()
             if soak.figures.reruns % 10 == 0:
                 print(soak.figures, file=sys.stderr, flush=True)
+        soak.check_phases()
         if asked.prove:
             prove(soak)
             print(PROVED)

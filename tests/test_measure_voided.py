@@ -13,7 +13,7 @@ from edgeopt.board import Completed
 from edgeopt.board.local import LocalBoard
 from edgeopt.deploy import stage_bundle
 from edgeopt.errors import MeasurementNoisy
-from edgeopt.measure import measure_release, require_steady
+from edgeopt.measure import disturbances, measure_release, require_steady
 from tests.board.test_state import provide_vcgencmd, write
 from tests.board.wrapped import Wrapped
 from tests.deploy.kit import APP, board_facts, make_bundle, samples_of
@@ -102,6 +102,21 @@ def test_flags_that_only_the_boards_own_program_tells_spoil_the_figures(
     hot = measure(tmp_path / "hot", lambda: flags.write_text("throttled=0xd0008\n"), mode="mute")
     assert hot.invalid == ("throttled or short of voltage during the run (0xd0008)",)
     assert (hot.before.throttled, hot.after.throttled) == ("0x50000", "0xd0008")
+
+
+def test_what_is_found_of_the_clock_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEOPT_SYS", str(tmp_path / "sys"))
+    policy = tmp_path / "sys/devices/system/cpu/cpufreq/policy0"
+    names = ("scaling_governor", "scaling_max_freq", "scaling_min_freq", "scaling_setspeed")
+    for name in names:
+        write(policy / name, "powersave" if name == "scaling_governor" else "600000", mode=0o666)
+    before = {name: (policy / name).stat().st_ctime_ns for name in names}
+    measurement = measure(tmp_path / "run")
+    assert {path.name: path.stat().st_ctime_ns for path in policy.iterdir()} == before
+    said = disturbances(measurement.model_copy(update={"kind": "board"}))
+    assert "governor powersave: not controlled" in said
 
 
 def test_a_governor_that_changes_meanwhile_spoils_the_figures(

@@ -33,6 +33,9 @@ BANNED = {
     "StrictHostKeyChecking=no": "host keys are verified",
     "allow_pickle=True": "nothing is unpickled",
     "mktemp(": "names of temporary files cannot be guessed",
+    "cpupower": "no governor is set",
+    "cpufreq-set": "no governor is set",
+    "scaling_setspeed": "no clock is set",
     "os.umask": "modes are given where files are made",
     "0o777": "nothing is for everybody to write",
     "0o666": "nothing is for everybody to write",
@@ -73,6 +76,28 @@ def test_a_promise_without_a_test_would_be_seen() -> None:
 def test_what_would_break_a_promise_is_nowhere(word: str) -> None:
     found = [path.name for path in MODULES if word in path.read_text()]
     assert found == [], BANNED[word]
+
+
+#: A governor's file after what writes files, in a script or in Python.
+_SETS = re.compile(r"(>|\btee\b|write_\w+\().*scaling_governor|scaling_governor.*write_\w+\(")
+
+
+def test_the_governor_is_read_and_never_set() -> None:
+    lines = [line for path in MODULES for line in path.read_text().splitlines()]
+    assert sum("scaling_governor" in line for line in lines) >= 2
+    assert [line for line in lines if _SETS.search(line)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'echo performance > "$p/scaling_governor"',
+        'echo performance | tee "$p/scaling_governor"',
+        '(policy / "scaling_governor").write_text("performance")',
+    ],
+)
+def test_a_governor_that_is_set_would_be_seen(line: str) -> None:
+    assert _SETS.search(line)
 
 
 def test_only_strong_ciphers_and_macs_are_offered() -> None:

@@ -50,3 +50,5 @@ def test_without_samples_as_many_values_become_zero() -> None:
     assert not rule.by_size().needs_samples
     assert rule.known
     assert not Sparsify(value=1.0, threshold="z-score").known
+    # Where single values stay decides how many blocks do.
+    assert not Sparsify(pattern="single", value=0.5).known

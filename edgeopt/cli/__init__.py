@@ -4,7 +4,7 @@ import errno
 import json
 import signal
 import sys
-import threading
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -73,12 +73,19 @@ _REFUSALS |= {errno.ENOTDIR, errno.ENAMETOOLONG}
 #: The exit code of a shell's command that was ended by Ctrl-C.
 _STOPPED = 130
 
-#: Whether the user stopped this run.
-_interrupted = threading.Event()
+#: Seconds after it was stopped in which a run lets go of its board, however often it is stopped
+#: again: interrupted, that would leave a run folder there, and a lease that others wait for.
+_LETTING_GO = 5.0
+
+#: When the user stopped this run, by the monotonic clock.
+_stopped: list[float] = []
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    _interrupted.set()
+    now = time.monotonic()
+    if _stopped and now - _stopped[-1] < _LETTING_GO:
+        return
+    _stopped.append(now)
     raise KeyboardInterrupt
 
 
@@ -116,7 +123,7 @@ def _run() -> int | None:
         )
     except Exception:
         # Compiled modules make errors of their own of a KeyboardInterrupt that meets them.
-        if not _interrupted.is_set():
+        if not _stopped:
             raise
         return _STOPPED
     return status

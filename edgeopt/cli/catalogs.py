@@ -98,6 +98,7 @@ def list_profiles(as_json: Json = False) -> None:
             format_figure(each.budget.accuracy_drop, "fraction"),
         )
         cut = [] if each.prune is None else [f"cut {each.prune:.0%}"]
+        cut += [] if each.sparsify is None else [each.sparsify.title]
         last = [] if each.prune_most is None else [f"cut up to {each.prune_most:.0%}"]
         rows.append((each.name, ", ".join([*cut, *each.methods, *last]), *limits))
     typer.echo(format_columns(rows, indent=""))

@@ -103,6 +103,8 @@ def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]
             continue
         if method in BITS:
             sizes = [each for each in BLOCKS if _divides(each, weight)]
+            # Otherwise a plan made from a name would take fewer bytes than any mixture.
+            sizes = sizes or [each for each in _DEFAULT_BLOCKS if _divides(each, weight)]
             found.extend(Choice(weight=weight.name, method=method, block=each) for each in sizes)
         elif method == "codebook-rows":
             groups = possible_groups(weight)

@@ -1,7 +1,7 @@
 """Choose the plan with the least harm that meets the budget."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,6 +218,20 @@ def _timer(cost: Cost) -> Timer | None:
     return Timer(cost.latency, cost.parts)
 
 
+def _rules(
+    bench: Bench, search: Search
+) -> tuple[Recipe, Sparsify | None, Mapping[str, Array] | None]:
+    """Return what is done around methods, and the samples that it needs, if any."""
+    recipe, zeros = search.recipe, search.zeros
+    if zeros is not None and bench.effort.data_free:
+        zeros = zeros.by_size()
+    needs_samples = recipe.needs_samples or (zeros is not None and zeros.needs_samples)
+    fitted = bench.calibration().fitted if needs_samples else None
+    if fitted is None:
+        recipe = recipe.model_copy(update={"smooth": None, "correct_bias": False})
+    return recipe, zeros, fitted
+
+
 def _climb(
     bench: Bench,
     methods: Sequence[Method],
@@ -230,11 +244,7 @@ def _climb(
     What a method needs is predicted on zeros: one that is refused for that is never made.
     """
     candidates: list[Candidate] = []
-    recipe, zeros = search.recipe, _zeros_of(bench, search)
-    needs_samples = recipe.needs_samples or (zeros is not None and zeros.needs_samples)
-    fitted = bench.calibration().fitted if needs_samples else None
-    if fitted is None:
-        recipe = recipe.model_copy(update={"smooth": None, "correct_bias": False})
+    recipe, zeros, fitted = _rules(bench, search)
     loaded = onnx.load(bench.model.path)
     plain = make_plan(bench.model, "float32", directory=bench.directory, loaded=loaded)
     every = [each.weight for each in plain.choices]
@@ -277,12 +287,6 @@ def _climb(
         # Of what is passed over, the plan is enough to make it again.
         made.path.unlink()
     return candidates
-
-
-def _zeros_of(bench: Bench, search: Search) -> Sparsify | None:
-    """Return which values become zeros; without samples, their sizes say which."""
-    zeros = search.zeros
-    return zeros.by_size() if zeros is not None and bench.effort.data_free else zeros
 
 
 def _fit(

@@ -77,12 +77,21 @@ def mixable_choices(
             for each in given
             if each.method
             in (allowed if each.width is None else sparse if each.zeros else lossless)
-            if each.block in _sizes_of(each.method, effort)
+            if _is_tried(each, given, effort)
             if each.rank is None or not effort.data_free
         )
         for name, given in possible_choices(model).items()
         for by_rows in (any(each.method == "int8-rows" for each in given),)
     }
+
+
+def _is_tried(choice: Choice, given: Sequence[Choice], effort: Effort) -> bool:
+    """Tell whether an effort tries a form's blocks: the largest, where none of its sizes fits."""
+    sizes = _sizes_of(choice.method, effort)
+    if choice.block in sizes:
+        return True
+    blocks = {each.block for each in given if each.method == choice.method and each.block}
+    return not blocks & set(sizes) and choice.block == max(blocks)
 
 
 def _sizes_of(method: Method, effort: Effort) -> tuple[int | None, ...]:

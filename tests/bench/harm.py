@@ -10,6 +10,7 @@ brackets as a share of that of the uniform plan; the uniform plans are those tha
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -75,6 +76,16 @@ def descend(layers: Sequence[Sequence[Option]], limit: Limit) -> list[int]:
     return places
 
 
+def _descend_within(mixer: Mixer, limit: Limit, flash: int, folder: Path) -> list[int]:
+    """Descend until the bytes as they are predicted hold too: alignment is no part of a limit."""
+    while True:
+        places = descend(mixer.layers, limit)
+        over = mixer.make(places, folder).footprint.flash - flash
+        if over <= 0:
+            return places
+        limit = replace(limit, most=limit.spent(places) - over)
+
+
 def compare_subject(run: Run, name: str, folder: Path) -> Iterator[tuple[str, ...]]:
     """Yield a row for each uniform plan: the bytes, and harms of all that fit into them."""
     job, model = run.job, prepare_model(run)
@@ -97,7 +108,7 @@ def compare_subject(run: Run, name: str, folder: Path) -> Iterator[tuple[str, ..
         chosen = mixer.choose(limit, folder / "mixed")
         assert chosen is not None
         (size,) = chosen.limits
-        greedy = descend(mixer.layers, size)
+        greedy = _descend_within(mixer, size, limit.flash or 0, folder / "descent")
         swapped = repair_choice(
             mixer, chosen, calibration, tries=job.effort.swaps or 24, directory=folder / "repair"
         )

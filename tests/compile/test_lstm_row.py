@@ -39,13 +39,13 @@ def constants_of(vectors: int, size: int) -> dict[int, Lanes]:
 def high_half(a: Lanes, b: Lanes) -> Lanes:
     """Compute SQRDMULH: the upper half of twice the product, rounded."""
     twice = 2 * a.astype(np.int64) * b.astype(np.int64) + (1 << 31)
-    return np.clip(twice >> 32, -(1 << 31), (1 << 31) - 1).astype(np.int32)
+    return np.asarray(np.clip(twice >> 32, -(1 << 31), (1 << 31) - 1), np.int32)
 
 
 def to_whole(x: NDArray[np.float32], bits: int) -> Lanes:
     """Compute FCVTZS: towards zero, limited, and 0 for NaN."""
     scaled = np.nan_to_num(x.astype(np.float64), nan=0.0) * 2.0**bits
-    return np.clip(np.trunc(scaled), -(2**31), 2**31 - 1).astype(np.int64).astype(np.int32)
+    return np.asarray(np.clip(np.trunc(scaled), -(2**31), 2**31 - 1), np.int64).astype(np.int32)
 
 
 def execute(lines: list[str], held: dict[int, Lanes]) -> None:

@@ -248,6 +248,25 @@ def timer_of(model: Model, *, slow: float) -> Timer:
     return Timer(lambda made: sum(parts(made, names).values()), parts)
 
 
+@pytest.mark.parametrize("depth", [48, 96])
+def test_no_plan_made_from_a_name_takes_fewer_bytes_than_a_mixture(
+    tmp_path: Path, target: Target, depth: int
+) -> None:
+    text = f"agraph (float[2,{depth}] x) => (float[2,64] y) {{ y = MatMul(x, w) }}"
+    stored = {"w": normal(1, depth, 64)}
+    model = describe(save_graph(tmp_path / "m.onnx", text, stored))
+    choices = mixable_choices(model, ("float32", "int8-weights", "int4-blocks"), reconstruct=False)
+    sensitivity = measure_sensitivity(
+        model, choices, draw_calibration(model, None), directory=tmp_path / "harm"
+    )
+    mixer = Mixer(model, sensitivity, partial(cost, target), samples=None, plain=True)
+    plan = make_plan(model, "int4-blocks", directory=tmp_path)
+    uniform = cost(target, apply_plan(model, plan, directory=tmp_path / "uniform"))
+    least = mixer.least("flash", Budget(), tmp_path / "least")
+    assert least is not None
+    assert least <= uniform.flash
+
+
 def test_a_limit_on_latency_is_one_of_the_program(tmp_path: Path, target: Target) -> None:
     model = text_model(tmp_path)
     sensitivity = measured(model, tmp_path / "harm")

@@ -158,6 +158,6 @@ def test_every_form_is_a_kind_of_its_own(tmp_path: Path) -> None:
     kinds = [next(each.kind for each in predict_nodes(made, clock) if each.key) for made in models]
     assert kinds == [
         "MatMul FLOAT", "MatMul FLOAT16", "MatMul INT8", "MatMulInteger INT8", "MatMul INT4",
-        "MatMul levels UINT4", "MatMul levels UINT2", "MatMul INT2", "MatMul INT8 blocks",
+        "MatMul levels UINT4", "MatMul levels UINT2", "MatMul INT2", "MatMul blocks INT8",
         "MatMul levels UINT8",
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
@@ -43,6 +43,7 @@ def test_scores_are_those_of_the_formulas(criterion: Criterion, width: int) -> N
             assert found[k, panel] == pytest.approx(wanted, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, share=SHARES, criterion=st.sampled_from(["l1", "l2", "wanda"]))
 def test_the_share_of_zeros_is_exact_and_what_stays_counts_more(
     seed: int, share: float, criterion: Criterion
@@ -58,6 +59,7 @@ def test_the_share_of_zeros_is_exact_and_what_stays_counts_more(
         assert scores[~kept].max() <= scores[kept].min()
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, share=SHARES)
 def test_a_global_share_takes_most_from_what_is_small(seed: int, share: float) -> None:
     small, large = np.abs(normal(seed, 16, 8)) / 100, np.abs(normal(seed + 1, 16, 24)) + 1
@@ -92,6 +94,7 @@ def test_a_relative_and_a_standardized_threshold_do_not_depend_on_the_scale() ->
         assert np.array_equal(first, second) == (threshold != "absolute")
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, pair=st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8)]))
 def test_n_of_every_m_inputs_stay_the_largest_ones(seed: int, pair: tuple[int, int]) -> None:
     n, m = pair

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from edgeopt.artifact import Bundle
+from edgeopt.board import Board
 from edgeopt.board.local import LocalBoard
 from edgeopt.deploy import activate_release, read_history, read_status, stage_bundle
 from edgeopt.errors import DeployFailed, EdgeoptError
@@ -27,6 +28,7 @@ from tests.deploy.kit import (
     make_bundle,
     objects_of,
 )
+from tests.deploy.passing import STATES, Passing
 
 #: More calls, and more commands within scripts, than any deploy makes: the sweep must end before.
 ENDLESS = 500
@@ -63,7 +65,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     shutil.rmtree(quick)
 
 
-def attempt(scene: Scene, board: DyingBoard, root: Path) -> bool:
+def attempt(scene: Scene, board: Board, root: Path) -> bool:
     """Deploy the third bundle; return whether it ended well."""
     try:
         deploy(scene.bundles[2], board, root, scene.folder / "work")
@@ -109,18 +111,22 @@ def test_a_board_lost_or_failing_at_any_call_has_the_old_release_or_the_new(
     scene: Scene, moment: str, stumbles: bool
 ) -> None:
     outcomes = set()
+    met = set()
     for number in range(ENDLESS):
         board = DyingBoard(LocalBoard(), at=number, moment=moment, stumbles=stumbles)
+        passing = Passing(board)
         root = scene.fresh()
-        done = attempt(scene, board, root)
+        done = attempt(scene, passing, root)
         if number >= len(board.calls):
             break
         assert_old_or_new(scene, root)
         outcomes.add(link_of(root))
+        met.add(passing.states[number])
         deploy(scene.bundles[2], LocalBoard(), root, scene.folder / "work")
         assert_converged(scene, root)
     assert 12 < number < ENDLESS - 1
     assert done
+    assert met >= set(STATES)
     # The sweep reached both sides of the switch.
     assert scene.bundles[1].digest in outcomes
     assert stumbles or scene.bundles[2].digest in outcomes

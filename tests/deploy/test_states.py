@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +17,13 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from edgeopt import program
 from edgeopt.artifact import Bundle
 from edgeopt.board import TIMED_OUT, Board, Completed
 from edgeopt.board.lease import hold, kick_owner, read_tenancy
 from edgeopt.board.local import LocalBoard
-from edgeopt.deploy import preflight, read_status, switch, upload
+from edgeopt.deploy import read_status
 from edgeopt.deploy.states import State
-from edgeopt.errors import BoardUnreachable, EdgeoptError, Interrupted, LeaseLost
+from edgeopt.errors import BoardUnreachable, EdgeoptError, Interrupted
 from tests.board.wrapped import Wrapped
 from tests.deploy.kit import (
     APP,
@@ -34,26 +34,55 @@ from tests.deploy.kit import (
     link_of,
     make_bundle,
 )
+from tests.deploy.passing import STATES, Passing
 
 REPOSITORY = Path(__file__).parents[2]
 ROOT = PurePosixPath("~/deploy")
 
-#: What a deploy does, in this order, and what the command has in it that does it.
-STATES = {
-    "surveying": preflight._SURVEY,
-    "preparing": switch._PREPARE,
-    "uploading": "",
-    "sealing": upload._SEAL,
-    "assembling": switch._ASSEMBLE,
-    "trying": program._RUN,
-    "switching": switch._SWITCH,
-    "checking": program._RUN,
-    "collecting": switch._COLLECT,
-}
 #: error: the command fails. hang: it never ends. lost: the board is gone before or after it.
 #: killed: edgeopt is, before or after it. taken: another host has the lease by then. stopped: the
-#: user presses Ctrl-C.
-FAULTS = ("error", "hang", "lost", "lost after", "killed", "killed after", "taken", "stopped")
+#: user presses Ctrl-C. power cut: the board is gone in the middle of it.
+FAULTS = (
+    *("error", "hang", "lost", "lost after", "killed", "killed after"),
+    *("taken", "stopped", "power cut"),
+)
+
+#: How a deploy ends: the error that it raises and its exit code, or the signal that killed it.
+FAILED, GONE, TAKEN = "DeployFailed 10", "BoardUnreachable 6", "LeaseLost 8"
+STOPPED, KILLED, WELL = "Interrupted 130", "killed -9", "well 0"
+
+#: How a deploy ends that meets a fault at a state: for each state, one for each of FAULTS. A board
+#: that takes no upload is gone. Once a release is current and was checked, what cannot be collected
+#: is left to the next command.
+ENDINGS = {
+    "surveying": (FAILED, FAILED, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "preparing": (FAILED, FAILED, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "uploading": (GONE, GONE, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "sealing": (FAILED, FAILED, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "assembling": (FAILED, FAILED, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "trying": (FAILED, FAILED, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "switching": (FAILED, FAILED, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "checking": (FAILED, FAILED, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+    "collecting": (WELL, WELL, GONE, GONE, KILLED, KILLED, TAKEN, STOPPED, GONE),
+}
+#: Every cell of the table with its ending; one that is not there is blank.
+CELLS = {
+    (state, fault): ending
+    for state, endings in ENDINGS.items()
+    for fault, ending in zip(FAULTS, endings, strict=True)
+}
+
+#: A command in the script of a state that a power cut comes before: others were done by then.
+CUT = {
+    "surveying": "df",
+    "preparing": "mkdir",
+    "sealing": "mv",
+    "assembling": "ln",
+    "trying": "cp",
+    "switching": "mv",
+    "checking": "cp",
+    "collecting": "rm",
+}
 
 #: What the board itself says that it is in the middle of, when edgeopt was killed before the
 #: command of a state, or after it.
@@ -69,12 +98,10 @@ SEEN: "dict[str, tuple[State, State]]" = {
     "collecting": ("checking", "ready"),
 }
 
-#: Faults that another test causes at every state, each at every command or at random.
+#: Faults that another test causes, which shows for itself that it has met every state.
 SWEPT = {
-    "power cut": "tests/deploy/test_crash.py::test_a_power_cut_at_any_change_within_a_script_has_"
-    "the_old_release_or_the_new",
-    "reset": "tests/host/test_deploy.py::test_a_network_that_dies_at_any_byte_leaves_a_whole_"
-    "release_and_a_rerun_resumes",
+    "reset": "tests/host/test_reset.py::test_a_connection_that_is_reset_at_a_state_leaves_a_whole_"
+    "release_and_a_rerun_converges",
     "fails once": "tests/deploy/test_crash.py::test_a_board_lost_or_failing_at_any_call_has_the_"
     "old_release_or_the_new",
     "random kill": "tests/host/test_soak.py::test_half_a_minute_of_random_kills_leaves_whole_"
@@ -104,6 +131,8 @@ class Faulty(Wrapped):
                 done = self.inner.run(["sleep", "60"], timeout=0.5)
                 assert done.status == TIMED_OUT
                 return done
+            if self.fault == "power cut":
+                self._cut(argv, timeout)
             self.inner.run(argv, stdin=stdin, timeout=timeout)
             self._after()
         self._answers()
@@ -152,8 +181,22 @@ class Faulty(Wrapped):
     def _after(self) -> None:
         if self.fault == "killed after":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "lost after":
+        if self.fault in ("lost after", "power cut"):
             self.gone = True
+
+    def _cut(self, argv: Sequence[str], timeout: float) -> None:
+        """Run a command that is killed, with all that belongs to it, in its middle."""
+        usual = os.environ["PATH"]
+        with tempfile.TemporaryDirectory() as folder:
+            wrapper = Path(folder, CUT[self.state])
+            wrapper.write_text(f"#!/bin/sh\n: > {folder}/reached\nkill -s KILL 0\n")
+            wrapper.chmod(0o755)
+            os.environ["PATH"] = f"{folder}{os.pathsep}{usual}"
+            done = self.inner.run(argv, timeout=timeout)
+            os.environ["PATH"] = usual
+            assert (done.status, Path(folder, "reached").exists()) == (137, True)
+        self.gone = True
+        self._answers()
 
     def _answers(self) -> None:
         if self.gone:
@@ -177,13 +220,13 @@ class Scene:
         copy_tree(self.folder / "template", self.folder / "home")
 
     def deploy(self, board: Board, seconds: float = 60.0) -> str:
-        """Deploy under a lease; return which error ended it."""
+        """Deploy under a lease; return which error ended it, with its exit code."""
         try:
             with hold(board, ROOT, owner="edgeopt deploy", seconds=seconds) as lease:
                 deploy(self.new, lease.board, self.root, self.folder / "work")
         except EdgeoptError as error:
-            return type(error).__name__
-        return ""
+            return f"{type(error).__name__} {error.exit_code}"
+        return WELL
 
 
 @pytest.fixture(scope="module")
@@ -206,37 +249,26 @@ def attempt(scene: Scene, state: str, fault: str) -> str:
             os.close(read)
             board = Faulty(LocalBoard(home=scene.folder / "home"), state, fault)
             said = scene.deploy(board)
-            os.write(write, f"{said or 'well'} {board.hit}".encode())
+            os.write(write, f"{said} {board.hit}".encode())
         finally:
             os._exit(0)
     os.close(write)
     said = os.read(read, 1000).decode()
     os.close(read)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return said or f"killed {status}"
+    return said or f"killed {status} 1"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("state", "fault"), CELLS)
 def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
     scene: Scene, state: str, fault: str
 ) -> None:
     scene.fresh()
     begun = time.monotonic()
-    ending, _, hit = attempt(scene, state, fault).partition(" ")
+    ending, _, hit = attempt(scene, state, fault).rpartition(" ")
     assert time.monotonic() - begun < (15 if fault == "stopped" else 60)
-    if fault.startswith("killed"):
-        assert (ending, hit) == ("killed", "-9")
-    else:
-        # One failure: what only mends what follows a switch may be left to the next command.
-        assert hit == "1", ending
-        wanted = {
-            "taken": LeaseLost.__name__,
-            "lost": BoardUnreachable.__name__,
-            "stopped": Interrupted.__name__,
-        }
-        assert ending == wanted.get(fault.removesuffix(" after"), ending)
-        assert ending.isidentifier()
+    # One failure: what only mends what follows a switch may be left to the next command.
+    assert (ending, hit) == (CELLS[state, fault], "1")
     after = link_of(scene.root)
     switched = list(STATES).index(state) > list(STATES).index("switching")
     assert after in {scene.old.digest, scene.new.digest}
@@ -245,9 +277,11 @@ def test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges(
         ("switching", "killed after"),
     }:
         assert after == scene.old.digest
+    if ending == WELL:
+        assert after == scene.new.digest
     assert_whole(scene.root, after)
     here = LocalBoard(home=scene.folder / "home")
-    assert scene.deploy(here) == ""
+    assert scene.deploy(here) == WELL
     assert link_of(scene.root) == scene.new.digest
     assert_whole(scene.root, scene.new.digest)
     assert leftovers(scene.root) == []
@@ -308,7 +342,7 @@ def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
         deploy(third, lease.board, scene.root, scene.folder / "other")
         if moment == "asleep":
             os.kill(pid, signal.SIGCONT)
-            assert os.read(read, 1000) == b"LeaseLost"
+            assert os.read(read, 1000).decode() == TAKEN
             os.waitpid(pid, 0)
         lease.confirm()
     os.close(read)
@@ -320,37 +354,16 @@ def test_of_two_hosts_one_ends_in_the_switch_and_the_other_takes_over_in_time(
 
 def test_every_state_is_one_that_a_deploy_passes_in_this_order(scene: Scene) -> None:
     scene.fresh()
-    seen: list[str] = []
-
-    class Watched(Faulty):
-        def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Completed:
-            found = (state for state, script in STATES.items() if script and self._is(argv, script))
-            if state := next(found, ""):
-                seen.append("checking" if state == "trying" and state in seen else state)
-            return self.inner.run(argv, stdin=stdin, timeout=timeout)
-
-        def _is(self, argv: Sequence[str], script: str) -> bool:
-            return any(script in each for each in argv)
-
-        def put(
-            self, local: Path, remote: PurePosixPath, *, offset: int = 0, timeout: float
-        ) -> None:
-            if remote.suffix == ".part":
-                seen.append("uploading")
-            self.inner.put(local, remote, offset=offset, timeout=timeout)
-
-    assert scene.deploy(Watched(LocalBoard(home=scene.folder / "home"), "surveying", "")) == ""
-    assert list(dict.fromkeys(seen)) == list(STATES)
+    watched = Passing(LocalBoard(home=scene.folder / "home"))
+    assert scene.deploy(watched) == WELL
+    assert list(dict.fromkeys(state for state in watched.states if state)) == list(STATES)
 
 
 def cells() -> dict[tuple[str, str], str]:
     """Return the test of each cell of the table, by state and fault."""
     here = Path(__file__).relative_to(REPOSITORY)
     name = test_a_fault_at_a_state_leaves_a_whole_release_and_a_rerun_converges.__name__
-    own = {
-        (state, fault): f"{here}::{name}[{state}-{fault}]"
-        for state, fault in itertools.product(STATES, FAULTS)
-    }
+    own = {(state, fault): f"{here}::{name}[{state}-{fault}]" for state, fault in CELLS}
     return own | {
         (state, fault): test for state, (fault, test) in itertools.product(STATES, SWEPT.items())
     }
@@ -380,8 +393,8 @@ def test_no_cell_of_the_table_is_blank() -> None:
 def test_a_blank_cell_would_be_seen() -> None:
     found = cells()
     del found["trying", "hang"]
-    found["switching", "power cut"] = "tests/deploy/test_crash.py::test_gone"
-    assert blanks(found) == [("trying", "hang"), ("switching", "power cut")]
+    found["switching", "reset"] = "tests/deploy/test_crash.py::test_gone"
+    assert blanks(found) == [("trying", "hang"), ("switching", "reset")]
 
 
 def table() -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,24 +143,31 @@ def save_unfolded(path: Path) -> Path:
     return _save(path, nodes, stored, (1, 24, 64))
 
 
-def save_recurrent(path: Path, steps: int = 21) -> Path:
-    """Write layers of one row: every cell, every way, units that no vector divides.
+Layers = tuple[tuple[str, int, dict[str, Any]], ...]
 
-    Those of odd size start from states and give their last ones.
-    """
+#: Cells, units that vectors divide and not, and options: "states" start a layer and are given.
+GATED: Layers = (
+    ("GRU", 19, {}),
+    ("GRU", 32, {"linear_before_reset": 1}),
+    ("RNN", 50, {}),
+)
+LSTMS: Layers = (
+    ("LSTM", 24, {}),
+    ("LSTM", 37, {"direction": "bidirectional"}),
+    ("LSTM", 64, {"direction": "bidirectional"}),
+    ("LSTM", 48, {"direction": "reverse"}),
+)
+STATES: Layers = (("LSTM", 33, {"states": True}),)
+
+
+def save_recurrent(path: Path, layers: Layers, steps: int) -> Path:
+    """Write layers of one row, each of which is given the same inputs."""
     random = np.random.default_rng(10)
     nodes, stored, joined = [], [], []
     flat = numpy_helper.from_array(np.array([-1], "int64"), "flat")
-    for cell, gates, hidden, options in (
-        ("LSTM", 4, 24, {}),
-        ("LSTM", 4, 37, {"direction": "bidirectional"}),
-        ("LSTM", 4, 64, {"direction": "bidirectional"}),
-        ("LSTM", 4, 48, {"direction": "reverse"}),
-        ("LSTM", 4, 33, {}),
-        ("GRU", 3, 19, {}),
-        ("GRU", 3, 32, {"linear_before_reset": 1}),
-        ("RNN", 1, 50, {}),
-    ):
+    for cell, hidden, given in layers:
+        gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
+        options = {name: value for name, value in given.items() if name != "states"}
         ways = 2 if options.get("direction") == "bidirectional" else 1
         name = f"{cell}{hidden}"
         for kind, shape in {
@@ -173,7 +181,7 @@ def save_recurrent(path: Path, steps: int = 21) -> Path:
             stored.append(numpy_helper.from_array(values, kind + name))
         inputs = ["x", "w" + name, "r" + name, "b" + name]
         outputs = [f"s{name}"]
-        if cell == "LSTM" and hidden % 2:
+        if "states" in given:
             inputs += ["", "h" + name, "c" + name]
             outputs += [f"t{name}", f"u{name}"]
         nodes.append(helper.make_node(cell, inputs, outputs, hidden_size=hidden, **options))
@@ -182,11 +190,6 @@ def save_recurrent(path: Path, steps: int = 21) -> Path:
             joined.append("y" + output)
     nodes.append(helper.make_node("Concat", joined, ["y"], axis=0))
     return _save(path, nodes, [*stored, flat], (steps, 1, 18))
-
-
-def save_few_steps(path: Path) -> Path:
-    """Write the same layers over fewer steps than a tile of their inputs has."""
-    return save_recurrent(path, 5)
 
 
 #: Rows, depth and columns of products of codes, and the codes' type.
@@ -374,8 +377,11 @@ def describe(path: Path) -> Model:
         save_products,
         save_convolutions,
         save_unfolded,
-        save_recurrent,
-        save_few_steps,
+        *(
+            partial(save_recurrent, layers=layers, steps=steps)
+            # Fewer steps than a tile of inputs has rows, and a ragged last tile.
+            for layers, steps in ((GATED, 6), (LSTMS, 5), (LSTMS, 21), (STATES, 5), (STATES, 21))
+        ),
         save_attentions,
     ],
 )

@@ -45,10 +45,11 @@ def run(
     folder: Path,
     system: Path,
     *options: str,
+    iterations: int = 100_000,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> ProgramReport:
     """Run the program; something happens once it has been at rest, before it draws most."""
-    argv = command(native, folder, system, "--iterations", "100000", *options)
+    argv = command(native, folder, system, "--iterations", str(iterations), *options)
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     # The first output is written by the first timed inference.
@@ -57,7 +58,7 @@ def run(
     meanwhile()
     said, failed = process.communicate(timeout=120)
     assert process.returncode == 0, failed
-    return parse_report(said, {"iterations": 100_000, "threads": 1})
+    return parse_report(said, {"iterations": iterations, "threads": 1})
 
 
 JETSON = rails(VDD_CPU_GPU_CV=(5000, 300), VDD_IN=(5000, 1000), VDD_SOC=(5000, 200))
@@ -113,6 +114,19 @@ def test_a_sensor_that_goes_away_leaves_no_figure(native: Built, tmp_path: Path)
     system = write_tree(tmp_path / "sys", chips(JETSON))
     file = system / "class/hwmon/hwmon0/curr2_input"
     report = run(native, tmp_path, system, "--energy-ms", "200", meanwhile=file.unlink)
+    assert (report.sensor, report.energy) == ("ina3221 VDD_IN", None)
+
+
+def test_a_sensor_that_goes_away_under_load_leaves_no_figure(native: Built, tmp_path: Path) -> None:
+    system = write_tree(tmp_path / "sys", chips(JETSON))
+
+    def pull() -> None:
+        # Three inferences take no time: it is under load by now, for three seconds.
+        time.sleep(0.5)
+        (system / "class/hwmon/hwmon0/curr2_input").unlink()
+
+    options = ("--energy-ms", "3000")
+    report = run(native, tmp_path, system, *options, iterations=3, meanwhile=pull)
     assert (report.sensor, report.energy) == ("ina3221 VDD_IN", None)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SSHD
-from tests.soak import PROVED
+from tests.conftest import SSHD, Sshd
+from tests.soak import PHASES, PROVED, Soak, SoakFailed
 
 pytestmark = [
     pytest.mark.host,
@@ -46,9 +46,20 @@ def test_half_a_minute_of_random_kills_leaves_whole_releases_and_every_rerun_con
             r"new (\d+)",
         )
     )
-    assert kills > 0
+    assert kills >= len(PHASES)
+    # Also said by its exit code: see check_phases.
+    assert all(re.search(rf"killed when: .*{each} [1-9]", printed) for each in PHASES)
     assert converged == reruns > 0
     assert old + new == faults
+
+
+def test_a_phase_without_a_kill_fails_the_soak(tmp_path: Path) -> None:
+    soak = Soak(tmp_path, tmp_path, Sshd(folder=tmp_path, port=1, pid=1), seed=3)
+    soak.figures.killed.update(PHASES)
+    soak.check_phases()
+    soak.figures.killed["staged"] = 0
+    with pytest.raises(SoakFailed, match=r"seed 3.* killed when it was staged"):
+        soak.check_phases()
 
 
 def test_a_half_release_a_leftover_and_an_orphan_would_be_seen(printed: str) -> None:
