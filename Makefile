@@ -37,7 +37,7 @@ deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
 
 test: check test-packages ## all tests, three files at a time: many wait for boards
-	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=30
 
 soak: install test-packages ## kill deploys at random moments: old release or new, never half
 	$(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -260,7 +259,7 @@ def test_an_interrupt_that_a_compiled_module_makes_an_error_of_its_own_is_still_
             pass
         raise ValueError("the module could not be loaded")
 
-    monkeypatch.setattr(cli, "_interrupted", threading.Event())
+    monkeypatch.setattr(cli, "_stopped", [])
     monkeypatch.setattr(cli, "app", lambda **_: fails(interrupted=False))
     with pytest.raises(ValueError, match="could not be loaded"):
         cli._run()

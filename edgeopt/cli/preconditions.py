@@ -1,14 +1,14 @@
 """What edgeopt doctor asks of a board before anything is deployed; nothing is changed there."""
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from edgeopt.cli.checkup import Finding
 from edgeopt.errors import BoardIncompatible, BoardUnreachable
+from edgeopt.scratch import scratch
 
 if TYPE_CHECKING:
     from edgeopt.board import Board
@@ -91,9 +91,9 @@ def judge_survey(survey: "Survey") -> list[Finding]:
 
 def judge_transfer(board: "Board") -> Finding:
     """Fetch a file of a few bytes, as results are."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+    with scratch() as folder:
         try:
-            board.get(_READ, Path(folder) / "file", limit=4096, timeout=60)
+            board.get(_READ, folder / "file", limit=4096, timeout=60)
         except (BoardIncompatible, BoardUnreachable) as error:
             # A server without SFTP may just hang up; a board that is lost does not answer the next.
             said = "; ".join(filter(None, (error.what, error.why)))

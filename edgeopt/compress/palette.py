@@ -2,7 +2,7 @@
 
 The numbers are the centres of k-means in one dimension over the values (Han et al. 2015, Deep
 Compression, arXiv 1510.00149, sec. 3), or lie in even pieces. There are no scales: 256 numbers take
-8 bits a value and half a kilobyte. Of MiniLM-L6's matrices they lose as much as int8-weights with
+8 bits a value and a kilobyte. Of MiniLM-L6's matrices they lose as much as int8-weights with
 its scales do, and a third less with numbers for 96 channels each; but kernels look each one up.
 """
 
@@ -32,14 +32,10 @@ class Palette:
 
 
 def encode_palette(rows: Floats, choice: Choice) -> Palette:
-    """Return codes of a matrix [N, K]; groups are of so many rows, the last one of what is left.
-
-    Numbers are float32 that float16 holds, unless the matrix has too large ones.
-    """
+    """Return codes of a matrix [N, K]; groups are of so many rows, the last one of what is left."""
     assert choice.entries is not None
     size = choice.channels or len(rows)
     starts = range(0, len(rows), size)
-    half = float(np.abs(rows).max(initial=0)) < float(np.finfo(np.float16).max)
     codes = np.empty(rows.shape, np.uint8)
     numbers = np.empty((len(starts), choice.entries), np.float32)
     for place, start in enumerate(starts):
@@ -47,7 +43,7 @@ def encode_palette(rows: Floats, choice: Choice) -> Palette:
         values = part.reshape(-1).astype(np.float64)
         values = values[:: max(1, values.size // _MOST_VALUES)]
         found = spread_levels(values, np.ones_like(values), choice.entries, choice.numbers.levels)
-        found = found.astype(np.float16).astype(np.float32) if half else found
+        found = found.astype(np.float32)
         own = np.searchsorted((found[1:] + found[:-1]) / 2, part)
         found = _keep_zeros(found, own, part)
         numbers[place] = found
@@ -86,13 +82,7 @@ def store_palette(edit: Edit, weight: Weight, palette: Palette, *, channels: int
         shape = (1, -1) if turned else (-1, 1)
         begin = edit.store(f"{name}.first", starts.reshape(shape))
         places = edit.insert(first, "Add", (places, begin), f"{name}.places")
-    flat = palette.numbers.reshape(-1)
-    with np.errstate(over="ignore"):
-        half = flat.astype(np.float16)
-    if np.array_equal(half, flat):
-        kept = edit.store(f"{name}.codebook.half", half)
-        book = edit.insert(first, "Cast", (kept,), f"{name}.codebook", to=TensorProto.FLOAT)
-    else:
-        book = edit.store(f"{name}.codebook", flat)
+    # In float32, as kernels read them.
+    book = edit.store(f"{name}.codebook", palette.numbers.reshape(-1))
     edit.insert(first, "Gather", (book, places), name, axis=0)
     edit.forget(weight)

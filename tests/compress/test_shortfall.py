@@ -56,7 +56,7 @@ def relaxed(error: Infeasible, budget: Budget) -> Budget:
 def test_the_relaxation_that_is_named_is_enough_and_a_kilobyte_less_is_not(
     tmp_path: Path,
 ) -> None:
-    budget = Budget(flash=1_150_000)
+    budget = Budget(flash=1_050_000)
     error = shortfall(tmp_path, budget)
     assert "flash binds" in error.what
     assert "the least that any plan reaches" in error.why
@@ -67,9 +67,9 @@ def test_the_relaxation_that_is_named_is_enough_and_a_kilobyte_less_is_not(
 
 
 def test_one_limit_is_relaxed_where_the_other_can_be_kept(tmp_path: Path) -> None:
-    error = shortfall(tmp_path, Budget(flash=1_150_000, ram=20_000_000))
+    error = shortfall(tmp_path, Budget(flash=1_050_000, ram=20_000_000))
     assert "--flash" in error.fix
     assert "--ram" not in error.fix
     assert re.search(r"the least .*of flash, .*of ram", error.why)
-    both = Budget(flash=1_150_000, ram=20_000_000)
+    both = Budget(flash=1_050_000, ram=20_000_000)
     assert fit(tmp_path, relaxed(error, both)).chosen.broken == ()
