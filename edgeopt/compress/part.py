@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgeopt.artifact import Choice, Plan
 from edgeopt.compress.blocks import OPSETS
 from edgeopt.compress.learned import Learned
 from edgeopt.compress.opset import raise_opset
 from edgeopt.compress.plan import rewrite_weights
-from edgeopt.model.graph import Weight, consumers, initializers
+from edgeopt.model.graph import Weight, consumers, describer, initializers
 
 
 class Parts:
@@ -26,9 +26,7 @@ class Parts:
         self._model = model
         self._readers = consumers(graph)
         self._stored: Mapping[str, TensorProto] = initializers(graph)
-        self._known: Mapping[str, ValueInfoProto] = {
-            each.name: each for each in (*graph.input, *graph.value_info, *graph.output)
-        }
+        self._describe = describer(graph)
 
     def rewrite(
         self,
@@ -72,6 +70,3 @@ class Parts:
         return helper.make_model(
             graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
         )
-
-    def _describe(self, name: str) -> ValueInfoProto:
-        return self._known.get(name) or helper.make_empty_tensor_value_info(name)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
 
-from edgeopt.model.graph import initializers
+from edgeopt.model.graph import describer, initializers
 from edgeopt.model.oracle import Array, open_session
 
 #: Values by name that sessions take without looking at them again.
@@ -62,12 +62,11 @@ class Tail:
         extra: tensors that are outputs too, whose values run_all returns.
         """
         graph = model.graph
-        described = {each.name: each for each in (*graph.input, *graph.value_info, *graph.output)}
         made = {name for node in nodes for name in node.output}
         self.given = tuple(read_from_outside(graph, nodes))
         self.outputs = tuple(each.name for each in graph.output if each.name in made)
         self._extra = tuple(name for name in extra if name not in self.outputs)
-        session = _write(model, nodes, described, (*self.outputs, *self._extra), replaced)
+        session = _write(model, nodes, (*self.outputs, *self._extra), replaced)
         self._session = open_session(session)
         self._inputs = {each.name for each in self._session.get_inputs()}
 
@@ -89,7 +88,6 @@ class Tail:
 def _write(
     model: ModelProto,
     nodes: Sequence[NodeProto],
-    described: Mapping[str, ValueInfoProto],
     outputs: Sequence[str],
     replaced: Collection[str],
 ) -> bytes:
@@ -100,10 +98,7 @@ def _write(
     stored = initializers(model.graph)
     read = set(stored) if has_subgraphs(model.graph) else set()
     read.update(name for node in nodes for name in node.input)
-    given = [
-        described.get(name) or helper.make_empty_tensor_value_info(name)
-        for name in read_from_outside(model.graph, nodes)
-    ]
+    describe = describer(model.graph)
     defaults = [
         helper.make_tensor_value_info(name, stored[name].data_type, stored[name].dims)
         for name in replaced
@@ -112,8 +107,8 @@ def _write(
     made = helper.make_graph(
         nodes,
         "tail",
-        [*given, *defaults],
-        [described.get(name) or helper.make_empty_tensor_value_info(name) for name in outputs],
+        [*map(describe, read_from_outside(model.graph, nodes)), *defaults],
+        [*map(describe, outputs)],
         [tensor for name, tensor in stored.items() if name in read],
     )
     whole = helper.make_model(made, opset_imports=model.opset_import, ir_version=model.ir_version)

@@ -2,13 +2,13 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from edgeopt.artifact import Arithmetic
 from edgeopt.model.skim import SMALL, skim_model
@@ -267,3 +267,16 @@ def strip_remarks(message: Any) -> None:
         elif field.message_type is not None:
             for each in value if hasattr(value, "append") else [value]:
                 strip_remarks(each)
+
+
+def describer(graph: GraphProto) -> Callable[[str], ValueInfoProto]:
+    """Return what describes a tensor of a graph by its name: by that alone, where no more is known.
+
+    >>> graph = GraphProto()
+    >>> graph.input.add(name="x").type.tensor_type.elem_type = 1
+    >>> describe = describer(graph)
+    >>> describe("x").type.tensor_type.elem_type, describe("y").HasField("type")
+    (1, False)
+    """
+    known = {each.name: each for each in (*graph.input, *graph.value_info, *graph.output)}
+    return lambda name: known.get(name) or helper.make_empty_tensor_value_info(name)

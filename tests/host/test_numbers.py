@@ -41,7 +41,6 @@ LOOKED_UP: dict[str, Choice] = {
     "16 numbers of 48 channels": Choice(
         weight="", method="codebook-weights", entries=16, channels=48
     ),
-    # Beyond four kilobytes, from which on casts are not computed when the model is imported.
     "256 numbers of 16 channels": Choice(
         weight="", method="codebook-weights", entries=256, channels=16
     ),

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder
 
 from edgeopt.compile.kernels import lstm_inputs, lstm_row
 from edgeopt.compile.kernels.functions import number
-from edgeopt.compile.kernels.recurrent import KIND, Recurrent, Tiling, output_shapes
-from edgeopt.compile.kernels.scheduling import mark
+from edgeopt.compile.kernels.recurrent import Recurrent, Tiling
+from edgeopt.compile.kernels.recurrent_loop import define_layer
 from edgeopt.compile.kernels.tile import round_up
 
 Index: TypeAlias = tirx.Expr
@@ -47,35 +46,21 @@ def called_shapes(layer: Recurrent, tiling: Tiling) -> dict[str, tuple[int, ...]
 
 def define_called(layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
     """Write the function of a layer: arguments of called_shapes, then Y, Y_h and Y_c."""
-    with IRBuilder() as made, builder.prim_func(s_tir=True):
-        builder.func_attr({"tirx.noalias": True})
-        named = {
-            name: builder.arg(name, builder.buffer(shape, "float32"))
-            for name, shape in called_shapes(layer, tiling).items()
-        }
-        outputs = [
-            builder.arg(f"output{number}", builder.buffer(shape, "float32"))
-            for number, shape in enumerate(output_shapes(layer))
-        ]
-        with builder.sblock("root"), builder.sblock("recurrent"):
-            builder.reads(*[_whole(buffer) for buffer in named.values()])
-            builder.writes(*[_whole(buffer) for buffer in outputs])
-            builder.sblock_attr(mark(kind=KIND, pattern="opaque"))
-            states = (len(layer.reverse), tiling.width)
-            _Loops(
-                layer,
-                tiling,
-                named,
-                outputs,
-                builder.sblock_alloc_buffer((2, *states), "float32"),
-                builder.sblock_alloc_buffer(states, "float32"),
-            ).write()
-    function: tirx.PrimFunc = made.get()
-    return function
+    states = (len(layer.reverse), tiling.width)
 
+    def write(named: dict[str, tirx.Buffer], outputs: list[tirx.Buffer]) -> None:
+        _Loops(
+            layer,
+            tiling,
+            named,
+            outputs,
+            builder.sblock_alloc_buffer((2, *states), "float32"),
+            builder.sblock_alloc_buffer(states, "float32"),
+        ).write()
 
-def _whole(buffer: tirx.Buffer) -> object:
-    return buffer[tuple(slice(0, int(size)) for size in buffer.shape)]
+    shapes = called_shapes(layer, tiling)
+    arguments = {name: (shape, "float32") for name, shape in shapes.items()}
+    return define_layer(layer, arguments, write)
 
 
 def _call(function: tuple[str, str], *arguments: Index) -> None:

@@ -1,6 +1,6 @@
 """The loops of a recurrent layer, written with TVM's IR builder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -33,11 +33,27 @@ Index: TypeAlias = tirx.Expr
 
 def define_recurrent(cpu: Cpu, layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
     """Write the function of a layer: arguments of argument_shapes, then Y, Y_h and Y_c."""
+
+    def write(named: dict[str, tirx.Buffer], outputs: list[tirx.Buffer]) -> None:
+        _Loops(cpu, layer, tiling, named, outputs).write()
+
+    return define_layer(layer, argument_shapes(layer, tiling), write)
+
+
+def define_layer(
+    layer: Recurrent,
+    arguments: Mapping[str, tuple[tuple[int, ...], str]],
+    write: Callable[[dict[str, tirx.Buffer], list[tirx.Buffer]], None],
+) -> tirx.PrimFunc:
+    """Write a function of one opaque block: arguments, shape and dtype by name, then outputs.
+
+    write is given both by name and in order, within the block.
+    """
     with IRBuilder() as made, builder.prim_func(s_tir=True):
         builder.func_attr({"tirx.noalias": True})
         named = {
             name: builder.arg(name, builder.buffer(shape, dtype))
-            for name, (shape, dtype) in argument_shapes(layer, tiling).items()
+            for name, (shape, dtype) in arguments.items()
         }
         outputs = [
             builder.arg(f"output{number}", builder.buffer(shape, "float32"))
@@ -47,7 +63,7 @@ def define_recurrent(cpu: Cpu, layer: Recurrent, tiling: Tiling) -> tirx.PrimFun
             builder.reads(*[_whole(buffer) for buffer in named.values()])
             builder.writes(*[_whole(buffer) for buffer in outputs])
             builder.sblock_attr(mark(kind=KIND, pattern="opaque"))
-            _Loops(cpu, layer, tiling, named, outputs).write()
+            write(named, outputs)
     function: tirx.PrimFunc = made.get()
     return function
 
