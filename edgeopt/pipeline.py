@@ -381,9 +381,9 @@ def fit_model(run: Run, plan: Plan | None = None) -> Fitted:
 
     A search that is stopped gives the best plan that it had verified, marked as unfinished.
     """
+    run, model = trim_model(run, prepare_model(run, ahead=_FITTING))
     from edgeopt.compress import Stopped
 
-    run, model = trim_model(run, prepare_model(run, ahead=_FITTING))
     cut, smaller = prune_units(run, model, None if plan is None else plan.cuts)
     samples = draw_samples(cut, smaller)
     if plan is not None:

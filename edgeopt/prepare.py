@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -17,6 +17,8 @@ from edgeopt.task import TextClassification, has_classes, labelled, score
 
 if TYPE_CHECKING:
     from edgeopt.compress import Pruned
+    from edgeopt.model.isolate import Standby
+    from edgeopt.model.load import Description
 
 
 class Baseline(Fact):
@@ -31,34 +33,68 @@ def prepare_model(run: Run, *, ahead: Sequence[str] = ()) -> Model:
 
     ahead: modules that later stages need, imported while another process reads the model.
     """
+    from edgeopt.model.isolate import Standby
+
+    importing = Thread(target=lambda: list(map(import_module, ahead)))
+    with Standby() as standby:
+        loaded = _load(run, standby, importing)
+        return _normalize(run, loaded, standby, importing)
+
+
+def _load(run: Run, standby: "Standby", importing: Thread) -> Model:
+    """Take the model in as it is; what normalizes it, and what comes later, is begun to import."""
+    from edgeopt.model import load_model
+
     job = run.job
+    source = _describe_source(run, standby)
 
     def load(folder: Path) -> Model:
-        from edgeopt.model import load_model
-
-        importing = Thread(target=lambda: list(map(import_module, ahead)))
+        # An export takes one core.
+        standby.start("normalize")
         importing.start()
-        loaded = load_model(job.model, directory=folder, search=job.project)
-        # What two threads import at once may be seen unfinished.
-        importing.join()
-        return loaded
+        return load_model(
+            job.model,
+            directory=folder,
+            search=job.project,
+            described=source.described,
+            standby=standby,
+        )
 
-    loaded = run.stage("load", [job.model, _digest_source(run)], Model, load, detail=job.model)
+    return run.stage("load", [job.model, source.digest], Model, load, detail=job.model)
+
+
+def _normalize(run: Run, loaded: Model, standby: "Standby", importing: Thread) -> Model:
+    from edgeopt.model import normalize_model
+
+    job = run.job
     fixed = _shapes_of(job, loaded)
 
     def normalize(folder: Path) -> Model:
-        from edgeopt.model import normalize_model
+        model = normalize_model(
+            loaded,
+            shapes=fixed,
+            values=job.values,
+            outputs=job.outputs,
+            directory=folder,
+            standby=standby,
+        )
+        _wait_for(importing)
         from edgeopt.model.operators import check_operators
 
-        model = normalize_model(
-            loaded, shapes=fixed, values=job.values, outputs=job.outputs, directory=folder
-        )
         check_operators(model.path)
         return model
 
     shapes = {name: list(shape) for name, shape in fixed.items()}
     key = [loaded.sha256, shapes, dict(job.values), *([job.outputs] if job.outputs else [])]
-    return run.stage("normalize", key, Model, normalize, detail=_unread(job, loaded))
+    model = run.stage("normalize", key, Model, normalize, detail=_unread(job, loaded))
+    _wait_for(importing)
+    return model
+
+
+def _wait_for(importing: Thread) -> None:
+    """Let a thread that was begun end: what two import at once may be seen unfinished."""
+    if importing.ident is not None:
+        importing.join()
 
 
 def _shapes_of(job: Job, model: Model) -> dict[str, tuple[int, ...]]:
@@ -79,23 +115,33 @@ def _unread(job: Job, model: Model) -> str:
     return f'the task does not read {", ".join(others)}: outputs = ["{first}"] leaves that out'
 
 
-def _digest_source(run: Run) -> object:
-    """Return digests of a model file and of its external data, or of a factory's whole folder."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Digests of a model file and of its external data, or of a factory's whole folder."""
+
+    digest: object
+    #: What the file says.
+    described: "Description | None" = None
+
+
+def _describe_source(run: Run, standby: "Standby") -> _Source:
     from edgeopt.model.guard import check_external, check_model_file
-    from edgeopt.model.load import ExternalData, find_external
+    from edgeopt.model.load import Description, describe_model
 
     job = run.job
     if not job.model.endswith(".onnx"):
-        return digest_tree(job.project)
+        return _Source(digest_tree(job.project))
     path = check_model_file(job.project / job.model)
     own = digest_file(path)
 
-    def find(folder: Path) -> ExternalData:
-        return find_external(path, directory=folder)
+    def describe(folder: Path) -> Description:
+        standby.start("normalize")
+        return describe_model(path, directory=folder, digest=own)
 
-    entries = run.store.stage("external", own, ExternalData, find, fresh=job.fresh).value.entries
-    check_external(entries, path.parent)
-    return [own, {each.location: digest_file(path.parent / each.location) for each in entries}]
+    found = run.store.stage("describe", own, Description, describe, fresh=job.fresh).value
+    check_external(found.external, path.parent)
+    data = {each.location: digest_file(path.parent / each.location) for each in found.external}
+    return _Source([own, data], found)
 
 
 def trim_model(run: Run, model: Model) -> tuple[Run, Model]:

@@ -12,7 +12,7 @@ import typer
 from edgeopt.cli import options
 from edgeopt.cli.places import check_new, check_output, new_folder, write_output
 from edgeopt.cli.request import Order, Request, make_order, started
-from edgeopt.errors import ConfigError
+from edgeopt.errors import BudgetExceeded, ConfigError, Interrupted
 from edgeopt.units import format_figure
 
 if TYPE_CHECKING:
@@ -265,17 +265,18 @@ def _format_dead(dead: "tuple[Dead, ...]") -> str:
 @contextmanager
 def candidates_shown() -> Iterator[None]:
     """When no plan meets the budget, or it is stopped, show how near each one came."""
-    from edgeopt.compress import Infeasible, Stopped
-    from edgeopt.report import format_tried
-    from edgeopt.verdict import tried_of
-
     try:
         yield
-    except Infeasible as error:
-        typer.echo(format_tried(tried_of(error.candidates)), err=True)
-        raise
-    except Stopped as error:
-        typer.echo(format_tried(tried_of(error.fit.candidates)), err=True)
+    except (BudgetExceeded, Interrupted) as error:
+        # What raises these has imported all of this: until then it would only take time.
+        from edgeopt.compress import Infeasible, Stopped
+        from edgeopt.report import format_tried
+        from edgeopt.verdict import tried_of
+
+        if isinstance(error, Infeasible):
+            typer.echo(format_tried(tried_of(error.candidates)), err=True)
+        elif isinstance(error, Stopped):
+            typer.echo(format_tried(tried_of(error.fit.candidates)), err=True)
         raise
 
 

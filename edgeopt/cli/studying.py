@@ -41,8 +41,6 @@ def fit(
     as_json: options.Json = False,
 ) -> None:
     """Choose the plan and write the compressed ONNX model with it; nothing is compiled."""
-    from edgeopt.compress.record import FILE
-
     check_new(output)
     request = Request(
         target=target,
@@ -60,9 +58,10 @@ def fit(
         effort=effort,
         on_board=False,
     )
-    from edgeopt.compress import Stopped
-
     found, record = _fit(make_order(request), replay)
+    from edgeopt.compress import Stopped
+    from edgeopt.compress.record import FILE
+
     with new_folder(output):
         shutil.copy2(found.fit.model.path, output / "model.onnx")
         (output / FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -79,13 +78,15 @@ def fit(
 
 
 def _fit(order: Order, replay: Path | None) -> "tuple[Fitted, FitRecord]":
-    from edgeopt.compress.record import read_record, record_fit
     from edgeopt.fitting import draw_ledger
     from edgeopt.pipeline import fit_model
 
-    earlier = read_record(replay) if replay is not None else None
+    earlier = _read_record(replay) if replay is not None else None
     with started(order) as run, candidates_shown():
         found = fit_model(run, earlier.plan if earlier else None)
+    # What reads the model has begun long before all that this needs is imported.
+    from edgeopt.compress.record import record_fit
+
     # What is left after cuts has weights of other shapes: the report of a deploy has them.
     lines = () if found.fit.plan.cuts else draw_ledger(order.job, found.fit, found.source)
     record = record_fit(found.fit, found.source, order.job.target.name, lines)
@@ -96,6 +97,12 @@ def _fit(order: Order, replay: Path | None) -> "tuple[Fitted, FitRecord]":
             err=True,
         )
     return found, record
+
+
+def _read_record(replay: Path) -> "FitRecord":
+    from edgeopt.compress.record import read_record
+
+    return read_record(replay)
 
 
 def diff(

@@ -231,7 +231,8 @@ def _can_hold(graph: GraphProto, weight: Weight, method: Method) -> bool:
         return _plain(graph, weight)
     if method == "float16":
         values = numpy_helper.to_array(initializers(graph)[weight.name])
-        return bool(np.abs(values).max() <= np.finfo(np.float16).max)
+        limit = np.finfo(np.float16).max
+        return bool(values.min() >= -limit and values.max() <= limit)
     return True
 
 

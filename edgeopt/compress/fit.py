@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,19 @@ def fit_plan(
     Raises Infeasible, exit code 3, when no plan meets the budget; Stopped, exit code 130, when it
     is interrupted with a plan in hand that does.
     """
-    bench = set_up(
-        model, task, budget, cost=cost, effort=search.effort, directory=directory, baseline=baseline
-    )
     # Verified plans that meet the budget, the best one last.
     best: list[Fit] = []
     try:
-        return _search(bench, methods, search, best)
+        with set_up(
+            model,
+            task,
+            budget,
+            cost=cost,
+            effort=search.effort,
+            directory=directory,
+            baseline=baseline,
+        ) as bench:
+            return _search(bench, methods, search, best)
     except KeyboardInterrupt:
         if not best:
             raise
@@ -148,14 +155,14 @@ def replay_plan(
 
     The same model and plan give the same bytes. Raises ConfigError where it is another model's.
     """
-    bench = set_up(
+    with set_up(
         model, task, Budget(), cost=cost, effort=STANDARD, directory=directory, baseline=baseline
-    )
-    needed = any(each.learns for each in plan.choices) or bool(plan.cuts)
-    needed = needed or plan.in_turn or plan.recipe.needs_samples
-    fitted = draw_calibration(model, task).fitted if needed else None
-    made = apply_plan(model, plan, directory=directory, samples=fitted)
-    return _fit(bench, bench.judge(plan, made, 0), made, ())
+    ) as bench:
+        needed = any(each.learns for each in plan.choices) or bool(plan.cuts)
+        needed = needed or plan.in_turn or plan.recipe.needs_samples
+        fitted = draw_calibration(model, task).fitted if needed else None
+        made = apply_plan(model, plan, directory=directory, samples=fitted)
+        return _fit(bench, bench.judge(plan, made, 0), made, ())
 
 
 def trace_front(
@@ -174,7 +181,7 @@ def trace_front(
     Sizes that the same mixture is best at count once.
     """
     assert search.harm is not None
-    bench = set_up(
+    with set_up(
         model,
         task,
         Budget(),
@@ -182,20 +189,20 @@ def trace_front(
         effort=search.effort,
         directory=directory,
         baseline=baseline,
-    )
-    mixer = _mixer(bench, search.harm(), plain="float32" in methods)
-    least = mixer.smallest(directory / "least")
-    limits = np.geomspace(cost.footprint(model).flash, least.footprint.flash, points)[:-1]
-    found: dict[tuple[Choice, ...], Candidate] = {}
-    for limit in limits:
-        mixture = mixer.mix(Budget(flash=math.ceil(limit)), directory / MIXED)
-        # Judged at once, as the next one is written over it.
-        if mixture is not None and mixture.plan.choices not in found:
-            judged = bench.judge(mixture.plan, mixture.model, len(found))
-            found[mixture.plan.choices] = judged
-    if least.plan.choices not in found:
-        found[least.plan.choices] = bench.judge(least.plan, least.model, len(found))
-    return tuple(found.values())
+    ) as bench:
+        mixer = _mixer(bench, search.harm(), plain="float32" in methods)
+        least = mixer.smallest(directory / "least")
+        limits = np.geomspace(cost.footprint(model).flash, least.footprint.flash, points)[:-1]
+        found: dict[tuple[Choice, ...], Candidate] = {}
+        for limit in limits:
+            mixture = mixer.mix(Budget(flash=math.ceil(limit)), directory / MIXED)
+            # Judged at once, as the next one is written over it.
+            if mixture is not None and mixture.plan.choices not in found:
+                judged = bench.judge(mixture.plan, mixture.model, len(found))
+                found[mixture.plan.choices] = judged
+        if least.plan.choices not in found:
+            found[least.plan.choices] = bench.judge(least.plan, least.model, len(found))
+        return tuple(found.values())
 
 
 def _mixer(bench: Bench, sensitivity: Sensitivity, *, plain: bool) -> Mixer:
@@ -244,6 +251,7 @@ def _climb(
     What a method needs is predicted on zeros: one that is refused for that is never made.
     """
     candidates: list[Candidate] = []
+    refused: list[Callable[[], Candidate]] = []
     recipe, zeros, fitted = _rules(bench, search)
     loaded = onnx.load(bench.model.path)
     plain = make_plan(bench.model, "float32", directory=bench.directory, loaded=loaded)
@@ -272,13 +280,16 @@ def _climb(
         if bench.refuses(needs):
             # What changes nothing keeps what the model does, which is known.
             shown = bench.model if shape.sha256 == hollow.sha256 else shape
-            candidates.append(bench.judge(plan, shown, methods.index(method), needs))
+            # Not judged yet, for what the model keeps is still being measured.
+            refused.append(partial(bench.judge, plan, shown, methods.index(method), needs))
             continue
         spared = spare_slow(bench, bare, empty, bench.directory / "hollow")
         plan = plan.model_copy(update={"choices": spared.leave(plan.choices)})
         made = apply_plan(bench.model, plan, directory=folder, samples=fitted)
         # A recipe adds a few numbers for each channel.
         known = needs if plan.recipe == bare.recipe and not (spared.slower or counted) else None
+        candidates += [judge() for judge in refused]
+        refused.clear()
         candidates.append(bench.judge(plan, made, methods.index(method), known))
         if not candidates[-1].broken:
             found = _fit(bench, candidates[-1], made, candidates)
@@ -286,7 +297,7 @@ def _climb(
             break
         # Of what is passed over, the plan is enough to make it again.
         made.path.unlink()
-    return candidates
+    return [*candidates, *(judge() for judge in refused)]
 
 
 def _fit(

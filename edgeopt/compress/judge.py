@@ -1,6 +1,7 @@
 """Judge plans: what they need is predicted, what they keep is measured with onnxruntime."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from edgeopt.compress.candidate import Candidate, Cost, check_needs
 from edgeopt.compress.distance import measure_distance, measure_harm
 from edgeopt.compress.sensitivity import Calibration, draw_calibration
 from edgeopt.effort import Effort
-from edgeopt.model.oracle import Array, open_session, run_session
+from edgeopt.model.oracle import Array, Running, open_session, run_session
 from edgeopt.task import Task, labelled, score
 
 #: Models that stay open: the one that is judged, and the one before it or the original.
@@ -51,13 +52,19 @@ class Bench:
     effort: Effort
     directory: Path
     measure: Callable[[Model], Kept]
-    #: What the model keeps as it is, and what drops count from.
-    own: Kept
-    baseline: float | None
+    #: Waits for what the model keeps as it is.
+    own: Callable[[], Kept]
+    #: What drops count from; None: from what the model keeps as it is.
+    given: float | None
     #: Draws the samples that this effort may use, once.
     calibration: Callable[[], Calibration]
     #: Returns the outputs of a model on those of them that are held back, computed once.
     run_held: Callable[[Model], Sequence[Array]]
+
+    @property
+    def baseline(self) -> float | None:
+        """The accuracy that drops count from; None without labels."""
+        return self.own().accuracy if self.given is None else self.given
 
     def predict(self, made: Model) -> Needs:
         """Predict what a model needs; the values of its weights do not matter."""
@@ -73,11 +80,11 @@ class Bench:
         """Measure what a plan loses, unless what it needs (None: is predicted) refuses it."""
         needs = needs or self.predict(made)
         if made.sha256 == self.model.sha256:
-            kept = self.own
+            kept = self.own()
         else:
             kept = Kept() if self.refuses(needs) else self.measure(made)
         drop = None if kept.agreement is None else 1 - kept.agreement
-        if self.baseline is not None and kept.accuracy is not None:
+        if kept.accuracy is not None and self.baseline is not None:
             drop = self.baseline - kept.accuracy
         return Candidate(
             plan=plan,
@@ -109,6 +116,7 @@ class Bench:
         return self.run_held(self.model)
 
 
+@contextmanager
 def set_up(
     model: Model,
     task: Task | None,
@@ -118,16 +126,18 @@ def set_up(
     effort: Effort,
     directory: Path,
     baseline: float | None,
-) -> Bench:
-    """Measure what the model keeps as it is; without a baseline drops count from that."""
+) -> Iterator[Bench]:
+    """Begin to measure what the model keeps as it is, which goes on while plans are made.
+
+    Without a baseline drops count from that. What runs is stopped when this is left.
+    """
 
     @lru_cache(maxsize=_OPEN)
     def opened(made: Model) -> InferenceSession:
         return open_session(made.path)
 
-    measure = _scorer(model, task, effort.scored, opened)
-    own = measure(model)
-    baseline = own.accuracy if baseline is None else baseline
+    begin = _scorer(model, task, effort.scored, opened)
+    scoring = begin(model)
 
     @cache
     def calibration() -> Calibration:
@@ -137,9 +147,46 @@ def set_up(
     def run_held(made: Model) -> Sequence[Array]:
         return run_session(opened(made), calibration().held)
 
-    return Bench(
-        model, task, budget, cost, effort, directory, measure, own, baseline, calibration, run_held
-    )
+    def measure(made: Model) -> Kept:
+        begun = begin(made)
+        try:
+            return begun.result()
+        finally:
+            begun.stop()
+
+    try:
+        yield Bench(
+            model=model,
+            task=task,
+            budget=budget,
+            cost=cost,
+            effort=effort,
+            directory=directory,
+            measure=measure,
+            own=cache(scoring.result),
+            given=baseline,
+            calibration=calibration,
+            run_held=run_held,
+        )
+    finally:
+        scoring.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """Samples that run through a model, and what their outputs say; None: nothing is known."""
+
+    running: Running | None = None
+    read: Callable[[Sequence[Array]], Kept] = lambda _: Kept()
+
+    def result(self) -> Kept:
+        """Wait for what the model keeps, once."""
+        return Kept() if self.running is None else self.read(self.running.outputs())
+
+    def stop(self) -> None:
+        """Let no other sample begin."""
+        if self.running is not None:
+            self.running.stop()
 
 
 def _scorer(
@@ -147,20 +194,28 @@ def _scorer(
     task: Task | None,
     count: int | None,
     opened: Callable[[Model], InferenceSession],
-) -> Callable[[Model], Kept]:
-    """Return what measures what a model keeps; it knows nothing without a task."""
+) -> Callable[[Model], _Scoring]:
+    """Return what begins to measure what a model keeps; it knows nothing without a task."""
     if task is None:
-        return lambda _: Kept()
+        return lambda _: _Scoring()
     found = labelled(task, count, inputs=model.inputs, part="validation")
     if found is not None:
         feeds, labels = found
-        return lambda each: Kept(accuracy=score(task, run_session(opened(each), feeds), labels))
+
+        def read(outputs: Sequence[Array]) -> Kept:
+            return Kept(accuracy=score(task, list(outputs), labels))
+
+        return lambda each: _Scoring(Running(opened(each), feeds), read)
     held = draw_calibration(model, task).held
     expected = run_session(opened(model), held)[0]
     if expected.shape[-1] < 2:
         # One number a sample is no choice among classes.
-        return lambda _: Kept()
-    return lambda each: compare_scores(run_session(opened(each), held)[0], expected)
+        return lambda _: _Scoring()
+
+    def compare(outputs: Sequence[Array]) -> Kept:
+        return compare_scores(outputs[0], expected)
+
+    return lambda each: _Scoring(Running(opened(each), held), compare)
 
 
 def compare_scores(found: Array, expected: Array) -> Kept:

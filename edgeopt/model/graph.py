@@ -261,6 +261,11 @@ def _is_half(kind: int) -> bool:
 
 def strip_remarks(message: Any) -> None:
     """Clear the remarks in a protobuf message and in all messages inside it."""
+    if isinstance(message, TensorProto):
+        # Listing its fields would copy its values.
+        for name in _REMARKS:
+            message.ClearField(name)
+        return
     for field, value in message.ListFields():
         if field.name in _REMARKS:
             message.ClearField(field.name)

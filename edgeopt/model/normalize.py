@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from edgeopt.artifact import Model, TensorSpec
 from edgeopt.errors import ConfigError, ModelError
-from edgeopt.model.isolate import run_isolated
+from edgeopt.model.isolate import Standby, run_isolated
 from edgeopt.model.load import read_model
 
 #: Lower ones lack LayerNormalization and write what is now an input as an attribute.
@@ -42,6 +42,7 @@ def normalize_model(
     values: Mapping[str, float] | None = None,
     outputs: Sequence[str] = (),
     directory: Path,
+    standby: Standby | None = None,
 ) -> Model:
     """Write directory/normalized.onnx: fixed shapes, constants folded, no external data.
 
@@ -49,8 +50,8 @@ def normalize_model(
     and is no input any more (a sample rate, say). Where outputs are named, only these are kept, in
     that order, with what they are computed of. The outputs
     on three seeded inputs are those of the original within 1e-4 of the largest value. The
-    same model gives the same bytes. Raises ConfigError when a shape is missing or does not
-    fit, ModelError when the model cannot run.
+    same model gives the same bytes. standby: workers that may be waiting for this. Raises
+    ConfigError when a shape is missing or does not fit, ModelError when the model cannot run.
     """
     values = dict(values or {})
     check_shapes(model.inputs, shapes, values)
@@ -66,7 +67,9 @@ def normalize_model(
         "values": values,
         "outputs": list(outputs),
     }
-    reply = run_isolated("normalize", {**request, "lowest": LOWEST_OPSET}, directory=directory)
+    reply = run_isolated(
+        "normalize", {**request, "lowest": LOWEST_OPSET}, directory=directory, standby=standby
+    )
     if "opset" in reply:
         request["path"] = str(_converted(original, directory))
         reply = run_isolated("normalize", request, directory=directory)

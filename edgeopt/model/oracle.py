@@ -66,27 +66,46 @@ def run_session(
     session: onnxruntime.InferenceSession, samples: Feeds, *, threads: int = 1
 ) -> list[Array]:
     """Run S samples as run_samples does, in a session of so many threads."""
-    count = len(next(iter(samples.values())))
-
-    def run(index: int) -> Sequence[Array]:
-        found: Sequence[Array] = session.run(
-            None, {name: values[index] for name, values in samples.items()}
-        )
-        return found
-
-    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads))
+    running = Running(session, samples, threads=threads)
     try:
-        rows = list(pool.map(run, range(count)))
-    except _RUN_ERRORS as error:
-        raise ModelError(
-            "the model cannot run on the samples",
-            why=str(error).rpartition("Status Message: ")[2][:400],
-            fix="check the samples of [task]: every value must be one that the model takes",
-        ) from error
+        return running.outputs()
     finally:
-        # When it is stopped, what did not begin never does.
-        pool.shutdown(cancel_futures=True)
-    return [np.stack(column) for column in zip(*rows, strict=True)]
+        running.stop()
+
+
+class Running:
+    """Samples that run while something else is done."""
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, samples: Feeds, *, threads: int = 1
+    ) -> None:
+        """Begin to run S samples as run_samples does, in a session of so many threads."""
+
+        def run(index: int) -> Sequence[Array]:
+            found: Sequence[Array] = session.run(
+                None, {name: values[index] for name, values in samples.items()}
+            )
+            return found
+
+        count = len(next(iter(samples.values())))
+        self._pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads))
+        self._rows = self._pool.map(run, range(count))
+
+    def outputs(self) -> list[Array]:
+        """Wait for outputs stacked as [S, *output], once."""
+        try:
+            rows = list(self._rows)
+        except _RUN_ERRORS as error:
+            raise ModelError(
+                "the model cannot run on the samples",
+                why=str(error).rpartition("Status Message: ")[2][:400],
+                fix="check the samples of [task]: every value must be one that the model takes",
+            ) from error
+        return [np.stack(column) for column in zip(*rows, strict=True)]
+
+    def stop(self) -> None:
+        """Wait for samples that run; of the others, if there are any left, none ever does."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def seeded_inputs(model: Model, seed: int) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from edgeopt.artifact import Model
 from edgeopt.model.describe import facts
 from edgeopt.model.graph import infer_types
 from edgeopt.model.load import read_model
+from edgeopt.model.skim import skim_model
 from edgeopt.model.sums import CONVOLUTIONS, RECURRENT, Shapes, count_sums, weight_of
 
 _MATRIX = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul")
@@ -108,7 +109,9 @@ def inferred(model: Model, *, values: bool = True) -> onnx.ModelProto:
 
     Nor with those of any large ones where they are not asked for.
     """
-    return infer_types(onnx.load(model.path, load_external_data=False), values=values)
+    if not values:
+        return infer_types(skim_model(model.path), values=False)
+    return infer_types(onnx.load(model.path, load_external_data=False))
 
 
 def types_of(graph: GraphProto) -> Types:

@@ -33,14 +33,19 @@ def limit(limits: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Answer one request; anything unexpected ends in a traceback on stderr and status 1."""
-    message = json.load(sys.stdin)
-    limit(message["limits"])
+    """Answer one request; anything unexpected ends in a traceback on stderr and status 1.
+
+    The arguments are the name of the function and its limits, as JSON.
+    """
+    limit(json.loads(sys.argv[2]))
     # What libraries and the user's own module print must not mix with the reply.
     reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    module, _, name = FUNCTIONS[message["function"]].partition(":")
+    module, _, name = FUNCTIONS[sys.argv[1]].partition(":")
+    # There may be nothing to read for a while, in which this is done.
     function = getattr(importlib.import_module(module), name)
+    message = json.load(sys.stdin)
+    os.chdir(message["directory"])
     try:
         answer = {"result": function(**message["request"])}
     except (ConfigError, ModelError) as error:
