@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "edgeopt"
 #: Each layer may import itself and those before it.
 ORDER = (
     ("errors",),
-    ("scratch",),
+    ("scratch", "heap"),
     ("units",),
     ("catalog",),
     ("budget",),

@@ -343,10 +343,14 @@ def _limits(request: Request) -> "Budget":
 @contextmanager
 def started(order: Order) -> "Iterator[Run]":
     """Begin a run that tells its story on stderr."""
+    from edgeopt.heap import keep_freed_memory
     from edgeopt.job import Run
     from edgeopt.store import Store
 
     typer.echo(order.title, err=True)
+    if order.job.effort.data_free:
+        # Other efforts hold much at once, in pieces that leave gaps.
+        keep_freed_memory()
     person = sys.stderr.isatty()
     begin, advance = (_begin, Progress().show) if person else (_silent, _silent)
     store = Store(cache_folder())

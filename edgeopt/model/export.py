@@ -48,6 +48,8 @@ def _export(built: Any, output: str, *, spec: str) -> onnx.ModelProto:
     arguments = _named(module, example, spec)
     # What tracing makes is in use up to its end: looking for garbage takes a tenth of the time.
     gc.disable()
+    # Nor does it compute anything that threads, which wait for work by turning, could share.
+    torch.set_num_threads(1)
     program = torch.onnx.export(
         module.eval(),
         args=(),

@@ -7,6 +7,7 @@ import resource
 import sys
 
 from edgeopt.errors import ConfigError, ModelError
+from edgeopt.heap import keep_freed_memory
 
 #: Everything a worker can be asked for: module and function. Each takes and returns plain JSON.
 FUNCTIONS = {
@@ -38,6 +39,7 @@ def main() -> None:
     The arguments are the name of the function and its limits, as JSON.
     """
     limit(json.loads(sys.argv[2]))
+    keep_freed_memory()
     # What libraries and the user's own module print must not mix with the reply.
     reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
