@@ -1,9 +1,18 @@
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgeopt.model.oracle import run_model, run_samples, seeded_inputs
+from edgeopt.model.oracle import (
+    Running,
+    open_session,
+    run_model,
+    run_samples,
+    run_session,
+    seeded_inputs,
+)
 from tests.graphs import image_model, text_model
 
 
@@ -34,3 +43,37 @@ def test_samples_run_one_by_one_and_are_stacked(tmp_path: Path) -> None:
     assert stacked.shape == (3, 1, 10)
     for row, output in zip(rows, stacked, strict=True):
         assert np.array_equal(run_model(model, {"pixels": row})[0], output)
+
+
+class Slow:
+    """A session whose runs wait to be let go."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.free = threading.Event()
+
+    def run(self, _names: None, feeds: dict[str, Any]) -> list[Any]:
+        self.begun += 1
+        assert self.free.wait(timeout=60)
+        return [feeds["x"]]
+
+
+def test_samples_run_while_something_else_is_done(tmp_path: Path) -> None:
+    model = image_model(tmp_path)
+    samples = {"pixels": np.stack([seeded_inputs(model, seed)["pixels"] for seed in range(3)])}
+    session = open_session(model.path)
+    running = Running(session, samples)
+    for found, expected in zip(running.outputs(), run_session(session, samples), strict=True):
+        assert np.array_equal(found, expected)
+    running.stop()
+
+
+def test_of_samples_that_are_stopped_no_other_one_begins() -> None:
+    session: Any = Slow()
+    running = Running(session, {"x": np.zeros((100, 1))})
+    # Those that began are let go while the others are being stopped.
+    timer = threading.Timer(0.5, session.free.set)
+    timer.start()
+    running.stop()
+    timer.join()
+    assert 0 < session.begun < 100
