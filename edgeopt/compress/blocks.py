@@ -133,21 +133,11 @@ def search_scales(
     error = np.empty_like(columns)
     if importance is not None:
         importance = np.broadcast_to(importance, blocks.shape).T
-    quotients = np.empty_like(columns)
     for ratio in _RATIOS:
-        sides = [rounded(largest * (ratio / side)) for side in (lowest, highest)]
-        # Quotients by opposite scales are opposite and rounded alike: they differ in what clips.
-        opposite = levels is None and np.array_equal(sides[0], -sides[1])
-        if opposite:
-            np.rint(np.divide(columns, sides[0], out=quotients), out=quotients)
-        for place, scale in enumerate(sides):
-            if opposite:
-                ends = (lowest, highest - 1) if place == 0 else (1 - highest, -lowest)
-                np.clip(quotients, *ends, out=error)
-                error *= sides[0]
-            else:
-                error = round_codes(columns, scale, bits, levels, out=error)
-                error *= scale
+        for side in (lowest, highest):
+            scale = rounded(largest * (ratio / side))
+            error = round_codes(columns, scale, bits, levels, out=error)
+            error *= scale
             np.subtract(columns, error, out=error)
             error *= error
             total = (error if importance is None else error * importance).sum(axis=0)

@@ -321,8 +321,11 @@ def _is_harmless(bench: Bench, found: Fit) -> bool:
 
     That no sample for validation is lost says little: outputs that move turn others.
     """
-    drop = found.chosen.drop or 0.0
-    return found.chosen.harm == 0 or (drop <= 0 and bench.harm(found.model) <= _HARMLESS)
+    if found.chosen.harm == 0:
+        return True
+    # Also where it is known already: a mixture will be compared with both, which are open now.
+    harm = bench.harm(found.model)
+    return (found.chosen.drop or 0.0) <= 0 and harm <= _HARMLESS
 
 
 def _calibration(model: Model, method: Method, task: Task | None) -> dict[str, Array] | None:
