@@ -84,14 +84,25 @@ def cut_until(run: Run, model: Model, attempt: Callable[[Run, Model], Made]) -> 
     """Return what an attempt makes of a run and its model, or of those that were cut for it.
 
     Operations are cut where it raises Infeasible, as far as the profile allows; raises the first
-    Infeasible where that does not help.
+    Infeasible where that does not help, or where the effort is for plans without samples: which
+    units matter least, samples say.
     """
     from edgeopt.compress import Infeasible
 
     try:
         return attempt(run, model)
     except Infeasible as error:
-        for share in _shares(run):
+        shares = _shares(run)
+        if shares and run.job.effort.data_free:
+            raise Infeasible(
+                error.what,
+                why=error.why,
+                fix=f"{error.fix}; or let up to {shares[-1]:.0%} of the operations be cut: "
+                "leave --effort quick out",
+                candidates=error.candidates,
+                reach=error.reach,
+            ) from error
+        for share in shares:
             profile = run.job.profile.model_copy(update={"prune": share})
             try:
                 cut = prune_units(replace(run, job=replace(run.job, profile=profile)), model)

@@ -157,6 +157,17 @@ def test_what_cannot_be_cut_is_said_with_the_budget_that_is_not_met(project: Pat
     assert (done.returncode, "the limit on flash binds" in done.stderr) == (3, True)
 
 
+def test_a_quick_search_says_that_another_may_cut(project: Path) -> None:
+    profile = project / "climbing.toml"
+    profile.write_text(CLIMBING)
+    done = types(
+        project, "plan", "--profile", str(profile), "--flash", "100kB", "--effort", "quick"
+    )
+    assert done.returncode == 3
+    assert "let up to 50% of the operations be cut: leave --effort quick out" in done.stderr
+    assert "operations left out" not in done.stderr
+
+
 def test_a_fit_cuts_where_deploy_does_and_two_are_told_apart(project: Path) -> None:
     profile = project / "climbing.toml"
     profile.write_text(CLIMBING)
