@@ -44,14 +44,6 @@ class Moments:
         return Moments(self.inputs + other.inputs, self.gradients + other.gradients)
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """The moments of each product, by its weight, and the rows of each chunk that they are of."""
-
-    moments: Mapping[str, Moments]
-    rows: Mapping[str, Sequence[Tensor]]
-
-
 def chunks(samples: Samples) -> Iterator[dict[str, Tensor]]:
     """Cut samples [S, *shape] into tensors of CHUNK samples at most."""
     count = len(next(iter(samples.values())))
@@ -83,44 +75,61 @@ def products_of(groups: Sequence[Group]) -> dict[str, NodeProto]:
 
 def collect_moments(
     model: ModelProto, products: Mapping[str, NodeProto], samples: Samples
-) -> Collected:
+) -> dict[str, Moments]:
     """Sum the moments of products over samples, inputs [S, *shape]."""
     module = TorchGraph(model)
     module.requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
+    inputs = [node.input[0] for node in products.values()]
     sums: dict[str, Moments] = {}
-    rows: dict[str, list[Tensor]] = {name: [] for name in products}
-    for feeds in chunks(samples):
-        inputs, slopes = _differentiate(module, products, feeds, generator)
-        for (name, node), x, slope in zip(products.items(), inputs, slopes, strict=True):
-            every = _result_rows(module, node, slope)
+    for given, slopes in _differentiate(module, products, samples, inputs):
+        for (name, node), x, every in zip(products.items(), given, slopes, strict=True):
             chosen = _choose(every)
             found = input_rows(module, node, x, chosen)
             sums[name] = Moments(_gram(found), _gram(every[chosen])).added(sums.get(name))
-            rows[name].append(chosen)
-    return Collected(sums, rows)
+    return sums
+
+
+def reaching_rows(
+    module: TorchGraph, products: Mapping[str, NodeProto], samples: Samples
+) -> dict[str, list[Tensor]]:
+    """List the rows of each product that reach an output, for each chunk of samples [S, *shape].
+
+    The module's parameters take no gradients.
+    """
+    rows: dict[str, list[Tensor]] = {name: [] for name in products}
+    for _, slopes in _differentiate(module, products, samples):
+        for name, every in zip(products, slopes, strict=True):
+            rows[name].append(_choose(every))
+    return rows
 
 
 def _differentiate(
     module: TorchGraph,
     products: Mapping[str, NodeProto],
-    feeds: Mapping[str, Tensor],
-    generator: torch.Generator,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the inputs [S, *shape] of products, and the gradients of their outputs."""
+    samples: Samples,
+    wanted: Sequence[str] = (),
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Yield wanted tensors [S, *shape] of each chunk, and gradients [T, N] of products' outputs."""
+    generator = torch.Generator().manual_seed(0)
     made = [node.output[0] for node in products.values()]
-    with torch.no_grad():
-        shapes = module.run_batch(feeds, wanted=made)
-    offsets = {
-        name: torch.zeros_like(each).requires_grad_()
-        for name, each in zip(made, shapes, strict=True)
-    }
     count = len(module.output_names)
-    inputs = [node.input[0] for node in products.values()]
-    found = module.run_batch(feeds, offsets, [*module.output_names, *inputs])
-    _probe(found[:count], generator).backward()
-    slopes = [offsets[name].grad for name in made]
-    return [each.detach() for each in found[count:]], slopes
+    shapes: list[torch.Size] = []
+    for feeds in chunks(samples):
+        if not shapes:
+            one = {name: values[:1] for name, values in feeds.items()}
+            shapes = [each.shape[1:] for each in module.run_batch(one, wanted=made)]
+        number = len(next(iter(feeds.values())))
+        offsets = {
+            name: torch.zeros((number, *shape)).requires_grad_()
+            for name, shape in zip(made, shapes, strict=True)
+        }
+        found = module.run_batch(feeds, offsets, [*module.output_names, *wanted])
+        _probe(found[:count], generator).backward()
+        slopes = [
+            _result_rows(module, node, offsets[name].grad)
+            for name, node in zip(made, products.values(), strict=True)
+        ]
+        yield [each.detach() for each in found[count:]], slopes
 
 
 def _probe(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:

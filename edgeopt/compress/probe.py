@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto
 
 from edgeopt.artifact import Choice, Model, Plan
+from edgeopt.compress.cost import stored_bytes
 from edgeopt.compress.distance import measure_harm
 from edgeopt.compress.learned import Learned
 from edgeopt.compress.lookup import find_lookups
@@ -27,10 +29,12 @@ from edgeopt.model.graph import Weight, consumers
 from edgeopt.model.oracle import Array, run_samples
 
 Samples = Mapping[str, Array]
-#: Ends of the graph that are kept to run from: each holds the weights from its place on.
-_TAILS = 4
+#: Ends of the graph that are kept to run from: as many as memory allows, or none.
+_TAILS = (12, 6, 4)
 #: Bytes of all samples' tensors that ends are given.
 _MOST_GIVEN = 256_000_000
+#: Bytes of the weights that more than the fewest ends have: each has those from its place on.
+_MOST_STORED = 400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class _End:
 
     weights: Sequence[str]
     nodes: Sequence[NodeProto]
+    #: The tensors that these read and do not make, without stored ones.
+    given: Sequence[str]
+    #: Bytes of the stored ones.
+    stored: int
 
 
 class Probe:
@@ -88,38 +96,61 @@ class Probe:
                 feed.update({name: wrap(each) for name, each in rows.items()})
         given = {name for each in self._lookups.values() for name in each.outputs}
         nodes = [node for node in model.graph.node if not given.intersection(node.output)]
-        self._ends = _find_ends(model, names)
+        self._ways = _find_ways(model, names)
         known = read_from_outside(model.graph, nodes)
-        read = [name for each in self._ends for name in read_from_outside(model.graph, each.nodes)]
+        read = [name for ends in self._ways[:1] for each in ends for name in each.given]
         self._between = [name for name in dict.fromkeys(read) if name not in known]
-        self._whole = _Stage(Tail(model, nodes, replaced=names, extra=self._between), feeds)
-        self.wide = self._run(self._whole, {}, len(feeds), threads=os.cpu_count() or 1)
+        self._nodes, self._names, self._feeds = nodes, names, feeds
+        self.wide = self._run(self._plain, {}, len(feeds), threads=os.cpu_count() or 1)
         self._stages: dict[str, _Stage] = {}
         self.expected = [each[: judged.first] for each in self.wide]
+
+    @cached_property
+    def _plain(self) -> _Stage:
+        """The whole, of which no weight can be replaced: its products are the faster for it."""
+        tail = Tail(self._model, self._nodes, replaced=(), extra=self._between)
+        return _Stage(tail, self._feeds)
+
+    @cached_property
+    def _whole(self) -> _Stage:
+        """The whole, of which all weights of layers can be replaced."""
+        return _Stage(Tail(self._model, self._nodes, replaced=self._names), self._feeds)
 
     def open_ends(self) -> None:
         """Run single weights of layers from a node before the first one that reads them on.
 
         Unless what that takes of each sample is too much memory.
         """
-        tail, given = self._whole.tail, []
-        for feed in self._whole.given[: self._judged.first]:
-            found = tail.run_all({name: feed[name] for name in tail.given})
-            between = {name: found[name] for name in self._between}
-            if sum(each.nbytes for each in between.values()) * self._judged.first > _MOST_GIVEN:
-                return
-            given.append({**feed, **{name: wrap(each) for name, each in between.items()}})
+        first = self._run_between(self._feeds[0])
+        ends = next((ends for ends in self._ways if self._is_held(ends, first)), [])
+        names = {name for end in ends for name in end.given if name in first}
+        given = [
+            {**feed, **{name: wrap(found[name]) for name in names}}
+            for feed in (self._feeds[: self._judged.first] if ends else ())
+            for found in (self._run_between(feed),)
+        ]
 
         def opened(end: _End) -> _Stage:
             return _Stage(Tail(self._model, end.nodes, replaced=end.weights), given)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            stages = list(pool.map(opened, self._ends))
+            stages = list(pool.map(opened, ends))
         self._stages = {
-            name: stage
-            for end, stage in zip(self._ends, stages, strict=True)
-            for name in end.weights
+            name: stage for end, stage in zip(ends, stages, strict=True) for name in end.weights
         }
+
+    def _run_between(self, feed: Mapping[str, Any]) -> dict[str, Array]:
+        """Compute the tensors that ends are given, of one sample."""
+        tail = self._plain.tail
+        found = tail.run_all({name: feed[name] for name in tail.given})
+        return {name: found[name] for name in self._between}
+
+    def _is_held(self, ends: Sequence[_End], first: Mapping[str, Array]) -> bool:
+        """Tell whether ends take little memory, by what they are given of the first sample."""
+        names = {name for end in ends for name in end.given if name in first}
+        if sum(first[name].nbytes for name in names) * self._judged.first > _MOST_GIVEN:
+            return False
+        return ends is self._ways[-1] or sum(end.stored for end in ends) <= _MOST_STORED
 
     def reads_rows_of(self, table: str) -> bool:
         """Tell whether rows of a table can be replaced."""
@@ -144,15 +175,15 @@ class Probe:
             {name: wrap(each) for name, each in found.items()}
             for found in self._lookups[table].rows_of(part, few=few)
         ]
-        given = [{**feed, **own} for feed, own in zip(self._whole.given, rows, strict=True)]
-        stage = _Stage(self._whole.tail, given)
+        given = [{**feed, **own} for feed, own in zip(self._feeds, rows, strict=True)]
+        stage = _Stage(self._plain.tail, given)
         found = self._run(stage, {}, len(given), threads=os.cpu_count() or 1)
         return self._harm(found, self.wide)
 
     def outputs(self, values: Mapping[str, Array]) -> list[Array]:
         """Return outputs [S, ...] with other values for some layers' weights, on all samples."""
         replaced = {name: wrap(each) for name, each in values.items()}
-        count = len(self._whole.given)
+        count = len(self._feeds)
         return self._run(self._whole, replaced, count, threads=os.cpu_count() or 1)
 
     def compare(self, made: Model) -> float:
@@ -195,19 +226,30 @@ class Probe:
         return np.zeros((len(rows), 1), np.float32)
 
 
-def _find_ends(model: ModelProto, names: Sequence[str]) -> list[_End]:
-    """Part weights into groups that are read one after the other; none where nodes hold graphs."""
+def _find_ways(model: ModelProto, names: Sequence[str]) -> list[list[_End]]:
+    """Part weights into groups that are read one after the other, in ways of ever fewer groups.
+
+    Larger groups begin where smaller ones do. There are none where nodes hold graphs.
+    """
     if has_subgraphs(model.graph):
         return []
     wanted, readers = set(names), consumers(model.graph)
+    stored = {each.name: stored_bytes(each) for each in model.graph.initializer}
     every = list(
         dict.fromkeys(name for node in model.graph.node for name in node.input if name in wanted)
     )
-    size = max(1, -(-len(every) // _TAILS))
-    groups = [every[at : at + size] for at in range(0, len(every), size)]
+
+    def end_of(group: Sequence[str]) -> _End:
+        firsts = (reader.output[0] for name in group for reader in readers[name])
+        nodes = nodes_after(model.graph, firsts)
+        read = {name for node in nodes for name in node.input}
+        size = sum(stored.get(name, 0) for name in read)
+        return _End(group, nodes, read_from_outside(model.graph, nodes), size)
+
+    size = max(1, -(-len(every) // _TAILS[0]))
     return [
-        _End(group, nodes_after(model.graph, (n.output[0] for w in group for n in readers[w])))
-        for group in groups
+        [end_of(every[at : at + wide]) for at in range(0, len(every), wide)]
+        for wide in (size * _TAILS[0] // count for count in _TAILS)
     ]
 
 

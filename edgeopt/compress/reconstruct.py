@@ -98,8 +98,16 @@ def layer_hessians(
         return {}
     every = {each for group in sources.values() for each in group}
     found = collect_hessians(model, every, require_samples(samples, "reconstructed"))
-    sums = {group: np.sum([found[each] for each in group], axis=0) for group in sources.values()}
+    sums = {group: _total([found[each] for each in group]) for group in sources.values()}
     return {name: sums[group] for name, group in sources.items()}
+
+
+def _total(found: Sequence[Doubles]) -> Doubles:
+    """Add up arrays; one alone is not copied."""
+    total = found[0]
+    for each in found[1:]:
+        total = total + each
+    return total
 
 
 def require_samples(samples: Mapping[str, Array] | None, done: str) -> Mapping[str, Array]:
@@ -167,8 +175,11 @@ def collect_hessians(
                 _require_finite(name, rows)
                 rows = unmasked(rows, feeds)
                 # Products in float32, sums over samples in float64: a sample has few rows.
-                product = (rows.T @ rows).astype(np.float64)
-                sums[source] = sums[source] + product if source in sums else product
+                product = rows.T @ rows
+                if source in sums:
+                    sums[source] += product
+                else:
+                    sums[source] = product.astype(np.float64)
     return sums
 
 
