@@ -175,11 +175,9 @@ def collect_hessians(
                 _require_finite(name, rows)
                 rows = unmasked(rows, feeds)
                 # Products in float32, sums over samples in float64: a sample has few rows.
-                product = rows.T @ rows
-                if source in sums:
-                    sums[source] += product
-                else:
-                    sums[source] = product.astype(np.float64)
+                if source not in sums:
+                    sums[source] = np.zeros((rows.shape[1], rows.shape[1]))
+                sums[source] += rows.T @ rows
     return sums
 
 
