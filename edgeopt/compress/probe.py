@@ -82,15 +82,15 @@ class Probe:
         self.wide = self._outputs_of(self._run(0, feeds, {}, threads=os.cpu_count() or 1))
         self.expected = [each[: judged.first] for each in self.wide]
 
-    def keep_starts(self) -> None:
+    def keep_starts(self, most: int = _MOST_KEPT) -> None:
         """Run single weights of layers from near the first node that reads them on.
 
-        As near as the memory that this takes of each sample allows.
+        As near as so many bytes of all samples' tensors allow.
         """
         states = self._starts[0][: self._judged.first]
         sizes = self._sizes_of(states[0])
         steps = range(1, len(sizes) + 1)
-        step = next(each for each in steps if _total(sizes[::each]) * len(states) <= _MOST_KEPT)
+        step = next(each for each in steps if _total(sizes[::each]) * len(states) <= most)
         for place in range(step, len(self._stretches), step):
             states = self._advance(place - step, place, states, {})
             self._starts[place] = states
@@ -110,12 +110,16 @@ class Probe:
 
     def replace(self, name: str, values: Array) -> float:
         """Return the harm of other values for a layer's weight, on the first samples."""
-        readers = (at for at, each in enumerate(self._stretches) if name in each.replaced)
-        reader = next(readers, 0)
-        start = max(place for place in self._starts if place <= reader)
+        start = self.start_of(name)
         states = self._starts[start][: self._judged.first]
         found = self._run(start, states, {name: wrap(values)})
         return self._harm(self._outputs_of(found), self.expected)
+
+    def start_of(self, name: str) -> int:
+        """Return the place of the last stretch that is known where a weight is read first."""
+        readers = (at for at, each in enumerate(self._stretches) if name in each.replaced)
+        reader = next(readers, 0)
+        return max(place for place in self._starts if place <= reader)
 
     def rows_of(self, table: str) -> npt.NDArray[np.intp]:
         """Return the rows of a table that are enough to tell what its rows become."""
