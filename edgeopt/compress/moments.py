@@ -24,6 +24,8 @@ from edgeopt.model.torch_linear import product_rows, result_rows
 Samples = Mapping[str, Array]
 #: Samples that run at once: their activations and gradients are what takes memory.
 CHUNK = 32
+#: Samples whose gradients are taken at once where nothing but their rows counts.
+_GRADED = 8
 #: Rows of one product per chunk: a convolution has one per pixel, neighbours being much alike.
 _ROWS = 8192
 
@@ -81,7 +83,7 @@ def collect_moments(
     module.requires_grad_(False)
     inputs = [node.input[0] for node in products.values()]
     sums: dict[str, Moments] = {}
-    for given, slopes in _differentiate(module, products, samples, inputs):
+    for given, slopes in _differentiate(module, products, chunks(samples), inputs):
         for (name, node), x, every in zip(products.items(), given, slopes, strict=True):
             chosen = _choose(every)
             found = input_rows(module, node, x, chosen)
@@ -97,24 +99,33 @@ def reaching_rows(
     The module's parameters take no gradients.
     """
     rows: dict[str, list[Tensor]] = {name: [] for name in products}
-    for _, slopes in _differentiate(module, products, samples):
-        for name, every in zip(products, slopes, strict=True):
-            rows[name].append(_choose(every))
+    for feeds in chunks(samples):
+        count = len(next(iter(feeds.values())))
+        pieces = [
+            {name: values[start : start + _GRADED] for name, values in feeds.items()}
+            for start in range(0, count, _GRADED)
+        ]
+        reached: dict[str, list[Tensor]] = {name: [] for name in products}
+        for _, slopes in _differentiate(module, products, pieces):
+            for name, every in zip(products, slopes, strict=True):
+                reached[name].append((every != 0).any(dim=1))
+        for name, parts in reached.items():
+            rows[name].append(_thin(torch.cat(parts)))
     return rows
 
 
 def _differentiate(
     module: TorchGraph,
     products: Mapping[str, NodeProto],
-    samples: Samples,
+    parts: Iterable[Mapping[str, Tensor]],
     wanted: Sequence[str] = (),
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield wanted tensors [S, *shape] of each chunk, and gradients [T, N] of products' outputs."""
+    """Yield wanted tensors [S, *shape] of each part, and gradients [T, N] of products' outputs."""
     generator = torch.Generator().manual_seed(0)
     made = [node.output[0] for node in products.values()]
     count = len(module.output_names)
     shapes: list[torch.Size] = []
-    for feeds in chunks(samples):
+    for feeds in parts:
         if not shapes:
             one = {name: values[:1] for name, values in feeds.items()}
             shapes = [each.shape[1:] for each in module.run_batch(one, wanted=made)]
@@ -139,7 +150,12 @@ def _probe(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
 
 def _choose(slopes: Tensor) -> Tensor:
     """Choose the rows that reach an output; of very many, evenly spread ones."""
-    places = torch.nonzero((slopes != 0).any(dim=1)).flatten()
+    return _thin((slopes != 0).any(dim=1))
+
+
+def _thin(reaching: Tensor) -> Tensor:
+    """Return the places of truth; of very many, evenly spread ones."""
+    places = torch.nonzero(reaching).flatten()
     return places[:: -(-len(places) // _ROWS)] if len(places) > _ROWS else places
 
 
