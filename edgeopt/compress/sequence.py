@@ -133,13 +133,15 @@ def _decode(
     """Return what a weight becomes: a model of its own reads all rows of its form."""
     turned = weight.role == "gemm" and weight.axis == 0
     kind = TensorProto.FLOAT
-    feed: Array = np.eye(weight.shape[int(turned)], dtype=np.float32)
     node = helper.make_node("MatMul", ["x", weight.name], ["y"])
     if weight.role == "table":
-        kind, feed = TensorProto.INT64, np.arange(weight.shape[0])
+        kind = TensorProto.INT64
         node = helper.make_node("Gather", [weight.name, "x"], ["y"])
     elif weight.role == "gemm":
         node = helper.make_node("Gemm", ["x", weight.name], ["y"], transB=int(turned))
+    count = weight.shape[int(turned)]
+    # Of a table all rows by their numbers: an identity would have the square of its rows.
+    feed: Array = np.arange(count) if weight.role == "table" else np.eye(count, dtype=np.float32)
     graph = helper.make_graph(
         [node],
         "weight",

@@ -1,6 +1,7 @@
 """Layers that are fitted one after the other make up for what those before them have lost."""
 
 import gc
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -177,3 +178,22 @@ def test_what_layers_give_is_never_held_for_all_of_them_at_once(tmp_path: Path) 
     layer = count * 4 * width * 4
     assert max(held) < 2 * (3 * layer + depth * width * width * 4)
     assert max(held) < depth * layer
+
+
+def test_a_table_is_decoded_in_memory_of_its_own_size(tmp_path: Path) -> None:
+    model = infer_types(onnx.load(text_model(tmp_path, vocabulary=6000).path))
+    known = {each.name: each for each in weights(model.graph)}
+    chosen = {
+        "table": Choice(weight="table", method="int8-rows"),
+        "mix": Choice(weight="mix", method="int8-weights", reconstruct=True),
+    }
+    ids = np.random.default_rng(0).integers(0, 6000, (16, 1, 8))
+    samples = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    wanted = [(known[name], choice) for name, choice in chosen.items()]
+    tracemalloc.start()
+    try:
+        fit_in_turn(model, wanted, samples, rewrite_weights)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * known["table"].size * 4
