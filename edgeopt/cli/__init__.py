@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import sys
 import time
@@ -94,6 +95,9 @@ def main() -> None:
     for each in _STOPS:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(each, _interrupt)
+    # Read when numpy is loaded. Weights and samples run side by side: threads inside their small
+    # products would wait for one another, and they wait by spinning.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     status = _run()
     if status == _STOPPED:
         _fail(Interrupted("interrupted", fix="run the same command again: it goes on from here"))

@@ -41,7 +41,7 @@ def measure_ladders(model: Model, samples: Samples) -> Ladders:
     """
     loaded = onnx.load(model.path)
     groups = wide_groups(loaded)
-    moments = collect_moments(loaded, products_of(list(groups.values())), samples).moments
+    moments = collect_moments(loaded, products_of(list(groups.values())), samples)
     probe = _Probe(loaded, samples)
     steps = {name: _climb_down(each, probe, moments) for name, each in groups.items()}
     return Ladders(steps=steps)

@@ -1,12 +1,17 @@
 """What is computed of Hessians and weights alone, once for all forms that are made of them."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeopt.compress.codes import Floats
+
 Doubles = npt.NDArray[np.float64]
+#: Of a table, the rows that are kept, and the place of each id's row among them.
+Rows: TypeAlias = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 #: Share of the mean of H's diagonal that is added to it, as GPTQ does.
 DAMPING = 0.01
@@ -22,6 +27,11 @@ class Factors:
         self._kept = {id(each): each for each in kept}
         self._inverse: dict[int, Doubles] = {}
         self._directions: dict[tuple[int | None, bytes], Doubles] = {}
+        self._rows: dict[tuple[int, bytes], Rows] = {}
+
+    def keep(self, hessian: Doubles) -> None:
+        """Find factors of one more Hessian once only."""
+        self._kept[id(hessian)] = hessian
 
     def inverse(self, hessian: Doubles) -> Doubles:
         """Return its inverse_factor."""
@@ -45,6 +55,21 @@ class Factors:
             found = right_vectors(values, hessian)[:count].copy()
             self._directions[key, content] = found
         return found[:count]
+
+    def shared_rows(
+        self, values: Floats, count: int, reads: Floats | None, find: Callable[[], Rows]
+    ) -> Rows:
+        """Return which rows of a table are shared, found once for all groups of their values."""
+        if not values.flags.c_contiguous:
+            # Where only sizes count there are no values: that is found faster than known again.
+            return find()
+        content = hashlib.sha256(values.data)
+        if reads is not None:
+            content.update(reads.data)
+        key = (count, content.digest())
+        if key not in self._rows:
+            self._rows[key] = find()
+        return self._rows[key]
 
 
 def inverse_factor(hessian: Doubles) -> Doubles:

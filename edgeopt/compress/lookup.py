@@ -10,7 +10,7 @@ from onnx import ModelProto, numpy_helper
 from edgeopt.artifact import Choice, Method
 from edgeopt.compress.part import Parts
 from edgeopt.compress.reads import upstream_of
-from edgeopt.compress.tail import has_subgraphs
+from edgeopt.compress.stretch import has_subgraphs
 from edgeopt.model.graph import Weight, consumers
 from edgeopt.model.oracle import Array, open_session
 

@@ -24,6 +24,8 @@ from edgeopt.model.torch_linear import product_rows, result_rows
 Samples = Mapping[str, Array]
 #: Samples that run at once: their activations and gradients are what takes memory.
 CHUNK = 32
+#: Samples whose gradients are taken at once where nothing but their rows counts.
+_GRADED = 8
 #: Rows of one product per chunk: a convolution has one per pixel, neighbours being much alike.
 _ROWS = 8192
 
@@ -42,14 +44,6 @@ class Moments:
         if other is None:
             return self
         return Moments(self.inputs + other.inputs, self.gradients + other.gradients)
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """The moments of each product, by its weight, and the rows of each chunk that they are of."""
-
-    moments: Mapping[str, Moments]
-    rows: Mapping[str, Sequence[Tensor]]
 
 
 def chunks(samples: Samples) -> Iterator[dict[str, Tensor]]:
@@ -83,44 +77,70 @@ def products_of(groups: Sequence[Group]) -> dict[str, NodeProto]:
 
 def collect_moments(
     model: ModelProto, products: Mapping[str, NodeProto], samples: Samples
-) -> Collected:
+) -> dict[str, Moments]:
     """Sum the moments of products over samples, inputs [S, *shape]."""
     module = TorchGraph(model)
     module.requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
+    inputs = [node.input[0] for node in products.values()]
     sums: dict[str, Moments] = {}
-    rows: dict[str, list[Tensor]] = {name: [] for name in products}
-    for feeds in chunks(samples):
-        inputs, slopes = _differentiate(module, products, feeds, generator)
-        for (name, node), x, slope in zip(products.items(), inputs, slopes, strict=True):
-            every = _result_rows(module, node, slope)
+    for given, slopes in _differentiate(module, products, chunks(samples), inputs):
+        for (name, node), x, every in zip(products.items(), given, slopes, strict=True):
             chosen = _choose(every)
             found = input_rows(module, node, x, chosen)
             sums[name] = Moments(_gram(found), _gram(every[chosen])).added(sums.get(name))
-            rows[name].append(chosen)
-    return Collected(sums, rows)
+    return sums
+
+
+def reaching_rows(
+    module: TorchGraph, products: Mapping[str, NodeProto], samples: Samples
+) -> dict[str, list[Tensor]]:
+    """List the rows of each product that reach an output, for each chunk of samples [S, *shape].
+
+    The module's parameters take no gradients.
+    """
+    rows: dict[str, list[Tensor]] = {name: [] for name in products}
+    for feeds in chunks(samples):
+        count = len(next(iter(feeds.values())))
+        pieces = [
+            {name: values[start : start + _GRADED] for name, values in feeds.items()}
+            for start in range(0, count, _GRADED)
+        ]
+        reached: dict[str, list[Tensor]] = {name: [] for name in products}
+        for _, slopes in _differentiate(module, products, pieces):
+            for name, every in zip(products, slopes, strict=True):
+                reached[name].append((every != 0).any(dim=1))
+        for name, parts in reached.items():
+            rows[name].append(_thin(torch.cat(parts)))
+    return rows
 
 
 def _differentiate(
     module: TorchGraph,
     products: Mapping[str, NodeProto],
-    feeds: Mapping[str, Tensor],
-    generator: torch.Generator,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the inputs [S, *shape] of products, and the gradients of their outputs."""
+    parts: Iterable[Mapping[str, Tensor]],
+    wanted: Sequence[str] = (),
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Yield wanted tensors [S, *shape] of each part, and gradients [T, N] of products' outputs."""
+    generator = torch.Generator().manual_seed(0)
     made = [node.output[0] for node in products.values()]
-    with torch.no_grad():
-        shapes = module.run_batch(feeds, wanted=made)
-    offsets = {
-        name: torch.zeros_like(each).requires_grad_()
-        for name, each in zip(made, shapes, strict=True)
-    }
     count = len(module.output_names)
-    inputs = [node.input[0] for node in products.values()]
-    found = module.run_batch(feeds, offsets, [*module.output_names, *inputs])
-    _probe(found[:count], generator).backward()
-    slopes = [offsets[name].grad for name in made]
-    return [each.detach() for each in found[count:]], slopes
+    shapes: list[torch.Size] = []
+    for feeds in parts:
+        if not shapes:
+            one = {name: values[:1] for name, values in feeds.items()}
+            shapes = [each.shape[1:] for each in module.run_batch(one, wanted=made)]
+        number = len(next(iter(feeds.values())))
+        offsets = {
+            name: torch.zeros((number, *shape)).requires_grad_()
+            for name, shape in zip(made, shapes, strict=True)
+        }
+        found = module.run_batch(feeds, offsets, [*module.output_names, *wanted])
+        _probe(found[:count], generator).backward()
+        slopes = [
+            _result_rows(module, node, offsets[name].grad)
+            for name, node in zip(made, products.values(), strict=True)
+        ]
+        yield [each.detach() for each in found[count:]], slopes
 
 
 def _probe(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -130,7 +150,12 @@ def _probe(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
 
 def _choose(slopes: Tensor) -> Tensor:
     """Choose the rows that reach an output; of very many, evenly spread ones."""
-    places = torch.nonzero((slopes != 0).any(dim=1)).flatten()
+    return _thin((slopes != 0).any(dim=1))
+
+
+def _thin(reaching: Tensor) -> Tensor:
+    """Return the places of truth; of very many, evenly spread ones."""
+    places = torch.nonzero(reaching).flatten()
     return places[:: -(-len(places) // _ROWS)] if len(places) > _ROWS else places
 
 

@@ -177,7 +177,8 @@ def rewrite_weights(loaded: onnx.ModelProto, plan: Plan, learned: Learned) -> on
     found = {each.name: each for each in weights(loaded.graph)}
     wanted = [(found[each.weight], each) for each in plan.choices]
     loaded, stays = sparsify_weights(loaded, wanted, learned.hessians)
-    shared = share_rows(loaded, [each for each in wanted if each[1].rows], learned.reads)
+    fewer = [each for each in wanted if each[1].rows]
+    shared = share_rows(loaded, fewer, learned.reads, learned.factors)
     ranked = [each for each in wanted if each[1].rank]
     low = factorize(shared.model, ranked, learned.hessians, learned.factors)
     loaded = low.model

@@ -9,28 +9,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from edgeopt.artifact import Choice, Model, Plan
 from edgeopt.compress.distance import measure_harm
 from edgeopt.compress.learned import Learned
 from edgeopt.compress.lookup import find_lookups
 from edgeopt.compress.plan import apply_plan
-from edgeopt.compress.tail import Tail, has_subgraphs, nodes_after, read_from_outside, wrap
-from edgeopt.model.graph import Weight, consumers
+from edgeopt.compress.stretch import cut_stretches, wrap
+from edgeopt.model.graph import Weight
 from edgeopt.model.oracle import Array, run_samples
 
 Samples = Mapping[str, Array]
-#: Ends of the graph that are kept to run from: each holds the weights from its place on.
-_TAILS = 4
-#: Bytes of all samples' tensors that ends are given.
-_MOST_GIVEN = 256_000_000
+#: Stretches that the graph is cut into, at most.
+_STRETCHES = 12
+#: Bytes of all samples' tensors that are kept where stretches begin.
+_MOST_KEPT = 256_000_000
+
+#: Tensors of one sample by name.
+_State = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +46,6 @@ class Judged:
     first: int
     #: Whether the first output holds one score per class.
     classes: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """An end of the graph, and what it is given for each sample."""
-
-    tail: Tail
-    given: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Weights of layers, and the nodes from the first one that reads one of them on."""
-
-    weights: Sequence[str]
-    nodes: Sequence[NodeProto]
 
 
 class Probe:
@@ -88,38 +76,33 @@ class Probe:
                 feed.update({name: wrap(each) for name, each in rows.items()})
         given = {name for each in self._lookups.values() for name in each.outputs}
         nodes = [node for node in model.graph.node if not given.intersection(node.output)]
-        self._ends = _find_ends(model, names)
-        known = read_from_outside(model.graph, nodes)
-        read = [name for each in self._ends for name in read_from_outside(model.graph, each.nodes)]
-        self._between = [name for name in dict.fromkeys(read) if name not in known]
-        self._whole = _Stage(Tail(model, nodes, replaced=names, extra=self._between), feeds)
-        self.wide = self._run(self._whole, {}, len(feeds), threads=os.cpu_count() or 1)
-        self._stages: dict[str, _Stage] = {}
+        self._stretches = cut_stretches(model, nodes, names, _STRETCHES)
+        #: What is known where stretches begin, by their place.
+        self._starts: dict[int, Sequence[_State]] = {0: feeds}
+        self.wide = self._outputs_of(self._run(0, feeds, {}, threads=os.cpu_count() or 1))
         self.expected = [each[: judged.first] for each in self.wide]
 
-    def open_ends(self) -> None:
-        """Run single weights of layers from a node before the first one that reads them on.
+    def keep_starts(self, most: int = _MOST_KEPT) -> None:
+        """Run single weights of layers from near the first node that reads them on.
 
-        Unless what that takes of each sample is too much memory.
+        As near as so many bytes of all samples' tensors allow.
         """
-        tail, given = self._whole.tail, []
-        for feed in self._whole.given[: self._judged.first]:
-            found = tail.run_all({name: feed[name] for name in tail.given})
-            between = {name: found[name] for name in self._between}
-            if sum(each.nbytes for each in between.values()) * self._judged.first > _MOST_GIVEN:
-                return
-            given.append({**feed, **{name: wrap(each) for name, each in between.items()}})
+        states = self._starts[0][: self._judged.first]
+        sizes = self._sizes_of(states[0])
+        steps = range(1, len(sizes) + 1)
+        step = next(each for each in steps if _total(sizes[::each]) * len(states) <= most)
+        for place in range(step, len(self._stretches), step):
+            states = self._advance(place - step, place, states, {})
+            self._starts[place] = states
 
-        def opened(end: _End) -> _Stage:
-            return _Stage(Tail(self._model, end.nodes, replaced=end.weights), given)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            stages = list(pool.map(opened, self._ends))
-        self._stages = {
-            name: stage
-            for end, stage in zip(self._ends, stages, strict=True)
-            for name in end.weights
-        }
+    def _sizes_of(self, state: _State) -> list[dict[str, int]]:
+        """Tell how many bytes tensors of one sample have that are known where stretches begin."""
+        given, found = set(state), [dict[str, int]()]
+        for place in range(1, len(self._stretches)):
+            (state,) = self._advance(place - 1, place, [state], {})
+            inner = {name: value for name, value in state.items() if name not in given}
+            found.append({name: value.numpy().nbytes for name, value in inner.items()})
+        return found
 
     def reads_rows_of(self, table: str) -> bool:
         """Tell whether rows of a table can be replaced."""
@@ -127,9 +110,16 @@ class Probe:
 
     def replace(self, name: str, values: Array) -> float:
         """Return the harm of other values for a layer's weight, on the first samples."""
-        stage = self._stages.get(name, self._whole)
-        found = self._run(stage, {name: wrap(values)}, self._judged.first)
-        return self._harm(found, self.expected)
+        start = self.start_of(name)
+        states = self._starts[start][: self._judged.first]
+        found = self._run(start, states, {name: wrap(values)})
+        return self._harm(self._outputs_of(found), self.expected)
+
+    def start_of(self, name: str) -> int:
+        """Return the place of the last stretch that is known where a weight is read first."""
+        readers = (at for at, each in enumerate(self._stretches) if name in each.replaced)
+        reader = next(readers, 0)
+        return max(place for place in self._starts if place <= reader)
 
     def rows_of(self, table: str) -> npt.NDArray[np.intp]:
         """Return the rows of a table that are enough to tell what its rows become."""
@@ -144,16 +134,15 @@ class Probe:
             {name: wrap(each) for name, each in found.items()}
             for found in self._lookups[table].rows_of(part, few=few)
         ]
-        given = [{**feed, **own} for feed, own in zip(self._whole.given, rows, strict=True)]
-        stage = _Stage(self._whole.tail, given)
-        found = self._run(stage, {}, len(given), threads=os.cpu_count() or 1)
-        return self._harm(found, self.wide)
+        states = [{**feed, **own} for feed, own in zip(self._starts[0], rows, strict=True)]
+        found = self._run(0, states, {}, threads=os.cpu_count() or 1)
+        return self._harm(self._outputs_of(found), self.wide)
 
     def outputs(self, values: Mapping[str, Array]) -> list[Array]:
         """Return outputs [S, ...] with other values for some layers' weights, on all samples."""
         replaced = {name: wrap(each) for name, each in values.items()}
-        count = len(self._whole.given)
-        return self._run(self._whole, replaced, count, threads=os.cpu_count() or 1)
+        found = self._run(0, self._starts[0], replaced, threads=os.cpu_count() or 1)
+        return self._outputs_of(found)
 
     def compare(self, made: Model) -> float:
         """Return the harm that a model does on all samples."""
@@ -163,52 +152,39 @@ class Probe:
         return measure_harm(outputs, expected, classes=self._judged.classes)
 
     def _run(
-        self, stage: _Stage, replaced: Mapping[str, Any], count: int, *, threads: int = 1
-    ) -> list[Array]:
-        """Run the first so many samples through an end of the graph, several at once."""
-
-        def one(given: Mapping[str, Any]) -> dict[str, Array]:
-            needed = {name: given[name] for name in stage.tail.given}
-            found = stage.tail.run({**needed, **replaced})
-            return dict(zip(stage.tail.outputs, found, strict=True))
-
-        chosen = stage.given[:count]
+        self, start: int, states: Sequence[_State], replaced: _State, *, threads: int = 1
+    ) -> list[_State]:
+        """Run samples from a stretch on to the graph's end, shares of them side by side."""
+        end = len(self._stretches)
         if threads == 1:
-            rows = list(map(one, chosen))
-        else:
-            pool = ThreadPoolExecutor(threads)
-            try:
-                rows = list(pool.map(one, chosen))
-            finally:
-                # When it is stopped, what did not begin never does.
-                pool.shutdown(cancel_futures=True)
-        return [self._stack(name, rows) for name in self._outputs]
+            return self._advance(start, end, states, replaced)
+        shares = [states[at::threads] for at in range(threads)]
+        advance = partial(self._advance, start, end, replaced=replaced)
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(advance, shares))
+        return [found[at % threads][at // threads] for at in range(len(states))]
 
-    def _stack(self, name: str, rows: Sequence[Mapping[str, Array]]) -> Array:
-        """Stack an output of all samples; one that no replaced weight leads to never moves."""
-        at = self._outputs.index(name)
-        if name in rows[0]:
-            return np.stack([each[name] for each in rows])
-        if hasattr(self, "wide"):
-            known: Array = self.wide[at][: len(rows)]
-            return known
-        return np.zeros((len(rows), 1), np.float32)
+    def _advance(
+        self, start: int, end: int, states: Sequence[_State], replaced: _State
+    ) -> list[_State]:
+        """Run all samples through one stretch after the other."""
+        for stretch in self._stretches[start:end]:
+            states = [stretch.run(each, replaced) for each in states]
+        return list(states)
+
+    def _outputs_of(self, states: Sequence[_State]) -> list[Array]:
+        """Stack the outputs of all samples; one that no node makes never moves."""
+        return [
+            np.stack([each[name].numpy() for each in states])
+            if name in states[0]
+            else np.zeros((len(states), 1), np.float32)
+            for name in self._outputs
+        ]
 
 
-def _find_ends(model: ModelProto, names: Sequence[str]) -> list[_End]:
-    """Part weights into groups that are read one after the other; none where nodes hold graphs."""
-    if has_subgraphs(model.graph):
-        return []
-    wanted, readers = set(names), consumers(model.graph)
-    every = list(
-        dict.fromkeys(name for node in model.graph.node for name in node.input if name in wanted)
-    )
-    size = max(1, -(-len(every) // _TAILS))
-    groups = [every[at : at + size] for at in range(0, len(every), size)]
-    return [
-        _End(group, nodes_after(model.graph, (n.output[0] for w in group for n in readers[w])))
-        for group in groups
-    ]
+def _total(sizes: Sequence[Mapping[str, int]]) -> int:
+    """Add up the bytes of tensors, each of which counts once."""
+    return sum({name: size for each in sizes for name, size in each.items()}.values())
 
 
 @contextmanager

@@ -6,7 +6,8 @@ and of the whole model (the mask tuning of Kwon et al. 2022, arXiv 2204.09656, w
 free). A ridge holds W' near W where the samples say nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor
 
 from edgeopt.compress.cuts import masks_of
+from edgeopt.compress.factors import Doubles
 from edgeopt.compress.groups import Group, summed_axis
 from edgeopt.compress.matrices import as_matrix, from_matrix
-from edgeopt.compress.moments import Samples, chunks, collect_moments, input_rows, products_of
+from edgeopt.compress.moments import Samples, chunks, input_rows, products_of, reaching_rows
 from edgeopt.compress.surgeon import damped
 from edgeopt.cut import Cut
 from edgeopt.model.graph import initializers
@@ -39,9 +41,9 @@ def refit_readers(
     """
     given = {name: values[:MOST_SAMPLES] for name, values in samples.items()}
     products = ordered_products(model, products_of([groups[each.group] for each in cuts]))
-    rows = collect_moments(model, products, given).rows
     module = TorchGraph(model)
     module.requires_grad_(False)
+    rows = reaching_rows(module, products, given)
     wanted = results_of(module, products, given, rows)
     masks = masks_of(cuts, groups)
     stored = initializers(model.graph)
@@ -54,7 +56,8 @@ def refit_readers(
         fitted = np.zeros_like(before)
         if kept.any():
             inputs = inputs_of(module, node, given, rows[name])
-            fitted = fit_rows(inputs, wanted[name], before, kept)
+            sums = sum_products(zip(inputs, wanted.pop(name), strict=True), kept, before.shape[1])
+            fitted = fit_rows(sums, before, kept)
         values = from_matrix(node, fitted, tuple(stored[name].dims))
         module.parameter(name).copy_(torch.from_numpy(values))
         stored[name].CopyFrom(numpy_helper.from_array(values, name))
@@ -88,27 +91,41 @@ def results_of(
 
 def inputs_of(
     module: TorchGraph, node: NodeProto, samples: Samples, rows: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return what a product is given now, X' [T, K] per chunk."""
-    return [
-        input_rows(module, node, module.run_batch(feeds, wanted=[node.input[0]])[0], chosen)
-        for feeds, chosen in zip(chunks(samples), rows, strict=True)
-    ]
+) -> Iterator[Tensor]:
+    """Yield what a product is given now, X' [T, K] per chunk."""
+    for feeds, chosen in zip(chunks(samples), rows, strict=True):
+        yield input_rows(module, node, module.run_batch(feeds, wanted=[node.input[0]])[0], chosen)
 
 
-def fit_rows(
-    inputs: Sequence[Tensor], wanted: Sequence[Tensor], before: Array, kept: Array
-) -> Array:
-    """Solve for the rows of W [K, N] that are kept."""
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over the rows of all chunks, of float32 products in double precision."""
+
+    #: X'^T X' of the inputs that count [kept, kept].
+    squares: Doubles
+    #: X'^T X W [kept, N].
+    crossed: Doubles
+
+
+def sum_products(pairs: Iterable[tuple[Tensor, Tensor]], kept: Array, width: int) -> Sums:
+    """Sum over pairs of inputs X' [T, K] and results X W [T, width], one pair at a time.
+
+    kept [K]: which inputs count.
+    """
     places = torch.from_numpy(np.flatnonzero(kept))
-    squares = np.zeros((len(places), len(places)))
-    crossed = np.zeros((len(places), before.shape[1]))
-    for x, y in zip(inputs, wanted, strict=True):
-        left = x[:, places]
+    squares: Doubles = np.zeros((len(places), len(places)))
+    crossed: Doubles = np.zeros((len(places), width))
+    for x, y in pairs:
+        left = x if len(places) == len(kept) else x[:, places]
         squares += (left.T @ left).numpy()
         crossed += (left.T @ y).numpy()
-    held = damped(squares)
-    ridge = held[0, 0] - squares[0, 0]
+    return Sums(squares, crossed)
+
+
+def fit_rows(sums: Sums, before: Array, kept: Array) -> Array:
+    """Solve for the rows of W [K, N] that are kept."""
+    held = damped(sums.squares)
+    ridge = held[0, 0] - sums.squares[0, 0]
     fitted = np.zeros_like(before)
-    fitted[kept] = np.linalg.solve(held, crossed + ridge * before[kept])
+    fitted[kept] = np.linalg.solve(held, sums.crossed + ridge * before[kept])
     return fitted

@@ -7,7 +7,9 @@ grows least). All forms are stitched together in one model, which runs on sample
 back. They are two halves: an exchange counts when the outputs move less on both.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
@@ -151,12 +153,11 @@ class _Stitched:
         """Return the harm of a choice on each half of the samples."""
         chosen = [layer[at].choice for layer, at in zip(self._layers, places, strict=True)]
         forms = {each.weight: each for each in chosen}
-        values = {
-            each.weight: decoded
-            for each in chosen
-            if each.weight in self.names
-            and (decoded := self._decode(each, forms.get(each.like or ""))) is not None
-        }
+        own = [each for each in chosen if each.weight in self.names]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = pool.map(lambda each: self._decode(each, forms.get(each.like or "")), own)
+            pairs = zip(own, decoded, strict=True)
+            values = {each.weight: found for each, found in pairs if found is not None}
         outputs = self._probe.outputs(values)
         at = len(next(iter(self._halves[0].values())))
         parts = ([each[:at] for each in outputs], [each[at:] for each in outputs])

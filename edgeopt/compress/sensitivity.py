@@ -195,7 +195,7 @@ class _Meter:
     def _probe(self) -> Probe:
         judged = self._calibration.judged
         probe = Probe(self._loaded, self._layered, judged, tables=self._tables)
-        probe.open_ends()
+        probe.keep_starts()
         return probe
 
     @cached_property

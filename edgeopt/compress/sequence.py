@@ -6,7 +6,7 @@ it is rounded for X'. (Of two steps, the exact answer: Zhang et al. 2025, Qronos
 Theorem 3.1, of which this takes the first step for the whole matrix at once.)
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -16,11 +16,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from edgeopt.artifact import Choice, Plan
-from edgeopt.compress.factors import Factors
 from edgeopt.compress.learned import Learned, learn
 from edgeopt.compress.matrices import as_matrix, from_matrix
-from edgeopt.compress.moments import Samples, chunks, collect_moments, frontier, input_rows
-from edgeopt.compress.refit import fit_rows, ordered_products, results_of
+from edgeopt.compress.moments import Samples, chunks, frontier, input_rows, reaching_rows
+from edgeopt.compress.refit import fit_rows, ordered_products, sum_products
 from edgeopt.model.graph import Weight, attribute, consumers, initializers
 from edgeopt.model.oracle import Array, open_session
 from edgeopt.model.torch_graph import TorchGraph
@@ -46,31 +45,62 @@ def fit_in_turn(model: ModelProto, wanted: Wanted, samples: Samples, rewrite: Re
     if not products:
         return learned
     given = {name: values[:MOST_SAMPLES] for name, values in samples.items()}
-    rows = collect_moments(model, products, given).rows
-    module = TorchGraph(model)
-    module.requires_grad_(False)
-    results = results_of(module, products, given, rows)
+    whole, changed = (_Stream(TorchGraph(model), given) for _ in range(2))
+    rows = reaching_rows(whole.module, products, given)
     stored = initializers(model.graph)
-    hessians = dict(learned.hessians)
+    hessians, factors = dict(learned.hessians), learned.factors
     for weight, choice in wanted:
         if weight.name not in products and weight.role in ("table", "matmul", "gemm"):
-            _put(module, weight.name, _decode(model, weight, choice, learned, rewrite))
-    known = [dict(each) for each in chunks(given)]
+            changed.put(weight.name, _decode(model, weight, choice, learned, rewrite))
     for place, (name, node) in enumerate(products.items()):
         later = [each.output[0] for each in list(products.values())[place:]]
-        known = [_advance(module, given, frontier(model.graph, later), each) for each in known]
-        inputs = [
-            input_rows(module, node, each[node.input[0]], chosen)
-            for each, chosen in zip(known, rows[name], strict=True)
-        ]
+        border = frontier(model.graph, later)
         before = as_matrix(node, numpy_helper.to_array(stored[name]))
-        fitted = fit_rows(inputs, results[name], before, np.ones(len(before), bool))
-        values = from_matrix(node, fitted, tuple(stored[name].dims))
+        matrix = torch.from_numpy(as_matrix(node, whole.module.parameter(name).numpy()))
+        pairs = (
+            (now, x @ matrix)
+            for x, now in zip(
+                whole.inputs(node, border, rows[name]),
+                changed.inputs(node, border, rows[name]),
+                strict=True,
+            )
+        )
+        every = np.ones(len(before), bool)
+        sums = sum_products(pairs, every, before.shape[1])
+        values = from_matrix(node, fit_rows(sums, before, every), tuple(stored[name].dims))
         stored[name].CopyFrom(numpy_helper.from_array(values, name))
-        hessians[name] = _gram(inputs)
-        own = Learned({name: hessians[name]}, {})
-        _put(module, name, _decode(model, *choices[name], own, rewrite))
-    return Learned(hessians, learned.reads, Factors(hessians.values()))
+        hessians[name] = sums.squares
+        factors.keep(hessians[name])
+        own = Learned({name: hessians[name]}, {}, factors)
+        changed.put(name, _decode(model, *choices[name], own, rewrite))
+    return Learned(hessians, learned.reads, factors)
+
+
+class _Stream:
+    """A module whose products are gone through in order, and what the later ones need of others."""
+
+    def __init__(self, module: TorchGraph, samples: Samples) -> None:
+        """Begin with inputs [S, *shape]; the module's parameters take no gradients from then on."""
+        self.module = module
+        module.requires_grad_(False)
+        self._samples = samples
+        self._known = [dict(each) for each in chunks(samples)]
+
+    def inputs(
+        self, node: NodeProto, border: Sequence[str], rows: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        """Yield rows of what a product is given, [T, K] per chunk.
+
+        border: the frontier of this product and all later ones, which is what stays known.
+        """
+        for place, chosen in enumerate(rows):
+            known = _advance(self.module, self._samples, border, self._known[place])
+            self._known[place] = known
+            yield input_rows(self.module, node, known[node.input[0]], chosen)
+
+    def put(self, name: str, values: Array) -> None:
+        """Change a weight: what is computed from now on reads the other values."""
+        self.module.parameter(name).copy_(torch.from_numpy(values))
 
 
 def _advance(
@@ -97,28 +127,21 @@ def _products(model: ModelProto, wanted: Wanted) -> dict[str, NodeProto]:
     )
 
 
-def _gram(inputs: Sequence[Tensor]) -> Array:
-    total: Array = np.sum([(each.T @ each).numpy().astype(np.float64) for each in inputs], axis=0)
-    return total
-
-
-def _put(module: TorchGraph, name: str, values: Array) -> None:
-    module.parameter(name).copy_(torch.from_numpy(values))
-
-
 def _decode(
     model: ModelProto, weight: Weight, choice: Choice, learned: Learned, rewrite: Rewrite
 ) -> Array:
     """Return what a weight becomes: a model of its own reads all rows of its form."""
     turned = weight.role == "gemm" and weight.axis == 0
     kind = TensorProto.FLOAT
-    feed: Array = np.eye(weight.shape[int(turned)], dtype=np.float32)
     node = helper.make_node("MatMul", ["x", weight.name], ["y"])
     if weight.role == "table":
-        kind, feed = TensorProto.INT64, np.arange(weight.shape[0])
+        kind = TensorProto.INT64
         node = helper.make_node("Gather", [weight.name, "x"], ["y"])
     elif weight.role == "gemm":
         node = helper.make_node("Gemm", ["x", weight.name], ["y"], transB=int(turned))
+    count = weight.shape[int(turned)]
+    # Of a table all rows by their numbers: an identity would have the square of its rows.
+    feed: Array = np.arange(count) if weight.role == "table" else np.eye(count, dtype=np.float32)
     graph = helper.make_graph(
         [node],
         "weight",

@@ -6,8 +6,11 @@ is known of reads the first rows are kept, which are the most frequent pieces of
 order them so. (Hash embeddings, Svenstrup et al. 2017, arXiv 1709.03933, share rows at random.)
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +19,15 @@ from onnx import ModelProto, TensorProto
 from edgeopt.artifact import Choice
 from edgeopt.compress.codes import Floats, is_blank
 from edgeopt.compress.edit import Edit
+from edgeopt.compress.factors import Factors, Rows
 from edgeopt.model.graph import Weight
 
 #: How many rows are tried.
 SHARES = (4096, 8192, 16384)
 #: What is looked at to find the nearest row: the directions in which rows differ most.
 _DIRECTIONS = 64
-#: Rows compared at a time.
-_PIECE = 4096
+#: Distances that are compared at a time: what that needs stays in a core's own cache.
+_PIECE = 1 << 19
 
 Places = npt.NDArray[np.intp]
 
@@ -44,22 +48,26 @@ def possible_shares(weight: Weight) -> tuple[int, ...]:
 
 
 def share_rows(
-    model: ModelProto, wanted: Sequence[tuple[Weight, Choice]], reads: Mapping[str, Floats]
+    model: ModelProto,
+    wanted: Sequence[tuple[Weight, Choice]],
+    reads: Mapping[str, Floats],
+    factors: Factors | None = None,
 ) -> Shared:
     """Replace tables by fewer rows, which a table of 16-bit places leads to.
 
     reads: how often each row is expected to be read; those of a table that is not there are
-    unknown.
+    unknown. factors: those that were found before; None: none were.
     """
     if not wanted:
         return Shared(model, (), {})
-    edit = Edit(model)
+    edit, factors = Edit(model), factors or Factors()
     choices: list[Choice] = []
     found: dict[str, Floats] = {}
     for weight, choice in wanted:
         assert choice.rows is not None
         values, known = edit.value(weight), reads.get(weight.name)
-        kept, places = choose_rows(values, choice.rows, known)
+        find = partial(choose_rows, values, choice.rows, known)
+        kept, places = factors.shared_rows(values, choice.rows, known, find)
         name = f"{weight.name}.rows"
         edit.store(name, values[kept])
         _put_places(edit, weight, places, name)
@@ -69,7 +77,7 @@ def share_rows(
     return Shared(edit.finish(), tuple(choices), found)
 
 
-def choose_rows(values: Floats, count: int, reads: Floats | None) -> tuple[Places, Places]:
+def choose_rows(values: Floats, count: int, reads: Floats | None) -> Rows:
     """Return which rows of a table [V, D] are kept, and the place of each id's row among them."""
     order = np.arange(len(values))
     if reads is not None:
@@ -87,13 +95,25 @@ def nearest_rows(values: Floats, rows: Places, among: Places) -> Places:
     if is_blank(values):
         # As where only sizes count: the first one is as near as any.
         return np.zeros(len(rows), np.intp)
-    directions = np.linalg.eigh(values.T.astype(np.float64) @ values)[1][:, -_DIRECTIONS:]
-    seen = (values @ directions).astype(np.float32)
-    others = seen[among]
-    size = np.square(others).sum(axis=1)
-    pieces = np.split(rows, range(_PIECE, len(rows), _PIECE))
-    nearest = [(size - 2 * seen[piece] @ others.T).argmin(axis=1) for piece in pieces]
-    return np.concatenate(nearest)
+    wide = values.astype(np.float64)
+    directions = np.linalg.eigh(wide.T @ wide)[1][:, -_DIRECTIONS:]
+    seen = (wide @ directions).astype(np.float32)
+    del wide
+    others = np.ascontiguousarray(seen[among].T)
+    size = np.square(others).sum(axis=0)
+    nearest = np.empty(len(rows), np.intp)
+    step = max(1, _PIECE // len(among))
+
+    def find(first: int) -> None:
+        piece = slice(first, first + step)
+        distances = -2 * seen[rows[piece]] @ others
+        distances += size
+        nearest[piece] = distances.argmin(axis=1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # As a list, so that what failed in a thread is raised here.
+        list(pool.map(find, range(0, len(rows), step)))
+    return nearest
 
 
 def _put_places(edit: Edit, weight: Weight, places: Places, rows: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgeopt.errors import ModelError
 from edgeopt.model.graph import initializers
+from edgeopt.model.skim import SMALL
 from edgeopt.model.torch_linear import LINEAR
 from edgeopt.model.torch_operators import Call, Compute, Operand
 from edgeopt.model.torch_pointwise import POINTWISE
@@ -137,11 +138,13 @@ def _refuse_unknown(nodes: Sequence[NodeProto]) -> None:
 
 
 def _call(node: NodeProto, stored: Mapping[str, Any]) -> Call:
+    # Of weights only the parameters stay, which are copies.
+    known = {at: stored[name] for at, name in enumerate(node.input) if name in stored}
     return Call(
         node=node,
         compute=OPERATORS[node.op_type],
         attributes={each.name: helper.get_attribute_value(each) for each in node.attribute},
-        stored={at: stored[name] for at, name in enumerate(node.input) if name in stored},
+        stored={at: value for at, value in known.items() if value.nbytes <= SMALL},
     )
 
 

@@ -24,7 +24,7 @@ class Call:
     node: NodeProto
     compute: Compute
     attributes: Mapping[str, Any]
-    #: The stored inputs, by their place.
+    #: The stored inputs that are small, by their place.
     stored: Mapping[int, npt.NDArray[Any]]
 
     def get(self, name: str, default: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from edgeopt.compress.factors import Factors, inverse_factor, right_vectors
+from edgeopt.compress.factors import Factors, Rows, inverse_factor, right_vectors
 from tests.graphs import normal
 
 
@@ -37,3 +37,27 @@ def test_directions_serve_all_ranks_of_one_weight_and_no_other_weight() -> None:
                 np.testing.assert_array_equal(found, whole[:count])
         again = factors.directions(one, hessian, 8)
         assert np.shares_memory(again, factors.directions(one, hessian, 16))
+
+
+def test_rows_that_are_shared_are_found_once_for_each_table_count_and_reads() -> None:
+    factors, values = Factors(), normal(0, 64, 8)
+    asked: list[int] = []
+
+    def find() -> Rows:
+        asked.append(len(asked))
+        return np.array([len(asked)]), np.zeros(64, np.intp)
+
+    first = factors.shared_rows(values, 8, None, find)
+    assert factors.shared_rows(values.copy(), 8, None, find) is first
+    others = [
+        factors.shared_rows(values + 1, 8, None, find),
+        factors.shared_rows(values, 16, None, find),
+        factors.shared_rows(values, 8, np.ones(64, np.float32), find),
+    ]
+    assert len(asked) == 4
+    assert all(each is not first for each in others)
+    # A table without values is that of no model in particular.
+    hollow = np.broadcast_to(np.float32(0), (64, 8))
+    assert factors.shared_rows(hollow, 8, None, find) is not factors.shared_rows(
+        hollow, 8, None, find
+    )

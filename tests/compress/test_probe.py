@@ -42,7 +42,7 @@ def test_a_weight_is_replaced_from_its_first_reader_on(tmp_path: Path, count: in
     samples = {spec.name: normal(5, count, *spec.shape)}
     probe = Probe(loaded, names, Judged(samples, count, classes=False))
     plain = [probe.replace(name, _moved(loaded, name)) for name in names]
-    probe.open_ends()
+    probe.keep_starts()
     expected = run_samples(model, samples)
     for name, before in zip(names, plain, strict=True):
         path = changed(model, name, _moved(loaded, name), tmp_path)
@@ -148,3 +148,21 @@ def test_the_model_is_read_once_however_many_forms_are_measured(tmp_path: Path) 
     assert many > 2 * few
     # Nothing is written in between, either.
     assert first == second == 1
+
+
+def test_fewer_starts_are_kept_where_all_of_them_take_too_much_memory(tmp_path: Path) -> None:
+    model = deep_model(tmp_path)
+    loaded = infer_types(onnx.load(model.path))
+    names = [each.name for each in weights(loaded.graph)]
+    (spec,) = model.inputs
+    samples = {spec.name: normal(5, 3, *spec.shape)}
+    starts, harms = [], []
+    # Between layers there is one row of 64 numbers.
+    for most in (4 * 3 * 64 * 4, 2 * 3 * 64 * 4, 0):
+        probe = Probe(loaded, names, Judged(samples, 3, classes=False))
+        probe.keep_starts(most)
+        starts.append([probe.start_of(name) for name in names])
+        harms.append([probe.replace(name, _moved(loaded, name)) for name in names])
+    assert starts == [[0, 1, 2, 3, 4], [0, 0, 2, 2, 4], [0, 0, 0, 0, 0]]
+    for each in harms[1:]:
+        assert each == pytest.approx(harms[0], rel=1e-4)

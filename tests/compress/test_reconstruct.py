@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from edgeopt.compress.codes import encode_weight
 from edgeopt.compress.factors import DAMPING, inverse_factor
 from edgeopt.compress.reconstruct import (
     collect_hessians,
+    layer_hessians,
     round_blocks,
     round_channels,
 )
+from edgeopt.model.graph import weights
 from edgeopt.model.oracle import Array, run_samples
 from tests.compress.test_plan import draw
 from tests.graphs import describe, normal, save_graph, text_model
@@ -150,6 +153,21 @@ def test_what_a_mask_hides_does_not_count(tmp_path: Path) -> None:
     assert np.allclose(found, seen.T @ seen, rtol=1e-4, atol=1e-4)
     whole = collect_hessians(model, {source}, {"x": x, "attention_mask": np.ones_like(mask)})
     assert not np.allclose(found, whole[source], rtol=0.1)
+
+
+def test_of_a_hessian_there_is_one_copy_and_the_product_that_is_added(tmp_path: Path) -> None:
+    text = "agraph (float[4,512] x) => (float[4,8] y) { y = MatMul(x, w) }"
+    path = save_graph(tmp_path / "m.onnx", text, {"w": normal(0, 512, 8)})
+    model, samples = onnx.load(path), {"x": normal(1, 5, 4, 512)}
+    (weight,) = weights(model.graph)
+    tracemalloc.start()
+    try:
+        layer_hessians(model, [weight], samples)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # In double precision, and in single.
+    assert peak < 512 * 512 * (8 + 4) * 1.2
 
 
 @pytest.mark.parametrize(

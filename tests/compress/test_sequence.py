@@ -1,20 +1,26 @@
 """Layers that are fitted one after the other make up for what those before them have lost."""
 
+import gc
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+import torch
+from onnx import ModelProto, numpy_helper
 
 from edgeopt.artifact import Choice, Model, Plan
 from edgeopt.compress import apply_plan
 from edgeopt.compress.factors import inverse_factor
+from edgeopt.compress.learned import Learned
+from edgeopt.compress.plan import rewrite_weights
 from edgeopt.compress.reconstruct import round_blocks
+from edgeopt.compress.sequence import fit_in_turn
 from edgeopt.compress.surgeon import damped
 from edgeopt.errors import ConfigError
-from edgeopt.model.graph import initializers
+from edgeopt.model.graph import infer_types, initializers, weights
 from edgeopt.model.oracle import Array, run_samples
 from tests.compress.test_reconstruct import decoded
 from tests.compress.test_refit import draw
@@ -144,3 +150,50 @@ def test_forms_of_all_kinds_go_together(rank: int | None, tmp_path: Path) -> Non
         errors.append(float(np.square(run_samples(made, samples)[0] - old).sum()))
     # Rows and columns of random numbers: what is lost here no fitting brings back.
     assert 0 < errors[1] < 1.1 * errors[0]
+
+
+def test_what_layers_give_is_never_held_for_all_of_them_at_once(tmp_path: Path) -> None:
+    depth, width, count = 12, 64, 256
+    nodes = "".join(f"  h{at + 1} = MatMul(h{at}, w{at})\n" for at in range(depth))
+    text = f"long (float[4,{width}] h0) => (float[4,{width}] h{depth}) {{\n{nodes}}}"
+    stored = {f"w{at}": normal(at, width, width) / 8 for at in range(depth)}
+    model = infer_types(onnx.load(save_graph(tmp_path / "long.onnx", text, stored)))
+    wanted = [
+        (each, Choice(weight=each.name, method="int8-weights", reconstruct=True))
+        for each in weights(model.graph)
+    ]
+    held: list[int] = []
+
+    def rewrite(part: ModelProto, plan: Plan, learned: Learned) -> ModelProto:
+        gc.collect()
+        # By type, as asking some of torch's own objects for their class warns.
+        kinds = (torch.Tensor, torch.nn.Parameter)
+        tensors = [each for each in gc.get_objects() if type(each) in kinds]
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in tensors}
+        held.append(sum(each.nbytes() for each in storages.values()))
+        return rewrite_weights(part, plan, learned)
+
+    fit_in_turn(model, wanted, {"h0": normal(99, count, 4, width)}, rewrite)
+    # Of both models: the inputs, what the next layer is given, and the weights.
+    layer = count * 4 * width * 4
+    assert max(held) < 2 * (3 * layer + depth * width * width * 4)
+    assert max(held) < depth * layer
+
+
+def test_a_table_is_decoded_in_memory_of_its_own_size(tmp_path: Path) -> None:
+    model = infer_types(onnx.load(text_model(tmp_path, vocabulary=6000).path))
+    known = {each.name: each for each in weights(model.graph)}
+    chosen = {
+        "table": Choice(weight="table", method="int8-rows"),
+        "mix": Choice(weight="mix", method="int8-weights", reconstruct=True),
+    }
+    ids = np.random.default_rng(0).integers(0, 6000, (16, 1, 8))
+    samples = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    wanted = [(known[name], choice) for name, choice in chosen.items()]
+    tracemalloc.start()
+    try:
+        fit_in_turn(model, wanted, samples, rewrite_weights)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * known["table"].size * 4

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def test_other_ids_get_the_nearest_row(width: int) -> None:
     values[100:] = values[np.arange(300) % 100] + 0.01 * normal(1, 300, width)
     rows, among = np.arange(100, 400), np.arange(100)
     assert nearest_rows(values, rows, among).tolist() == (np.arange(300) % 100).tolist()
+
+
+def test_distances_of_all_rows_are_never_held_at_once() -> None:
+    values, count = normal(0, 12_000, 16), 6000
+    tracemalloc.start()
+    try:
+        choose_rows(values, count, None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6000 * count * 4 / 3
 
 
 def test_shared_rows_compute_what_copies_of_them_do(tmp_path: Path) -> None:
