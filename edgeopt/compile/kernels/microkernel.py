@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 
 #: Vector registers.
-_REGISTERS = 32
+REGISTERS = 32
 #: Steps of K for each branch: 8 x 12 then takes 1.06 instructions per multiplication.
-_UNROLL = 16
+UNROLL = 16
 #: Registers that one structure load fills at most.
-_MOST_LOADED = 4
-#: The fifth argument of a function that has one: the first three are in and out, as $4 to $6.
-_STARTS = "$7"
+MOST_LOADED = 4
 #: Steps of K whose sums stay in half: a multiple of what is unrolled.
 HALF_DEPTH = 64
 
@@ -48,9 +46,9 @@ HALF = Numbers("half_", "float16", 8, "h")
 def fits_registers(height: int, vectors: int, numbers: Numbers = SINGLE) -> bool:
     """Tell whether sums, one k of A and one k of B fit the register file."""
     loaded = -(-height // numbers.lanes)
-    if vectors > _MOST_LOADED or loaded > _MOST_LOADED:
+    if vectors > MOST_LOADED or loaded > MOST_LOADED:
         return False
-    return height * vectors + vectors + loaded <= _REGISTERS
+    return height * vectors + vectors + loaded <= REGISTERS
 
 
 def name_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
@@ -64,7 +62,7 @@ def count_instructions(height: int, vectors: int, numbers: Numbers = SINGLE) -> 
     turn = len(multiply_steps(height, vectors, numbers)) + 2
     if numbers is SINGLE:
         return turn
-    return turn + len(_add_halves(_sums_of(height, vectors, numbers))) * _UNROLL // HALF_DEPTH
+    return turn + len(_add_halves(_sums_of(height, vectors, numbers))) * UNROLL // HALF_DEPTH
 
 
 @cache
@@ -80,7 +78,7 @@ def write_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
     if numbers is SINGLE:
         lines = [
             *clear_vectors(sums),
-            *walk_depth(turn, step, unroll=_UNROLL),
+            *walk_depth(turn, step, unroll=UNROLL),
             *store_vectors(sums),
         ]
     else:
@@ -101,7 +99,7 @@ def _walk_pieces(turn: list[str], step: list[str], sums: list[int]) -> list[str]
         "cmp x11, x12",
         "csel x12, x11, x12, lo",
         *clear_vectors(sums),
-        *walk_depth(turn, step, unroll=_UNROLL, count="x12"),
+        *walk_depth(turn, step, unroll=UNROLL, count="x12"),
         *_add_halves(sums),
         "subs x11, x11, x12",
         "b.ne 5b",
@@ -129,7 +127,7 @@ def _sums_of(height: int, vectors: int, numbers: Numbers) -> list[int]:
     Only the first sixteen registers hold halves to multiply by (Arm's architecture reference
     manual, FMLA by element), so that the values of A come first there, and the sums last.
     """
-    first = 0 if numbers is SINGLE else _REGISTERS - height * vectors
+    first = 0 if numbers is SINGLE else REGISTERS - height * vectors
     return list(range(first, first + height * vectors))
 
 
@@ -166,74 +164,6 @@ def write_apart() -> str:
     )
 
 
-def row_fits_registers(sums: int) -> bool:
-    """Tell whether the sums of one row fit beside a load of B and one of A."""
-    return sums + 2 * _MOST_LOADED <= _REGISTERS
-
-
-def row_runs_ahead(sums: int) -> bool:
-    """Tell whether the sums of one row fit beside two loads of B and one of A."""
-    return sums + 3 * _MOST_LOADED <= _REGISTERS
-
-
-def name_row(sums: int) -> str:
-    """Name the function that computes one row times a matrix, plus what the sums start from."""
-    return f"edgeopt_row_{sums * SINGLE.lanes}"
-
-
-@cache
-def write_row(sums: int) -> str:
-    """Write the LLVM module of one row: int row(A, B, C, K, S).
-
-    A is [K], B is [K, 4 * sums]; C, which is overwritten, and S, which the sums start from, are
-    [4 * sums]. All are float32 and contiguous. K may be zero.
-    """
-    assert row_fits_registers(sums)
-    turn = [
-        load_vectors(list(range(sums, sums + _MOST_LOADED)), "$0"),
-        *multiply_row(sums, _UNROLL, ahead=row_runs_ahead(sums)),
-    ]
-    step = [f"ldr s{sums}, [$0], #4", *multiply_row(sums, 1, ahead=row_runs_ahead(sums))]
-    parts = [list(range(sums))[i : i + _MOST_LOADED] for i in range(0, sums, _MOST_LOADED)]
-    lines = [
-        f"mov x11, {_STARTS}",
-        *(load_vectors(part, "x11") for part in parts),
-        *walk_depth(turn, step, unroll=_UNROLL),
-        *(store_together(part, "$2") for part in parts),
-    ]
-    return write_function(name_row(sums), lines, starts=True)
-
-
-def multiply_row(sums: int, steps: int, *, ahead: bool) -> list[str]:
-    """Multiply rows of B, at $1, by values of A, which lie in the registers after the sums.
-
-    Ahead, where registers suffice, a load precedes the multiplications that use the one before:
-    cores in program order would wait for it.
-    """
-    first = sums + _MOST_LOADED
-    loads: list[str] = []
-    parts: list[list[str]] = []
-    for start in range(0, sums * steps, _MOST_LOADED):
-        places = range(start, min(start + _MOST_LOADED, sums * steps))
-        skip = _MOST_LOADED if ahead and len(loads) % 2 else 0
-        right = [first + skip + place - start for place in places]
-        loads.append(load_vectors(right, "$1"))
-        parts.append([_multiply_place(sums, *each) for each in zip(places, right, strict=True)])
-    if not ahead:
-        return [line for load, part in zip(loads, parts, strict=True) for line in (load, *part)]
-    lines = [loads[0]]
-    for load, part in zip([*loads[1:], ""], parts, strict=True):
-        lines += [*([load] if load else []), *part]
-    return lines
-
-
-def _multiply_place(sums: int, place: int, right: int) -> str:
-    """Multiply one vector of B, by its place among all of them, by its value of A."""
-    k, column = divmod(place, sums)
-    left = f"v{sums + k // SINGLE.lanes}.s[{k % SINGLE.lanes}]"
-    return f"fmla v{column}.4s, v{right}.4s, {left}"
-
-
 def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
     """Write the LLVM module of int name(A, B, C, K): $0, $1, $2 and $3 of the assembly.
 
@@ -244,7 +174,7 @@ def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
         *(f"x{i}" for i in range(9, 14)),
         "memory",
         "cc",
-        *(f"v{i}" for i in range(_REGISTERS)),
+        *(f"v{i}" for i in range(REGISTERS)),
     ]
     fixed = ["r", "0", "1", "2", *(["r"] if starts else [])]
     constraints = ",".join(
@@ -269,7 +199,7 @@ def multiply_steps(height: int, vectors: int, numbers: Numbers) -> list[str]:
     right = list(range(first + for_left, first + for_left + for_right))
     of_k = -(-height // numbers.lanes)
     lines = []
-    for k in range(_UNROLL):
+    for k in range(UNROLL):
         if k * of_k % for_left == 0:
             lines.append(load_vectors(left, "$0"))
         values = left[k * of_k % for_left :][:of_k]
@@ -286,20 +216,20 @@ def _choose_loads(height: int, vectors: int, numbers: Numbers) -> tuple[int, int
 
     A load of A brings all values of one k or of several.
     """
-    free = _REGISTERS - height * vectors
+    free = REGISTERS - height * vectors
     of_k = -(-height // numbers.lanes)
 
     def loads(chosen: tuple[int, int]) -> tuple[int, int]:
         for_left, for_right = chosen
-        return _UNROLL * of_k // for_left + _UNROLL * vectors // for_right, sum(chosen)
+        return UNROLL * of_k // for_left + UNROLL * vectors // for_right, sum(chosen)
 
-    counts = range(1, _MOST_LOADED + 1)
+    counts = range(1, MOST_LOADED + 1)
     fitting = [
         (for_left, for_right)
         for for_left in counts
         for for_right in counts
-        if for_left % of_k == 0 and _UNROLL * of_k % for_left == 0
-        if _UNROLL * vectors % for_right == 0 and for_left + for_right <= free
+        if for_left % of_k == 0 and UNROLL * of_k % for_left == 0
+        if UNROLL * vectors % for_right == 0 and for_left + for_right <= free
     ]
     return min(fitting, key=loads)
 
@@ -338,7 +268,7 @@ def clear_vectors(registers: list[int]) -> list[str]:
 
 def load_vectors(registers: list[int], pointer: str) -> str:
     """Load at most four neighbouring registers and move the pointer behind what was read."""
-    assert len(registers) <= _MOST_LOADED
+    assert len(registers) <= MOST_LOADED
     if len(registers) == 1:
         return f"ldr q{registers[0]}, [{pointer}], #16"
     if len(registers) == 2:
