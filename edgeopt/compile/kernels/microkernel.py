@@ -11,6 +11,7 @@ largest error of a product is then 1.2e-3 of its largest value whatever K is; al
 is 4e-3 for K = 384 and 2e-2 for K = 4608.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +19,8 @@ from functools import cache
 REGISTERS = 32
 #: Steps of K for each branch: 8 x 12 then takes 1.06 instructions per multiplication.
 UNROLL = 16
+#: Steps of K that are unrolled: in the loop, and in what follows it.
+PIECES = (UNROLL, 8, 4, 2, 1)
 #: Registers that one structure load fills at most.
 MOST_LOADED = 4
 #: Steps of K whose sums stay in half: a multiple of what is unrolled.
@@ -74,20 +77,16 @@ def write_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
     """
     assert fits_registers(height, vectors, numbers)
     sums = _sums_of(height, vectors, numbers)
-    turn, step = (make(height, vectors, numbers) for make in (multiply_steps, multiply_step))
+    pieces = multiply_pieces(height, vectors, numbers)
     if numbers is SINGLE:
-        lines = [
-            *clear_vectors(sums),
-            *walk_depth(turn, step, unroll=UNROLL),
-            *store_vectors(sums),
-        ]
+        lines = [*clear_vectors(sums), *walk_pieces(pieces), *store_vectors(sums)]
     else:
-        lines = _walk_pieces(turn, step, sums)
+        lines = _walk_halves(pieces, sums)
     return write_function(name_tile(height, vectors, numbers), lines)
 
 
-def _walk_pieces(turn: list[str], step: list[str], sums: list[int]) -> list[str]:
-    """Walk K by pieces, whose sums in half are added to those of float32 at $2."""
+def _walk_halves(pieces: Mapping[int, list[str]], sums: list[int]) -> list[str]:
+    """Walk K by parts, whose sums in half are added to those of float32 at $2."""
     return [
         "movi v0.4s, #0",
         "movi v1.4s, #0",
@@ -99,7 +98,7 @@ def _walk_pieces(turn: list[str], step: list[str], sums: list[int]) -> list[str]
         "cmp x11, x12",
         "csel x12, x11, x12, lo",
         *clear_vectors(sums),
-        *walk_depth(turn, step, unroll=UNROLL, count="x12"),
+        *walk_pieces(pieces, count="x12"),
         *_add_halves(sums),
         "subs x11, x11, x12",
         "b.ne 5b",
@@ -151,6 +150,20 @@ def walk_depth(turn: list[str], step: list[str], *, unroll: int, count: str = "$
     ]
 
 
+def walk_pieces(pieces: Mapping[int, list[str]], *, count: str = "$3") -> list[str]:
+    """Walk K by the longest of the PIECES in a loop, then by each of the others that is left.
+
+    A loop of one k would do so with more loads and branches, and cores in program order wait for
+    each load.
+    """
+    longest, *others = PIECES
+    lines = [f"lsr x9, {count}, #{longest.bit_length() - 1}", "cbz x9, 2f", "1:"]
+    lines += [*pieces[longest], "subs x9, x9, #1", "b.ne 1b", "2:"]
+    for steps in others:
+        lines += [f"tbz {count}, #{steps.bit_length() - 1}, 3f", *pieces[steps], "3:"]
+    return lines
+
+
 #: A function of no instruction, which LLVM takes for one that a loop should not be unrolled around.
 APART = "edgeopt_apart"
 
@@ -191,59 +204,64 @@ def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
     )
 
 
-def multiply_steps(height: int, vectors: int, numbers: Numbers) -> list[str]:
-    """Multiply as many k as the loop unrolls; a load fills its registers when all were used."""
+def multiply_pieces(height: int, vectors: int, numbers: Numbers) -> dict[int, list[str]]:
+    """Multiply as many k as each of the PIECES."""
+    return {steps: multiply_steps(height, vectors, numbers, steps=steps) for steps in PIECES}
+
+
+def multiply_steps(
+    height: int, vectors: int, numbers: Numbers, *, steps: int = UNROLL
+) -> list[str]:
+    """Multiply so many k, a power of two; loads fill their registers when all were used."""
     first = height * vectors if numbers is SINGLE else 0
-    for_left, for_right = _choose_loads(height, vectors, numbers)
+    for_left, for_right = _choose_loads((height, vectors), numbers, steps)
     left = list(range(first, first + for_left))
     right = list(range(first + for_left, first + for_left + for_right))
     of_k = -(-height // numbers.lanes)
     lines = []
-    for k in range(UNROLL):
+    for k in range(steps):
         if k * of_k % for_left == 0:
-            lines.append(load_vectors(left, "$0"))
+            lines += _load_all(left, "$0")
         values = left[k * of_k % for_left :][:of_k]
         for column in range(vectors):
             place = (k * vectors + column) % for_right
             if place == 0:
-                lines.append(load_vectors(right, "$1"))
+                lines += _load_all(right, "$1")
             lines += _multiply_column((height, vectors), column, (values, right[place]), numbers)
     return lines
 
 
-def _choose_loads(height: int, vectors: int, numbers: Numbers) -> tuple[int, int]:
-    """Choose how many registers a load of A fills, and one of B: the fewest loads that fit.
+def _load_all(registers: list[int], pointer: str) -> list[str]:
+    parts = range(0, len(registers), MOST_LOADED)
+    return [load_vectors(registers[i : i + MOST_LOADED], pointer) for i in parts]
 
-    A load of A brings all values of one k or of several.
+
+def _choose_loads(tile: tuple[int, int], numbers: Numbers, steps: int) -> tuple[int, int]:
+    """Choose how many registers of A are filled at a time, and of B: the fewest loads that fit.
+
+    Among these, those that stand together most: a core in program order lets a load wait for the
+    multiplications before it, and those behind it wait for the load. For A all values of one k
+    or of several are loaded.
     """
+    height, vectors = tile
     free = REGISTERS - height * vectors
     of_k = -(-height // numbers.lanes)
 
-    def loads(chosen: tuple[int, int]) -> tuple[int, int]:
+    def cost(chosen: tuple[int, int]) -> tuple[int, int, int]:
         for_left, for_right = chosen
-        return UNROLL * of_k // for_left + UNROLL * vectors // for_right, sum(chosen)
+        pauses = {k * vectors for k in range(0, steps, for_left // of_k)}
+        pauses |= set(range(0, steps * vectors, for_right))
+        of_left, of_right = (-(-count // MOST_LOADED) for count in chosen)
+        loads = steps * of_k // for_left * of_left + steps * vectors // for_right * of_right
+        return loads, len(pauses), sum(chosen)
 
-    counts = range(1, MOST_LOADED + 1)
     fitting = [
         (for_left, for_right)
-        for for_left in counts
-        for for_right in counts
-        if for_left % of_k == 0 and UNROLL * of_k % for_left == 0
-        if UNROLL * vectors % for_right == 0 and for_left + for_right <= free
+        for for_left in range(of_k, free, of_k)
+        for for_right in range(1, free - for_left + 1)
+        if steps * of_k % for_left == 0 and steps * vectors % for_right == 0
     ]
-    return min(fitting, key=loads)
-
-
-def multiply_step(height: int, vectors: int, numbers: Numbers) -> list[str]:
-    """Multiply one k: its row of B and its column of A, each loaded by one instruction."""
-    first = height * vectors if numbers is SINGLE else 0
-    of_k = -(-height // numbers.lanes)
-    left = list(range(first, first + of_k))
-    right = list(range(first + of_k, first + of_k + vectors))
-    lines = [load_vectors(right, "$1"), load_vectors(left, "$0")]
-    for column in range(vectors):
-        lines += _multiply_column((height, vectors), column, (left, right[column]), numbers)
-    return lines
+    return min(fitting, key=cost)
 
 
 def _multiply_column(

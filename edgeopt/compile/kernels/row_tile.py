@@ -9,13 +9,14 @@ from functools import cache
 
 from edgeopt.compile.kernels.microkernel import (
     MOST_LOADED,
+    PIECES,
     REGISTERS,
     SINGLE,
     UNROLL,
     clear_vectors,
     load_vectors,
     store_together,
-    walk_depth,
+    walk_pieces,
     write_function,
 )
 
@@ -71,42 +72,31 @@ def write_row(sums: int) -> str:
     assert row_fits_registers(sums)
     chains, ahead = chains_of(sums, UNROLL), row_runs_ahead(sums)
     left = sums * chains
-    turn = [
-        load_vectors(list(range(left, left + MOST_LOADED)), "$0"),
-        *multiply_row(sums, UNROLL, ahead=ahead, chains=chains),
-    ]
+    pieces = {
+        steps: [
+            _load_left(left, steps),
+            *multiply_row(sums, steps, ahead=ahead, chains=chains),
+        ]
+        for steps in PIECES
+    }
     parts = [list(range(sums))[i : i + MOST_LOADED] for i in range(0, sums, MOST_LOADED)]
-    if chains > 1:
-        walk = _walk_row(turn, sums, chains)
-    else:
-        step = [f"ldr s{left}, [$0], #4", *multiply_row(sums, 1, ahead=ahead)]
-        walk = walk_depth(turn, step, unroll=UNROLL)
     lines = [
         f"mov x11, {_STARTS}",
         *(load_vectors(part, "x11") for part in parts),
         *clear_vectors(list(range(sums, left))),
-        *walk,
+        *walk_pieces(pieces),
         *add_chains(sums, chains, "fadd"),
         *(store_together(part, "$2") for part in parts),
     ]
     return write_function(name_row(sums), lines, starts=True)
 
 
-def _walk_row(turn: list[str], sums: int, chains: int) -> list[str]:
-    """Repeat a turn, then do what is left of K in pieces, which a loop of one k would wait for."""
-    left = sums * chains
-    lines = [f"lsr x9, $3, #{UNROLL.bit_length() - 1}", "cbz x9, 2f", "1:", *turn]
-    lines += ["subs x9, x9, #1", "b.ne 1b", "2:"]
-    loads = {
-        8: f"ldp q{left}, q{left + 1}, [$0], #32",
-        4: f"ldr q{left}, [$0], #16",
-        2: f"ldr d{left}, [$0], #8",
-        1: f"ldr s{left}, [$0], #4",
-    }
-    for steps, load in loads.items():
-        piece = [load, *multiply_row(sums, steps, ahead=True, chains=chains)]
-        lines += [f"tbz $3, #{steps.bit_length() - 1}, 3f", *piece, "3:"]
-    return lines
+def _load_left(first: int, steps: int) -> str:
+    """Load as many values of A, at $0, into registers from the first one on."""
+    lanes = SINGLE.lanes
+    if steps < lanes:
+        return f"ldr {'d' if steps == 2 else 's'}{first}, [$0], #{4 * steps}"
+    return load_vectors(list(range(first, first + steps // lanes)), "$0")
 
 
 def multiply_row(sums: int, steps: int, *, ahead: bool, chains: int = 1) -> list[str]:
