@@ -295,14 +295,3 @@ def require_steady(measurement: Measurement, *, limit: float = NOISE_LIMIT) -> N
             why="; ".join(reasons),
             fix="let the board cool, stop other programs, or measure more iterations",
         )
-
-
-def latency_ratio(base: Measurement, other: Measurement) -> float:
-    """Return how many times faster `other` is than `base`, by medians; kinds never mix."""
-    if base.kind != other.kind or base.board != other.board:
-        raise ConfigError(
-            "two measurements of different boards cannot be compared",
-            why=f"one is {base.kind} ({base.board}), the other {other.kind} ({other.board})",
-            fix="measure both on the same board",
-        )
-    return summarize_samples(base.samples_ns).p50 / summarize_samples(other.samples_ns).p50

@@ -199,15 +199,15 @@ def _forms(run: Run, model: Model, folder: Path) -> Iterator[Model]:
 def _uniform(possible: Mapping[str, Sequence[Choice]]) -> list[tuple[Choice, ...]]:
     """Return, for each form of codes in blocks, all weights that can have it in it.
 
-    Tables are looked up by rows, which takes next to nothing, and factors are products of smaller
-    weights, whose kinds are measured.
+    Tables are looked up by rows, which takes next to nothing; factors are products of smaller
+    weights, whose kinds are measured; and a weight instead of another is one of those here.
     """
     forms: dict[tuple[object, ...], tuple[Choice, ...]] = {}
     for found in possible.values():
         if any(each.method == "int8-rows" for each in found):
             continue
         for each in found:
-            if each.rank is None:
+            if each.rank is None and each.like is None:
                 form = (each.method, each.block, each.group, each.rows, each.width, each.zeros)
                 forms[form] = (*forms.get(form, ()), each)
     return list(forms.values())

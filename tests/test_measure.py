@@ -29,7 +29,6 @@ from edgeopt.measure import (
     disturbances,
     drift_of,
     is_noisy,
-    latency_ratio,
     measure_release,
     percentile_bound_rank,
     require_steady,
@@ -337,14 +336,6 @@ def test_a_throttled_measurement_supports_no_figure() -> None:
 
 def test_instruction_counts_are_never_noisy() -> None:
     require_steady(made(NOISY, kind="emulated"))
-
-
-def test_measurements_of_one_board_compare_and_kinds_never_mix() -> None:
-    assert latency_ratio(made([200] * 5), made([100] * 5)) == 2.0
-    with pytest.raises(ConfigError, match="emulated"):
-        latency_ratio(made([200]), made([100], kind="emulated"))
-    with pytest.raises(ConfigError, match="other pi"):
-        latency_ratio(made([200]), made([100], board="other pi"))
 
 
 def disturbed(**changes: object) -> tuple[str, ...]:

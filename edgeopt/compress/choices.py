@@ -15,6 +15,7 @@ from edgeopt.compress.lowrank import possible_ranks
 from edgeopt.compress.opset import obstacle
 from edgeopt.compress.share import possible_shares
 from edgeopt.compress.sparse_choices import sparse_forms
+from edgeopt.compress.tied import near_ties
 from edgeopt.model.graph import Role, Weight, attribute, consumers, initializers, weights
 
 #: Smaller tensors (biases, norms, classifier heads) stay float32: their bytes do not matter.
@@ -84,15 +85,18 @@ _INSTEAD: Mapping[Method, tuple[Method, ...]] = {
 def possible_choices(model: Model) -> dict[str, tuple[Choice, ...]]:
     """List the forms that each weight of at least SMALLEST values can have, other than float32.
 
-    From the least harm to the most by method, and by size of block; then those of low rank. Those
-    that can be reconstructed are listed as they are without.
+    From the least harm to the most by method, and by size of block; then those of low rank, then
+    that of another weight that is much like it. Those that can be reconstructed are listed as they
+    are without.
     """
     loaded = onnx.load(model.path)
-    return {
+    found = {
         each.name: possible_forms(loaded, each)
         for each in weights(loaded.graph)
         if each.size >= SMALLEST
     }
+    ties = {each.weight: (each,) for each in near_ties(loaded, list(found))}
+    return {name: (*forms, *ties.get(name, ())) for name, forms in found.items()}
 
 
 def possible_forms(model: onnx.ModelProto, weight: Weight) -> tuple[Choice, ...]:

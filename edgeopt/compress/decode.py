@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import GraphProto, ModelProto, helper
+from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from edgeopt.artifact import Choice
 from edgeopt.compress.cost import filed_bytes
@@ -38,6 +38,8 @@ def decode_choice(weight: Weight, made: ModelProto, choice: Choice) -> Array | N
 
     None where nodes make it of more than stored tensors.
     """
+    if choice.like is not None:
+        return numpy_helper.to_array(initializers(made.graph)[weight.name])
     if choice.rank is None:
         return _decode(made, [weight.name]).get(weight.name)
     names = factor_names(weight.name)

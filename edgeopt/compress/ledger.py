@@ -60,7 +60,7 @@ def _sizes(model: Model) -> Iterator[tuple[str, float]]:
 
 def _reason(fit: Fit, choice: Choice, entry: Entry | None, *, before: float, after: float) -> str:
     """Say in a sentence why a weight has its form."""
-    if choice.method == "float32" and choice.rank is None:
+    if choice.method == "float32" and choice.rank is None and choice.like is None:
         if choice.weight in fit.slower:
             share = fit.slower[choice.weight]
             return (

@@ -75,7 +75,8 @@ def mixable_choices(
         name: tuple(
             _reconstructed(each) if reconstruct and (each.group or not by_rows) else each
             for each in given
-            if each.method
+            if each.like is not None
+            or each.method
             in (allowed if each.width is None else sparse if each.zeros else lossless)
             if _is_tried(each, given, effort)
             if each.rank is None or not effort.data_free
@@ -306,16 +307,23 @@ class Mixer:
         """Return for each option the ms that it takes more than the weight as it came.
 
         A form is given to all weights that can have it at once: what reads one takes no other time
-        for what the others are.
+        for what the others are. Reading another weight takes what reading its own did.
         """
         assert self.timer is not None
         before = self.timer.parts(hollow, self.weights)
         alike: dict[Choice, list[Choice]] = {}
         for layer in self.layers:
             for each in layer:
+                if each.choice.like is not None:
+                    continue
                 form = nearest(each.choice).model_copy(update={"weight": ""})
                 alike.setdefault(form, []).append(nearest(each.choice))
-        taken: dict[Choice, float] = {}
+        taken = {
+            each.choice: 0.0
+            for layer in self.layers
+            for each in layer
+            if each.choice.like is not None
+        }
         for choices in alike.values():
             plan = Plan(name=MIXED, choices=tuple(choices))
             made = apply_plan(hollow, plan, directory=directory)

@@ -38,8 +38,11 @@ class Parts:
         """Return the part of a weight in the form of a choice, by what was learned from samples.
 
         Its outputs are those of the nodes that read the weight, its inputs what else these read.
-        rows: those that are left of a table; None: all.
+        rows: those that are left of a table; None: all. A part that reads another weight has that
+        one's values under its own name.
         """
+        if choice.like is not None:
+            return self._of(weight, self._renamed(choice.like, weight.name))
         part = self.of(weight) if rows is None else self._of_rows(weight, rows)
         raise_opset(part, OPSETS.get(choice.method, 0))
         return rewrite_weights(part, Plan(name="part", choices=(choice,)), learned)
@@ -47,6 +50,9 @@ class Parts:
     def of(self, weight: Weight) -> ModelProto:
         """Return the part of a weight as it came."""
         return self._of(weight, self._stored[weight.name])
+
+    def _renamed(self, name: str, new: str) -> TensorProto:
+        return numpy_helper.from_array(numpy_helper.to_array(self._stored[name]), new)
 
     def _of_rows(self, weight: Weight, rows: npt.NDArray[np.intp]) -> ModelProto:
         values = numpy_helper.to_array(self._stored[weight.name])[rows]

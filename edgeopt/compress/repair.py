@@ -150,10 +150,12 @@ class _Stitched:
     def harms(self, places: Places) -> list[float]:
         """Return the harm of a choice on each half of the samples."""
         chosen = [layer[at].choice for layer, at in zip(self._layers, places, strict=True)]
+        forms = {each.weight: each for each in chosen}
         values = {
             each.weight: decoded
             for each in chosen
-            if each.weight in self.names and (decoded := self._decode(each)) is not None
+            if each.weight in self.names
+            and (decoded := self._decode(each, forms.get(each.like or ""))) is not None
         }
         outputs = self._probe.outputs(values)
         at = len(next(iter(self._halves[0].values())))
@@ -163,9 +165,14 @@ class _Stitched:
             for found, expected in zip(parts, self._expected, strict=True)
         ]
 
-    def _decode(self, choice: Choice) -> Array | None:
-        """Return what a weight becomes in a form; None where it stays as it came."""
-        if choice.method == "float32":
+    def _decode(self, choice: Choice, like: Choice | None = None) -> Array | None:
+        """Return what a weight becomes in a form; None where it stays as it came.
+
+        like: the form of the weight that takes its place, if one does.
+        """
+        if like is not None and (decoded := self._decode(like)) is not None:
+            return decoded
+        if choice.method == "float32" and choice.like is None and choice.rank is None:
             return None
         if choice not in self._decoded:
             weight = self._known[choice.weight]

@@ -213,7 +213,8 @@ class _Meter:
                 harm = probe.read(weight.name, part, few=True)
                 return Option(choice=choice, size=weigh_rows(part, weight), harm=harm)
             part = parts.rewrite(weight, choice, learned)
-            size = weigh_parts(part.graph, [weight.name])[weight.name]
+            stored = choice.like is None
+            size = weigh_parts(part.graph, [weight.name])[weight.name] if stored else 0
             if probe.reads_rows_of(weight.name):
                 return Option(choice=choice, size=size, harm=probe.read(weight.name, part))
             values = None

@@ -5,13 +5,17 @@ only where two happen to be alike, as tables of words and of outputs often are. 
 equal share their bytes by themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from edgeopt.artifact import Choice
+from edgeopt.compress.codes import Floats
 from edgeopt.model.graph import Weight, initializers, weights
+
+#: Weights whose squared distance is a larger share of their squares are no pair: in 2 bits, which
+#: lose most of all forms that have bytes of their own, about as much is lost.
+NEAR = 0.1
 
 
 def tie_weights(model: ModelProto, choices: Sequence[Choice]) -> ModelProto:
@@ -42,25 +46,45 @@ def misfit_tie(found: dict[str, Weight], choices: Sequence[Choice]) -> str | Non
     return None
 
 
-def nearest_pairs(model: ModelProto) -> list[tuple[str, str, float]]:
-    """List each weight with the earlier one that is nearest to it, the nearest pairs first.
+def near_ties(model: ModelProto, names: Sequence[str]) -> tuple[Choice, ...]:
+    """List which of these weights could read another one of them instead, the nearest pairs first.
+
+    A weight whose place another one takes is nobody's instead.
+    """
+    found: list[Choice] = []
+    left, kept = set[str](), set[str]()
+    for name, like, distance in nearest_pairs(model, names):
+        if distance > NEAR or name in left | kept or like in left:
+            continue
+        found.append(Choice(weight=name, method="float32", like=like))
+        left.add(name)
+        kept.add(like)
+    return tuple(found)
+
+
+def nearest_pairs(model: ModelProto, names: Sequence[str]) -> list[tuple[str, str, float]]:
+    """List each of some weights with the earlier one nearest to it, the nearest pairs first.
 
     Nearness is the squared distance relative to the weight's own squares: 0 for equal ones, about 2
     for those that know nothing of one another.
     """
     stored = initializers(model.graph)
     found: list[tuple[str, str, float]] = []
-    earlier: list[Weight] = []
+    alike: dict[tuple[str, tuple[int, ...], int], list[tuple[str, Floats]]] = {}
     for weight in weights(model.graph):
-        values = numpy_helper.to_array(stored[weight.name])
-        size = max(float(np.square(values).sum()), 1e-30)
-        alike = [
-            (float(np.square(values - numpy_helper.to_array(stored[each.name])).sum()) / size, each)
-            for each in earlier
-            if (each.role, each.shape, each.axis) == (weight.role, weight.shape, weight.axis)
-        ]
-        if alike:
-            distance, nearest = min(alike, key=lambda each: each[0])
-            found.append((weight.name, nearest.name, distance))
-        earlier.append(weight)
+        if weight.name not in names:
+            continue
+        values = numpy_helper.to_array(stored[weight.name]).ravel()
+        earlier = alike.setdefault((weight.role, weight.shape, weight.axis), [])
+        size = max(float(values @ values), 1e-30)
+        distances = [(float(apart @ apart) / size, name) for name, apart in _apart(values, earlier)]
+        if distances:
+            distance, nearest = min(distances)
+            found.append((weight.name, nearest, distance))
+        earlier.append((weight.name, values))
     return sorted(found, key=lambda each: each[2])
+
+
+def _apart(values: Floats, earlier: Sequence[tuple[str, Floats]]) -> Iterator[tuple[str, Floats]]:
+    for name, other in earlier:
+        yield name, values - other

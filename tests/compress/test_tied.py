@@ -9,11 +9,17 @@ from onnx import numpy_helper
 from pydantic import ValidationError
 
 from edgeopt.artifact import Choice, Model, Plan
-from edgeopt.compress import apply_plan
-from edgeopt.compress.tied import nearest_pairs
+from edgeopt.budget import Budget
+from edgeopt.compress import apply_plan, predict_footprint
+from edgeopt.compress.distance import measure_harm
+from edgeopt.compress.mix import Mixer, Timer, mixable_choices
+from edgeopt.compress.repair import repair_choice
+from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
+from edgeopt.compress.tied import near_ties, nearest_pairs
 from edgeopt.errors import ConfigError
 from edgeopt.model.graph import initializers
 from edgeopt.model.oracle import run_samples
+from edgeopt.target import load_target
 from tests.compress.test_plan import draw
 from tests.graphs import describe, normal, save_graph
 
@@ -38,10 +44,63 @@ def tied(*pairs: tuple[str, str], form: Choice | None = None) -> Plan:
 
 
 def test_pairs_are_listed_the_nearest_first(tmp_path: Path) -> None:
-    found = nearest_pairs(onnx.load(stacked(tmp_path).path))
+    found = nearest_pairs(onnx.load(stacked(tmp_path).path), ["one", "two", "three"])
     assert [each[:2] for each in found] == [("three", "one"), ("two", "one")]
     assert found[0][2] == pytest.approx(0.01, rel=0.3)
     assert found[1][2] == pytest.approx(2, rel=0.2)
+
+
+def test_only_what_is_much_alike_is_tied_and_never_to_what_is_tied_itself(tmp_path: Path) -> None:
+    one, noise = normal(0, 32, 32), normal(1, 32, 32)
+    text = """
+    g (float[4,32] x) => (float[4,32] y) {
+        a = MatMul(x, one)
+        b = MatMul(a, far)
+        c = MatMul(b, near)
+        y = MatMul(c, nearer)
+    }"""
+    # What is nearer is nearest to near, and near to one: both read one in the end, or only near.
+    stored = {"one": one, "far": noise, "near": one + 0.2 * noise, "nearer": one + 0.25 * noise}
+    loaded = onnx.load(save_graph(tmp_path / "near.onnx", text, stored))
+    found = near_ties(loaded, list(stored))
+    assert [(each.weight, each.like) for each in found] == [("nearer", "near")]
+    assert near_ties(loaded, ["one", "far"]) == ()
+
+
+def test_a_mixture_ties_what_harms_less_than_fewer_bits(tmp_path: Path) -> None:
+    model = stacked(tmp_path)
+    calibration = draw_calibration(model, None)
+    choices = mixable_choices(model, ("float32", "int4-blocks"), reconstruct=False)
+    found = measure_sensitivity(model, choices, calibration, directory=tmp_path / "harm")
+    (tie,) = (each for layer in found.layers for each in layer if each.choice.like)
+    assert (tie.choice.weight, tie.choice.like, tie.size) == ("three", "one", 0)
+    made = apply_plan(model, tied(("three", "one")), directory=tmp_path / "alone")
+    feeds = calibration.judged.samples
+    moved = measure_harm(run_samples(made, feeds), run_samples(model, feeds), classes=False)
+    assert tie.harm == pytest.approx(moved, rel=1e-3)
+
+    target = load_target("rpi4")
+    timer = Timer(lambda _: 1.0, lambda _, names: dict.fromkeys(names, 1.0))
+    mixer = Mixer(
+        model,
+        found,
+        lambda each: predict_footprint(each, target, runtime=0, program=0),
+        samples=None,
+        plain=True,
+        timer=timer,
+    )
+    whole = mixer.cost(model).flash
+    budget = Budget(flash=whole - 4000, latency=1.0)
+    selection = mixer.choose(budget, tmp_path / "mixed")
+    assert selection is not None
+    mixture = mixer.make(selection.places, tmp_path / "mixed")
+    assert [(each.weight, each.like) for each in mixture.plan.choices if each.like] == [
+        ("three", "one")
+    ]
+    # To the byte: the file has no tensor of that name any more.
+    assert mixture.footprint.flash == mixer.cost(made).flash <= whole - 4000
+    repaired = repair_choice(mixer, selection, calibration, tries=4, directory=tmp_path / "repair")
+    assert repaired == selection.places
 
 
 @pytest.mark.parametrize("coded", [False, True])
