@@ -6,6 +6,7 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.fields import part_fields
 from edgeopt.compile.kernels.rule import Refusal, schedule_module, sorted_functions
 from edgeopt.compile.kernels.scheduling import blocks_of, marked
 from edgeopt.compile.legalize import elementwise_legalizations
@@ -39,6 +40,7 @@ def lower_module(module: tvm.IRModule, cpu: Cpu) -> Lowered:
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = _mark_patterns(module)
         module = relax.transform.FoldConstant()(module)
+        module = part_fields(module)
         module = relax.transform.FuseOps()(module)
         module = relax.transform.FuseTIR()(module)
         module = relax.transform.RewriteDataflowReshape()(module)

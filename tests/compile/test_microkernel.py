@@ -10,7 +10,6 @@ from edgeopt.compile.kernels.microkernel import (
     SINGLE,
     Numbers,
     fits_registers,
-    write_row,
     write_tile,
 )
 
@@ -83,7 +82,7 @@ def test_the_largest_tile_takes_a_sixteenth_more_than_its_multiplications() -> N
 
 def test_sums_in_half_are_widened_often_enough_to_stay_exact_and_seldom_enough_to_pay() -> None:
     lines = write_tile(8, 3, HALF).split("\\0A")
-    widening = lines[lines.index("4:") + 1 :]
+    widening = lines[len(lines) - lines[::-1].index("3:") :]
     assert sum(line.startswith("fadd") for line in widening) == 2 * 24
     assert HALF_DEPTH % STEPS == 0
     assert len(widening) / (HALF_DEPTH * 24) < 0.1
@@ -93,44 +92,3 @@ def test_a_tile_beyond_the_register_file_is_refused() -> None:
     assert not fits_registers(8, 4)
     with pytest.raises(AssertionError):
         write_tile(8, 4)
-
-
-def test_a_row_takes_a_load_for_four_multiplications() -> None:
-    lines = write_row(16).split("\\0A")
-    loop = lines[lines.index("1:") + 1 : lines.index("b.ne 1b")]
-    assert sum(line.startswith("fmla") for line in loop) == STEPS * 16
-    assert sum(line.startswith("ld") for line in loop) == STEPS * 16 // 4 + 1
-
-
-def test_a_row_beyond_the_register_file_is_refused() -> None:
-    with pytest.raises(AssertionError):
-        write_row(25)
-
-
-def test_a_row_starts_from_elsewhere_and_moves_four_registers_at_a_time() -> None:
-    lines = write_row(18).split("\\0A")
-    start = lines[1 : lines.index("cbz x9, 2f") - 2]
-    assert [line.count("v") + line.count(" q") for line in start] == [4, 4, 4, 4, 2]
-    assert all("[x11]" in line for line in start)
-    end = lines[lines.index("4:") + 1 :]
-    assert len(end) == 5
-    assert all(line.startswith("st") and "[$2]" in line for line in end)
-
-
-@pytest.mark.parametrize("sums", [1, 4, 7, 16, 20, 21, 24])
-def test_a_row_multiplies_what_was_loaded_for_it(sums: int) -> None:
-    lines = write_row(sums).split("\\0A")
-    held: dict[str, int] = {}
-    read, products = 0, []
-    for line in lines[lines.index("1:") + 1 : lines.index("b.ne 1b")]:
-        registers = re.findall(r"\b[qv](\d+)", line)
-        if line.startswith("ld") and "[$1]" in line:
-            for register in registers:
-                held[register] = read
-                read += 1
-        elif line.startswith("fmla"):
-            result, right, left = registers
-            k = 4 * (int(left) - sums) + int(line[line.rindex("[") + 1 : -1])
-            products.append((held[right], k, int(result)))
-    assert products == [(k * sums + i, k, i) for k in range(STEPS) for i in range(sums)]
-    assert read == STEPS * sums

@@ -103,7 +103,8 @@ def check(path: Path, *, limit: float = 2e-6) -> None:
             for place, each in enumerate(onnx.load(path).graph.input)
         }
         result = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
-        found, wanted = [each.numpy() for each in result], run_model(path, feeds)
+        outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        found, wanted = [each.numpy() for each in outputs], run_model(path, feeds)
         assert len(found) == len(wanted)
         for mine, theirs in zip(found, wanted, strict=True):
             assert distance(mine, theirs) < limit
@@ -180,6 +181,25 @@ def test_a_long_sequence_is_one_loop(tmp_path: Path) -> None:
     assert refusals == ()
     assert len(sorted_functions(module)) < 5
     check(path)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_all_outputs_of_many_layers_may_be_joined_in_one(direction: str, tmp_path: Path) -> None:
+    graph = Graph(3)
+    x, flat = graph.input("x", (4, 1, 6)), graph.constant(np.array([1, -1]))
+    total, hidden, parts, width = 2 if direction == "bidirectional" else 1, 7, [], 0
+    for place, cell in enumerate(["LSTM", "GRU", "RNN"] * 3):
+        rows = GATES[cell] * hidden
+        weights = [
+            graph.constant(0.4 * draw(10 * place + i, total, rows, size))
+            for i, size in enumerate((6, hidden))
+        ]
+        count = 3 if cell == "LSTM" else 2
+        made = graph.add(cell, x, *weights, outputs=count, hidden_size=hidden, direction=direction)
+        parts += [graph.add("Reshape", each, flat) for each in made]
+        width += (4 + count - 1) * total * hidden
+    graph.output(graph.add("Relu", graph.add("Concat", *parts, axis=1)), (1, width))
+    check(graph.save(tmp_path / "m.onnx"))
 
 
 def test_weights_that_are_inputs_are_refused_with_the_reason(tmp_path: Path) -> None:

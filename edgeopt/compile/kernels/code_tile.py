@@ -20,6 +20,7 @@ from edgeopt.compile.kernels.microkernel import (
     walk_depth,
     write_function,
 )
+from edgeopt.compile.kernels.row_tile import add_chains, chains_of
 
 #: How codes are multiplied: as matrices of 2 x 8 by 8 x 2; with dot products; in pairs that are
 #: added in int16, which weights of -128 overflow; in fours where that is known not to, else in
@@ -77,6 +78,16 @@ class CodeTile:
         return self.height * self.width // (_LANES if self.shares else 1)
 
     @property
+    def chains(self) -> int:
+        """Partial sums of each dot product's sum: as many as hide the latency, by codes of K."""
+        return chains_of(self.sums, STEP // self.group) if self.method == "dot" else 1
+
+    @property
+    def held(self) -> int:
+        """Registers that hold partial sums."""
+        return self.sums * self.chains
+
+    @property
     def shares(self) -> bool:
         """Whether a register holds the sums of several rows or columns."""
         return self.method in ("matrix", "dot")
@@ -87,7 +98,7 @@ class CodeTile:
         if not self.shares:
             return _LANES
         rows = self.height // 2 if self.method == "matrix" else self.height
-        return min(_MOST_LOADED, self.width, _REGISTERS - self.sums - rows)
+        return min(_MOST_LOADED, self.width, _REGISTERS - self.held - rows)
 
     @property
     def name(self) -> str:
@@ -112,7 +123,7 @@ class CodeTile:
         loads = 0.5 * (self.height + self.width)
         if self.shares:
             each = STEP // self.group
-            return (each * self.sums + loads) * max(1.0, _AT_ONCE / self.sums)
+            return (each * self.sums + loads) * max(1.0, _AT_ONCE / self.held)
         return (4 if self.method == "single" else 3) * self.sums + loads
 
     @property
@@ -124,7 +135,8 @@ class CodeTile:
         vectors = self.height * self.width / _LANES
         narrowed = 9.0 if self.width % (2 * _LANES) == 0 else 11.5
         each = {"matrix": 2.5, "dot": 1.5}.get(self.method, 1.9)
-        return 30.0 + self.sums * each + narrowed * vectors
+        chained = 2.0 * (self.held - self.sums)
+        return 30.0 + self.sums * each + chained + narrowed * vectors
 
     @property
     def turn(self) -> float:
@@ -144,7 +156,7 @@ def write_code_tile(tile: CodeTile) -> str:
     extension = {"matrix": [".arch_extension i8mm"], "dot": [".arch_extension dotprod"]}
     lines = [
         *extension.get(tile.method, []),
-        *clear_vectors(list(range(tile.sums))),
+        *clear_vectors(list(range(tile.held))),
         *_walk(tile),
         *_store(tile),
     ]
@@ -156,7 +168,8 @@ def _store(tile: CodeTile) -> list[str]:
         case "matrix":
             return _store_squares(tile)
         case "dot":
-            return store_vectors(list(range(tile.sums)))
+            added = add_chains(tile.sums, tile.chains, "add")
+            return [*added, *store_vectors(list(range(tile.sums)))]
         case "pair" | "quad" | "single":
             return _add_up(tile.sums)
 
@@ -181,7 +194,7 @@ def _walk_step(tile: CodeTile) -> list[str]:
 def _load_rows(tile: CodeTile) -> tuple[list[int], list[str]]:
     """Load a step of each row; return the registers, which follow the sums, and the loads."""
     count = tile.height // 2 if tile.method == "matrix" else tile.height
-    left = list(range(tile.sums, tile.sums + count))
+    left = list(range(tile.held, tile.held + count))
     parts = [left[i : i + _MOST_LOADED] for i in range(0, len(left), _MOST_LOADED)]
     return left, [load_vectors(part, "$0") for part in parts]
 
@@ -193,7 +206,8 @@ def _dot_step(tile: CodeTile) -> list[str]:
     reads = [(four, column) for four in range(STEP // 4) for column in range(vectors)]
     for right, part in _load_columns(tile, left[-1] + 1, reads, lines):
         lines += [
-            f"sdot v{row * vectors + column}.4s, v{register}.16b, v{left[row]}.4b[{four}]"
+            f"sdot v{four % tile.chains * tile.sums + row * vectors + column}.4s, "
+            f"v{register}.16b, v{left[row]}.4b[{four}]"
             for register, (four, column) in zip(right, part, strict=True)
             for row in range(tile.height)
         ]

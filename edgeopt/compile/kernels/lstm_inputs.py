@@ -11,14 +11,12 @@ import numpy as np
 from edgeopt.compile.kernels.microkernel import (
     SINGLE,
     load_vectors,
-    multiply_step,
-    multiply_steps,
-    walk_depth,
+    multiply_pieces,
+    walk_pieces,
 )
 
 #: Steps and vectors of columns of a tile.
 HEIGHT, VECTORS = 8, 3
-_UNROLL = 16
 
 
 def split_columns(columns: int) -> list[tuple[int, int]]:
@@ -49,13 +47,12 @@ def write_inputs(height: int, vectors: int) -> str:
     rows of C, 4 * vectors of float32 that are overwritten, lie D bytes apart.
     """
     first, rest = list(range(vectors)), range(vectors, height * vectors)
-    turn, step = (make(height, vectors, SINGLE) for make in (multiply_steps, multiply_step))
     rows = [[row * vectors + column for column in first] for row in range(height)]
     lines = [
         "mov x11, $7",
         load_vectors(first, "x11"),
         *(f"mov v{each}.16b, v{each % vectors}.16b" for each in rest),
-        *walk_depth(turn, step, unroll=_UNROLL),
+        *walk_pieces(multiply_pieces(height, vectors, SINGLE)),
         *(f"st1 {{{', '.join(f'v{each}.4s' for each in row)}}}, [$2], $8" for row in rows),
     ]
     clobbers = [*(f"x{i}" for i in range(9, 12)), "memory", "cc", *(f"v{i}" for i in range(32))]

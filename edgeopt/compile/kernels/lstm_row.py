@@ -23,10 +23,10 @@ from functools import cache
 
 from edgeopt.compile.kernels.microkernel import (
     load_vectors,
-    multiply_row,
     store_together,
     walk_depth,
 )
+from edgeopt.compile.kernels.row_tile import multiply_row
 from edgeopt.compile.kernels.straight_line import Step, arrange_steps
 
 #: What the sums of a gate are of what goes into its function: input, output, forget, cell.

@@ -11,17 +11,18 @@ largest error of a product is then 1.2e-3 of its largest value whatever K is; al
 is 4e-3 for K = 384 and 2e-2 for K = 4608.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 #: Vector registers.
-_REGISTERS = 32
+REGISTERS = 32
 #: Steps of K for each branch: 8 x 12 then takes 1.06 instructions per multiplication.
-_UNROLL = 16
+UNROLL = 16
+#: Steps of K that are unrolled: in the loop, and in what follows it.
+PIECES = (UNROLL, 8, 4, 2, 1)
 #: Registers that one structure load fills at most.
-_MOST_LOADED = 4
-#: The fifth argument of a function that has one: the first three are in and out, as $4 to $6.
-_STARTS = "$7"
+MOST_LOADED = 4
 #: Steps of K whose sums stay in half: a multiple of what is unrolled.
 HALF_DEPTH = 64
 
@@ -48,9 +49,9 @@ HALF = Numbers("half_", "float16", 8, "h")
 def fits_registers(height: int, vectors: int, numbers: Numbers = SINGLE) -> bool:
     """Tell whether sums, one k of A and one k of B fit the register file."""
     loaded = -(-height // numbers.lanes)
-    if vectors > _MOST_LOADED or loaded > _MOST_LOADED:
+    if vectors > MOST_LOADED or loaded > MOST_LOADED:
         return False
-    return height * vectors + vectors + loaded <= _REGISTERS
+    return height * vectors + vectors + loaded <= REGISTERS
 
 
 def name_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
@@ -64,7 +65,7 @@ def count_instructions(height: int, vectors: int, numbers: Numbers = SINGLE) -> 
     turn = len(multiply_steps(height, vectors, numbers)) + 2
     if numbers is SINGLE:
         return turn
-    return turn + len(_add_halves(_sums_of(height, vectors, numbers))) * _UNROLL // HALF_DEPTH
+    return turn + len(_add_halves(_sums_of(height, vectors, numbers))) * UNROLL // HALF_DEPTH
 
 
 @cache
@@ -76,20 +77,16 @@ def write_tile(height: int, vectors: int, numbers: Numbers = SINGLE) -> str:
     """
     assert fits_registers(height, vectors, numbers)
     sums = _sums_of(height, vectors, numbers)
-    turn, step = (make(height, vectors, numbers) for make in (multiply_steps, multiply_step))
+    pieces = multiply_pieces(height, vectors, numbers)
     if numbers is SINGLE:
-        lines = [
-            *clear_vectors(sums),
-            *walk_depth(turn, step, unroll=_UNROLL),
-            *store_vectors(sums),
-        ]
+        lines = [*clear_vectors(sums), *walk_pieces(pieces), *store_vectors(sums)]
     else:
-        lines = _walk_pieces(turn, step, sums)
+        lines = _walk_halves(pieces, sums)
     return write_function(name_tile(height, vectors, numbers), lines)
 
 
-def _walk_pieces(turn: list[str], step: list[str], sums: list[int]) -> list[str]:
-    """Walk K by pieces, whose sums in half are added to those of float32 at $2."""
+def _walk_halves(pieces: Mapping[int, list[str]], sums: list[int]) -> list[str]:
+    """Walk K by parts, whose sums in half are added to those of float32 at $2."""
     return [
         "movi v0.4s, #0",
         "movi v1.4s, #0",
@@ -101,7 +98,7 @@ def _walk_pieces(turn: list[str], step: list[str], sums: list[int]) -> list[str]
         "cmp x11, x12",
         "csel x12, x11, x12, lo",
         *clear_vectors(sums),
-        *walk_depth(turn, step, unroll=_UNROLL, count="x12"),
+        *walk_pieces(pieces, count="x12"),
         *_add_halves(sums),
         "subs x11, x11, x12",
         "b.ne 5b",
@@ -129,7 +126,7 @@ def _sums_of(height: int, vectors: int, numbers: Numbers) -> list[int]:
     Only the first sixteen registers hold halves to multiply by (Arm's architecture reference
     manual, FMLA by element), so that the values of A come first there, and the sums last.
     """
-    first = 0 if numbers is SINGLE else _REGISTERS - height * vectors
+    first = 0 if numbers is SINGLE else REGISTERS - height * vectors
     return list(range(first, first + height * vectors))
 
 
@@ -153,6 +150,20 @@ def walk_depth(turn: list[str], step: list[str], *, unroll: int, count: str = "$
     ]
 
 
+def walk_pieces(pieces: Mapping[int, list[str]], *, count: str = "$3") -> list[str]:
+    """Walk K by the longest of the PIECES in a loop, then by each of the others that is left.
+
+    A loop of one k would do so with more loads and branches, and cores in program order wait for
+    each load.
+    """
+    longest, *others = PIECES
+    lines = [f"lsr x9, {count}, #{longest.bit_length() - 1}", "cbz x9, 2f", "1:"]
+    lines += [*pieces[longest], "subs x9, x9, #1", "b.ne 1b", "2:"]
+    for steps in others:
+        lines += [f"tbz {count}, #{steps.bit_length() - 1}, 3f", *pieces[steps], "3:"]
+    return lines
+
+
 #: A function of no instruction, which LLVM takes for one that a loop should not be unrolled around.
 APART = "edgeopt_apart"
 
@@ -166,74 +177,6 @@ def write_apart() -> str:
     )
 
 
-def row_fits_registers(sums: int) -> bool:
-    """Tell whether the sums of one row fit beside a load of B and one of A."""
-    return sums + 2 * _MOST_LOADED <= _REGISTERS
-
-
-def row_runs_ahead(sums: int) -> bool:
-    """Tell whether the sums of one row fit beside two loads of B and one of A."""
-    return sums + 3 * _MOST_LOADED <= _REGISTERS
-
-
-def name_row(sums: int) -> str:
-    """Name the function that computes one row times a matrix, plus what the sums start from."""
-    return f"edgeopt_row_{sums * SINGLE.lanes}"
-
-
-@cache
-def write_row(sums: int) -> str:
-    """Write the LLVM module of one row: int row(A, B, C, K, S).
-
-    A is [K], B is [K, 4 * sums]; C, which is overwritten, and S, which the sums start from, are
-    [4 * sums]. All are float32 and contiguous. K may be zero.
-    """
-    assert row_fits_registers(sums)
-    turn = [
-        load_vectors(list(range(sums, sums + _MOST_LOADED)), "$0"),
-        *multiply_row(sums, _UNROLL, ahead=row_runs_ahead(sums)),
-    ]
-    step = [f"ldr s{sums}, [$0], #4", *multiply_row(sums, 1, ahead=row_runs_ahead(sums))]
-    parts = [list(range(sums))[i : i + _MOST_LOADED] for i in range(0, sums, _MOST_LOADED)]
-    lines = [
-        f"mov x11, {_STARTS}",
-        *(load_vectors(part, "x11") for part in parts),
-        *walk_depth(turn, step, unroll=_UNROLL),
-        *(store_together(part, "$2") for part in parts),
-    ]
-    return write_function(name_row(sums), lines, starts=True)
-
-
-def multiply_row(sums: int, steps: int, *, ahead: bool) -> list[str]:
-    """Multiply rows of B, at $1, by values of A, which lie in the registers after the sums.
-
-    Ahead, where registers suffice, a load precedes the multiplications that use the one before:
-    cores in program order would wait for it.
-    """
-    first = sums + _MOST_LOADED
-    loads: list[str] = []
-    parts: list[list[str]] = []
-    for start in range(0, sums * steps, _MOST_LOADED):
-        places = range(start, min(start + _MOST_LOADED, sums * steps))
-        skip = _MOST_LOADED if ahead and len(loads) % 2 else 0
-        right = [first + skip + place - start for place in places]
-        loads.append(load_vectors(right, "$1"))
-        parts.append([_multiply_place(sums, *each) for each in zip(places, right, strict=True)])
-    if not ahead:
-        return [line for load, part in zip(loads, parts, strict=True) for line in (load, *part)]
-    lines = [loads[0]]
-    for load, part in zip([*loads[1:], ""], parts, strict=True):
-        lines += [*([load] if load else []), *part]
-    return lines
-
-
-def _multiply_place(sums: int, place: int, right: int) -> str:
-    """Multiply one vector of B, by its place among all of them, by its value of A."""
-    k, column = divmod(place, sums)
-    left = f"v{sums + k // SINGLE.lanes}.s[{k % SINGLE.lanes}]"
-    return f"fmla v{column}.4s, v{right}.4s, {left}"
-
-
 def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
     """Write the LLVM module of int name(A, B, C, K): $0, $1, $2 and $3 of the assembly.
 
@@ -244,7 +187,7 @@ def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
         *(f"x{i}" for i in range(9, 14)),
         "memory",
         "cc",
-        *(f"v{i}" for i in range(_REGISTERS)),
+        *(f"v{i}" for i in range(REGISTERS)),
     ]
     fixed = ["r", "0", "1", "2", *(["r"] if starts else [])]
     constraints = ",".join(
@@ -261,59 +204,64 @@ def write_function(name: str, lines: list[str], *, starts: bool = False) -> str:
     )
 
 
-def multiply_steps(height: int, vectors: int, numbers: Numbers) -> list[str]:
-    """Multiply as many k as the loop unrolls; a load fills its registers when all were used."""
+def multiply_pieces(height: int, vectors: int, numbers: Numbers) -> dict[int, list[str]]:
+    """Multiply as many k as each of the PIECES."""
+    return {steps: multiply_steps(height, vectors, numbers, steps=steps) for steps in PIECES}
+
+
+def multiply_steps(
+    height: int, vectors: int, numbers: Numbers, *, steps: int = UNROLL
+) -> list[str]:
+    """Multiply so many k, a power of two; loads fill their registers when all were used."""
     first = height * vectors if numbers is SINGLE else 0
-    for_left, for_right = _choose_loads(height, vectors, numbers)
+    for_left, for_right = _choose_loads((height, vectors), numbers, steps)
     left = list(range(first, first + for_left))
     right = list(range(first + for_left, first + for_left + for_right))
     of_k = -(-height // numbers.lanes)
     lines = []
-    for k in range(_UNROLL):
+    for k in range(steps):
         if k * of_k % for_left == 0:
-            lines.append(load_vectors(left, "$0"))
+            lines += _load_all(left, "$0")
         values = left[k * of_k % for_left :][:of_k]
         for column in range(vectors):
             place = (k * vectors + column) % for_right
             if place == 0:
-                lines.append(load_vectors(right, "$1"))
+                lines += _load_all(right, "$1")
             lines += _multiply_column((height, vectors), column, (values, right[place]), numbers)
     return lines
 
 
-def _choose_loads(height: int, vectors: int, numbers: Numbers) -> tuple[int, int]:
-    """Choose how many registers a load of A fills, and one of B: the fewest loads that fit.
+def _load_all(registers: list[int], pointer: str) -> list[str]:
+    parts = range(0, len(registers), MOST_LOADED)
+    return [load_vectors(registers[i : i + MOST_LOADED], pointer) for i in parts]
 
-    A load of A brings all values of one k or of several.
+
+def _choose_loads(tile: tuple[int, int], numbers: Numbers, steps: int) -> tuple[int, int]:
+    """Choose how many registers of A are filled at a time, and of B: the fewest loads that fit.
+
+    Among these, those that stand together most: a core in program order lets a load wait for the
+    multiplications before it, and those behind it wait for the load. For A all values of one k
+    or of several are loaded.
     """
-    free = _REGISTERS - height * vectors
+    height, vectors = tile
+    free = REGISTERS - height * vectors
     of_k = -(-height // numbers.lanes)
 
-    def loads(chosen: tuple[int, int]) -> tuple[int, int]:
+    def cost(chosen: tuple[int, int]) -> tuple[int, int, int]:
         for_left, for_right = chosen
-        return _UNROLL * of_k // for_left + _UNROLL * vectors // for_right, sum(chosen)
+        pauses = {k * vectors for k in range(0, steps, for_left // of_k)}
+        pauses |= set(range(0, steps * vectors, for_right))
+        of_left, of_right = (-(-count // MOST_LOADED) for count in chosen)
+        loads = steps * of_k // for_left * of_left + steps * vectors // for_right * of_right
+        return loads, len(pauses), sum(chosen)
 
-    counts = range(1, _MOST_LOADED + 1)
     fitting = [
         (for_left, for_right)
-        for for_left in counts
-        for for_right in counts
-        if for_left % of_k == 0 and _UNROLL * of_k % for_left == 0
-        if _UNROLL * vectors % for_right == 0 and for_left + for_right <= free
+        for for_left in range(of_k, free, of_k)
+        for for_right in range(1, free - for_left + 1)
+        if steps * of_k % for_left == 0 and steps * vectors % for_right == 0
     ]
-    return min(fitting, key=loads)
-
-
-def multiply_step(height: int, vectors: int, numbers: Numbers) -> list[str]:
-    """Multiply one k: its row of B and its column of A, each loaded by one instruction."""
-    first = height * vectors if numbers is SINGLE else 0
-    of_k = -(-height // numbers.lanes)
-    left = list(range(first, first + of_k))
-    right = list(range(first + of_k, first + of_k + vectors))
-    lines = [load_vectors(right, "$1"), load_vectors(left, "$0")]
-    for column in range(vectors):
-        lines += _multiply_column((height, vectors), column, (left, right[column]), numbers)
-    return lines
+    return min(fitting, key=cost)
 
 
 def _multiply_column(
@@ -338,7 +286,7 @@ def clear_vectors(registers: list[int]) -> list[str]:
 
 def load_vectors(registers: list[int], pointer: str) -> str:
     """Load at most four neighbouring registers and move the pointer behind what was read."""
-    assert len(registers) <= _MOST_LOADED
+    assert len(registers) <= MOST_LOADED
     if len(registers) == 1:
         return f"ldr q{registers[0]}, [{pointer}], #16"
     if len(registers) == 2:

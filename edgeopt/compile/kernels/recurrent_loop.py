@@ -9,7 +9,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import microkernel
+from edgeopt.compile.kernels import row_tile
 from edgeopt.compile.kernels.functions import number
 from edgeopt.compile.kernels.recurrent import (
     KIND,
@@ -291,7 +291,7 @@ class _Loops:
         tiling = self.tiling
         plain = self.cpu.machine == "aarch64" and self.layer.dtype == "float32"
         sums = len(self.layer.phases[phase]) * tiling.vectors
-        return plain and tiling.rows == 1 and microkernel.row_fits_registers(sums)
+        return plain and tiling.rows == 1 and row_tile.row_fits_registers(sums)
 
     def _starts_in_place(self, phase: int) -> bool:
         """Tell whether what a tile of assembly starts from lies in one piece among the inputs."""
@@ -307,14 +307,14 @@ class _Loops:
         first = tirx.const(0, "int32")
         call = tirx.call_extern(
             "int32",
-            microkernel.name_row(sums),
+            row_tile.name_row(sums),
             tirx.address_of(self._source(phase, at, at.row, first)),
             tirx.address_of(weight[at.direction, at.panel, 0, 0, 0]),
             tirx.address_of(self.accumulators[0, 0, 0]),
             tirx.Cast("int64", blocks * STEP),
             tirx.address_of(start),
         )
-        with builder.attr(first, "pragma_import_llvm", microkernel.write_row(sums)):
+        with builder.attr(first, "pragma_import_llvm", row_tile.write_row(sums)):
             builder.evaluate(call)
 
     def _accumulate(

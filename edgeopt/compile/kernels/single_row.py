@@ -5,8 +5,9 @@ one or two registers at a time, by pointers that it keeps moving.
 """
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import microkernel
+from edgeopt.compile.kernels import row_tile
 from edgeopt.compile.kernels.gemm import schedule_tiles
+from edgeopt.compile.kernels.microkernel import SINGLE
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Schedule,
@@ -27,6 +28,6 @@ def schedule_row(sch: Schedule, cpu: Cpu, product: Block) -> None:
     width, depth = extent(sch, column), marked_int(sch, product, "depth")
     start = sch.decompose_reduction(product, column)
     vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
-    sums = width // microkernel.SINGLE.lanes
-    sch.tensorize(column, register_row(microkernel.name_row(sums), width, depth))
-    sch.annotate(tiles.columns, "pragma_import_llvm", microkernel.write_row(sums))
+    sums = width // SINGLE.lanes
+    sch.tensorize(column, register_row(row_tile.name_row(sums), width, depth))
+    sch.annotate(tiles.columns, "pragma_import_llvm", row_tile.write_row(sums))

@@ -10,8 +10,8 @@ from edgeopt.compile.kernels.microkernel import (
     Numbers,
     count_instructions,
     fits_registers,
-    row_runs_ahead,
 )
+from edgeopt.compile.kernels.row_tile import FEWEST_CHAINS, row_runs_ahead
 from edgeopt.compile.kernels.scheduling import (
     Block,
     Loop,
@@ -34,9 +34,6 @@ _MOST_ROWS = 14
 _MOST_VECTORS = 4
 #: Columns of one row times a matrix: long panels keep many loads in flight.
 _VECTOR_COLUMNS = 8
-
-#: Sums that hide the latency of a multiplication: 4 cycles by 2 a cycle on Cortex-A76.
-_FEWEST_CHAINS = 8
 
 #: float32 lanes of the vectors that a packed A is read by.
 PACKED_LANES = 4
@@ -89,7 +86,7 @@ def rank_row_tiles(columns: int) -> list[Tile]:
     counts = [sums for sums in range(1, most + 1) if row_runs_ahead(sums)]
 
     def cost(sums: int) -> tuple[bool, int, int]:
-        return sums < min(_FEWEST_CHAINS, most), round_up(columns, sums * lanes), -sums
+        return sums < min(FEWEST_CHAINS, most), round_up(columns, sums * lanes), -sums
 
     return [(1, sums * lanes) for sums in sorted(counts, key=cost)]
 
