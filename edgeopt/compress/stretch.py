@@ -141,7 +141,7 @@ def _write(
     ]
     made = helper.make_graph(
         nodes,
-        "tail",
+        "stretch",
         [*map(describe, read_from_outside(model.graph, nodes)), *defaults],
         [*map(describe, outputs)],
         [tensor for name, tensor in stored.items() if name in read],

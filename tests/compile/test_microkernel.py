@@ -82,7 +82,7 @@ def test_the_largest_tile_takes_a_sixteenth_more_than_its_multiplications() -> N
 
 def test_sums_in_half_are_widened_often_enough_to_stay_exact_and_seldom_enough_to_pay() -> None:
     lines = write_tile(8, 3, HALF).split("\\0A")
-    widening = lines[len(lines) - lines[::-1].index("3:") :]
+    widening = lines[len(lines) - lines[::-1].index("4:") :]
     assert sum(line.startswith("fadd") for line in widening) == 2 * 24
     assert HALF_DEPTH % STEPS == 0
     assert len(widening) / (HALF_DEPTH * 24) < 0.1

@@ -159,9 +159,10 @@ def walk_pieces(pieces: Mapping[int, list[str]], *, count: str = "$3") -> list[s
     longest, *others = PIECES
     lines = [f"lsr x9, {count}, #{longest.bit_length() - 1}", "cbz x9, 2f", "1:"]
     lines += [*pieces[longest], "subs x9, x9, #1", "b.ne 1b", "2:"]
+    lines += [f"tst {count}, #{longest - 1}", "b.eq 4f"]
     for steps in others:
         lines += [f"tbz {count}, #{steps.bit_length() - 1}, 3f", *pieces[steps], "3:"]
-    return lines
+    return [*lines, "4:"]
 
 
 #: A function of no instruction, which LLVM takes for one that a loop should not be unrolled around.
