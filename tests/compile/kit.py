@@ -1,6 +1,7 @@
 """Small ONNX graphs and a way to run what was compiled from them on this machine."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.import_onnx import import_model
 from edgeopt.compile.kernels.rule import Refusal
 from edgeopt.compile.lower import lower_module
+from edgeopt.store import digest_file
 from edgeopt.target import Cluster, Isa, Software, Target
 
 Array = np.ndarray[Any, Any]
@@ -170,12 +172,18 @@ def lower_natively(path: Path, cpu: Cpu | None = None) -> tuple[tvm.IRModule, tu
     return lowered.module, lowered.refusals
 
 
-def run_natively(path: Path, feeds: Mapping[str, Array]) -> list[Array]:
-    """Compile a graph for this machine and run it; every function must have been scheduled."""
+@lru_cache(maxsize=1)
+def open_natively(path: Path, _sha256: str) -> relax.VirtualMachine:
+    """Compile a graph for this machine; every function must have been scheduled."""
     cpu = describe_cpu(make_target("x86_64"))
     module, refusals = lower_natively(path, cpu)
     assert refusals == ()
-    machine = relax.VirtualMachine(build_executable(plan_module(module, cpu), cpu), tvm.cpu())
+    return relax.VirtualMachine(build_executable(plan_module(module, cpu), cpu), tvm.cpu())
+
+
+def run_natively(path: Path, feeds: Mapping[str, Array]) -> list[Array]:
+    """Run a graph on this machine; it is compiled for the first of several runs."""
+    machine = open_natively(path, digest_file(path))
     result = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
     outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
     return [output.numpy() for output in outputs]

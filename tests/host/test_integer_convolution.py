@@ -1,6 +1,7 @@
 """Quantized convolutions and what stands between them, against onnxruntime on this machine."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgeopt.compile.in_process import open_machine
 from edgeopt.compile.lower import lower_module
 from edgeopt.compile.views import constant_of
 from edgeopt.model.oracle import run_model
+from edgeopt.store import digest_file
 from edgeopt.target import Cluster
 from tests.compile.kit import Array, Graph, make_target
 from tests.host.test_arm import describe
@@ -140,13 +142,20 @@ def finish(graph: Graph, name: str, path: Path, element: int) -> Path:
     return path
 
 
-def run_lowered(path: Path, feeds: dict[str, Array], cpu: Cpu) -> tuple[Array, list[str]]:
-    """Run what is compiled for a CPU; return its output and the functions' names."""
+@lru_cache(maxsize=1)
+def open_lowered(path: Path, _sha256: str, cpu: Cpu) -> tuple[relax.VirtualMachine, list[str]]:
+    """Compile a graph for a CPU; return the functions' names too."""
     lowered = lower_module(import_model(path), cpu)
     assert lowered.refusals == ()
-    machine = open_machine(plan_module(lowered.module, cpu), cpu)
+    names = [variable.name_hint for variable in lowered.module.functions]
+    return open_machine(plan_module(lowered.module, cpu), cpu), names
+
+
+def run_lowered(path: Path, feeds: dict[str, Array], cpu: Cpu) -> tuple[Array, list[str]]:
+    """Run what is compiled for a CPU, once for several runs; return the functions' names too."""
+    machine, names = open_lowered(path, digest_file(path), cpu)
     found = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
-    return found.numpy(), [variable.name_hint for variable in lowered.module.functions]
+    return found.numpy(), names
 
 
 def draw(seed: int, shape: tuple[int, ...]) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 import http.server
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -59,6 +60,18 @@ def start(stack: ExitStack, folder: Path, *argv: str) -> None:
     stack.callback(process.terminate)
 
 
+def await_listener(port: int) -> None:
+    until = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < until, f"nothing listens on port {port}"
+            time.sleep(0.1)
+        else:
+            return
+
+
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
@@ -74,6 +87,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     with ExitStack() as stack:
         serve_power(made, power, stack)
         start(stack, tmp_path, "labgrid-coordinator", "-l", address)
+        # An exporter that finds none ends.
+        await_listener(coordinator)
         start(stack, tmp_path, "labgrid-exporter", "-c", address, "-n", "lab", "exporter.yaml")
         until = time.monotonic() + 60
         while "NetworkPowerPort" not in made.client("resources").stdout:

@@ -268,10 +268,14 @@ def define_unfolded(cpu: Cpu, window: Window, plan: gemm.Gemm) -> Callable[..., 
 
 def channel_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
     """Choose columns and channels of a channelwise tile."""
-    lanes = _lanes_within(cpu, outputs)
+    each = outputs // window.groups
+    # A vector of two groups would gather what it multiplies, value by value: where a group has
+    # vectors of its own, a tile lies within it.
+    channels = outputs if each % _NEON_LANES else each
+    lanes = _lanes_within(cpu, channels)
     # On NEON one vector by 4 to 7 columns leaves registers for nine weights.
     several = (1,) if cpu.vector_a else (2, 3, 1)
-    width = next((lanes * n for n in several if outputs % (lanes * n) == 0), lanes)
+    width = next((lanes * n for n in several if channels % (lanes * n) == 0), lanes)
     columns = window.output[1]
     if lanes == 1:
         return min(_SCALAR_COLUMNS, columns), 1
