@@ -318,18 +318,16 @@ class Mixer:
                     continue
                 form = nearest(each.choice).model_copy(update={"weight": ""})
                 alike.setdefault(form, []).append(nearest(each.choice))
-        taken = {
-            each.choice: 0.0
-            for layer in self.layers
-            for each in layer
-            if each.choice.like is not None
-        }
+        taken: dict[Choice, float] = {}
         for choices in alike.values():
             plan = Plan(name=MIXED, choices=tuple(choices))
             made = apply_plan(hollow, plan, directory=directory)
             found = self.timer.parts(made, [each.weight for each in choices])
             taken |= {each: found[each.weight] - before[each.weight] for each in choices}
-        return [[taken[nearest(each.choice)] for each in layer] for layer in self.layers]
+        return [
+            [0.0 if each.choice.like else taken[nearest(each.choice)] for each in layer]
+            for layer in self.layers
+        ]
 
     def _figures(self, made: Model) -> dict[_Figure, float]:
         """Predict every figure of a model."""

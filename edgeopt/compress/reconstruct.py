@@ -101,16 +101,12 @@ def layer_hessians(
         return {}
     every = {each for group in sources.values() for each in group}
     found = collect_hessians(model, every, require_samples(samples, "reconstructed"))
-    sums = {group: _total([found[each] for each in group]) for group in sources.values()}
+    # Where there is one alone, it is not copied.
+    sums = {
+        group: sum((found[each] for each in group[1:]), start=found[group[0]])
+        for group in sources.values()
+    }
     return {name: sums[group] for name, group in sources.items()}
-
-
-def _total(found: Sequence[Doubles]) -> Doubles:
-    """Add up arrays; one alone is not copied."""
-    total = found[0]
-    for each in found[1:]:
-        total = total + each
-    return total
 
 
 def require_samples(samples: Mapping[str, Array] | None, done: str) -> Mapping[str, Array]:

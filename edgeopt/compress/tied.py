@@ -5,7 +5,7 @@ only where two happen to be alike, as tables of words and of outputs often are. 
 equal share their bytes by themselves.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from onnx import ModelProto, numpy_helper
 
@@ -76,8 +76,8 @@ def nearest_pairs(model: ModelProto, names: Sequence[str]) -> list[tuple[str, st
             continue
         values = numpy_helper.to_array(stored[weight.name]).ravel()
         earlier = alike.setdefault((weight.role, weight.shape, weight.axis), [])
-        size = max(float(values @ values), 1e-30)
-        distances = [(float(apart @ apart) / size, name) for name, apart in _apart(values, earlier)]
+        size = max(_squares(values), 1e-30)
+        distances = [(_squares(values - other) / size, name) for name, other in earlier]
         if distances:
             distance, nearest = min(distances)
             found.append((weight.name, nearest, distance))
@@ -85,6 +85,5 @@ def nearest_pairs(model: ModelProto, names: Sequence[str]) -> list[tuple[str, st
     return sorted(found, key=lambda each: each[2])
 
 
-def _apart(values: Floats, earlier: Sequence[tuple[str, Floats]]) -> Iterator[tuple[str, Floats]]:
-    for name, other in earlier:
-        yield name, values - other
+def _squares(values: Floats) -> float:
+    return float(values @ values)

@@ -68,7 +68,7 @@ def load_model(
     check_model_file(output)
     copied = digest_file(output)
     if described.external:
-        described = describe_model(output, directory=directory)
+        described = describe_model(output, directory=directory, digest=copied)
     elif copied != described.sha256:
         raise ModelError(f"{source} changes while it is read", fix="run again once it is written")
     return Model(

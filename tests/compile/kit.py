@@ -11,9 +11,10 @@ import tvm
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tvm import relax
 
-from edgeopt.compile.build import build_executable, plan_module
+from edgeopt.compile.build import plan_module
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.import_onnx import import_model
+from edgeopt.compile.in_process import open_machine
 from edgeopt.compile.kernels.rule import Refusal
 from edgeopt.compile.lower import lower_module
 from edgeopt.store import digest_file
@@ -173,20 +174,27 @@ def lower_natively(path: Path, cpu: Cpu | None = None) -> tuple[tvm.IRModule, tu
 
 
 @lru_cache(maxsize=1)
-def open_natively(path: Path, _sha256: str) -> relax.VirtualMachine:
-    """Compile a graph for this machine; every function must have been scheduled."""
-    cpu = describe_cpu(make_target("x86_64"))
+def _open(path: Path, _sha256: str, cpu: Cpu) -> tuple[relax.VirtualMachine, list[str]]:
     module, refusals = lower_natively(path, cpu)
     assert refusals == ()
-    return relax.VirtualMachine(build_executable(plan_module(module, cpu), cpu), tvm.cpu())
+    names = [variable.name_hint for variable in module.functions]
+    return open_machine(plan_module(module, cpu), cpu), names
+
+
+def run_lowered(path: Path, feeds: Mapping[str, Array], cpu: Cpu) -> tuple[list[Array], list[str]]:
+    """Run what is compiled for a CPU, once for several runs; return its functions' names too.
+
+    Every function must have been scheduled.
+    """
+    machine, names = _open(path, digest_file(path), cpu)
+    result = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
+    outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+    return [output.numpy() for output in outputs], names
 
 
 def run_natively(path: Path, feeds: Mapping[str, Array]) -> list[Array]:
-    """Run a graph on this machine; it is compiled for the first of several runs."""
-    machine = open_natively(path, digest_file(path))
-    result = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
-    outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-    return [output.numpy() for output in outputs]
+    """Run a graph on this machine, as run_lowered does."""
+    return run_lowered(path, feeds, describe_cpu(make_target("x86_64")))[0]
 
 
 def distance(found: Array, wanted: Array) -> float:

@@ -1,7 +1,6 @@
 """Quantized convolutions and what stands between them, against onnxruntime on this machine."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,13 @@ from tvm import relax
 
 from edgeopt.cli.places import cache_folder
 from edgeopt.compile import compile_model
-from edgeopt.compile.build import plan_module
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.import_onnx import import_model
-from edgeopt.compile.in_process import open_machine
 from edgeopt.compile.lower import lower_module
 from edgeopt.compile.views import constant_of
 from edgeopt.model.oracle import run_model
-from edgeopt.store import digest_file
 from edgeopt.target import Cluster
-from tests.compile.kit import Array, Graph, make_target
+from tests.compile.kit import Array, Graph, make_target, run_lowered
 from tests.host.test_arm import describe
 from tests.host.test_compile import run_program
 
@@ -142,22 +138,6 @@ def finish(graph: Graph, name: str, path: Path, element: int) -> Path:
     return path
 
 
-@lru_cache(maxsize=1)
-def open_lowered(path: Path, _sha256: str, cpu: Cpu) -> tuple[relax.VirtualMachine, list[str]]:
-    """Compile a graph for a CPU; return the functions' names too."""
-    lowered = lower_module(import_model(path), cpu)
-    assert lowered.refusals == ()
-    names = [variable.name_hint for variable in lowered.module.functions]
-    return open_machine(plan_module(lowered.module, cpu), cpu), names
-
-
-def run_lowered(path: Path, feeds: dict[str, Array], cpu: Cpu) -> tuple[Array, list[str]]:
-    """Run what is compiled for a CPU, once for several runs; return the functions' names too."""
-    machine, names = open_lowered(path, digest_file(path), cpu)
-    found = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
-    return found.numpy(), names
-
-
 def draw(seed: int, shape: tuple[int, ...]) -> dict[str, Array]:
     return {"x": np.random.default_rng(seed).standard_normal(shape).astype(np.float32)}
 
@@ -166,7 +146,7 @@ def compare_codes(path: Path, shape: tuple[int, ...], cpu: Cpu) -> tuple[int, in
     """Return how many codes of how many differ, by one and no more, and the functions' names."""
     different = total = 0
     for seed in SEEDS:
-        found, names = run_lowered(path, draw(seed, shape), cpu)
+        (found,), names = run_lowered(path, draw(seed, shape), cpu)
         wanted = run_model(path, draw(seed, shape))[0]
         distance = np.abs(found.astype(np.int32) - wanted.astype(np.int32))
         assert distance.max() <= 1
@@ -193,7 +173,7 @@ def test_sums_of_codes_are_exact(name: str, kind: str, features: str, tmp_path: 
     reference = finish(whole, sums, tmp_path / "sums.onnx", TensorProto.FLOAT)
     info = np.iinfo(kind)
     codes = np.random.default_rng(1).integers(info.min, info.max + 1, case.image).astype(kind)
-    found, names = run_lowered(path, {"x": codes}, cpu)
+    (found,), names = run_lowered(path, {"x": codes}, cpu)
     # Below 2^24 the sums of float32 are exact too.
     exact = run_model(reference, {"x": codes.astype(np.float32) - np.float32(zero)})[0]
     factor = (np.float32(0.03) * scales).reshape(-1, *[1] * (exact.ndim - 2))

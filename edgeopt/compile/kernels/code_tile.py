@@ -14,7 +14,10 @@ from typing import Literal, TypeVar
 
 from edgeopt.compile.kernels import code_quads
 from edgeopt.compile.kernels.microkernel import (
+    MOST_LOADED,
+    REGISTERS,
     clear_vectors,
+    load_all,
     load_vectors,
     store_vectors,
     walk_depth,
@@ -30,11 +33,8 @@ Method = Literal["matrix", "dot", "pair", "quad", "single"]
 #: Codes of a row that are read at a time, and as matrices.
 STEP = 16
 _MATRIX_STEP = 8
-#: Vector registers, and int32 lanes of each.
-_REGISTERS = 32
+#: int32 lanes of a vector register.
 _LANES = 4
-#: Registers that one load fills at most.
-_MOST_LOADED = 4
 #: Steps of K for each branch.
 _UNROLL = 4
 #: Sums of rows and columns that share no register: with more, no room is left for products.
@@ -98,7 +98,7 @@ class CodeTile:
         if not self.shares:
             return _LANES
         rows = self.height // 2 if self.method == "matrix" else self.height
-        return min(_MOST_LOADED, self.width, _REGISTERS - self.held - rows)
+        return min(MOST_LOADED, self.width, REGISTERS - self.held - rows)
 
     @property
     def name(self) -> str:
@@ -195,8 +195,7 @@ def _load_rows(tile: CodeTile) -> tuple[list[int], list[str]]:
     """Load a step of each row; return the registers, which follow the sums, and the loads."""
     count = tile.height // 2 if tile.method == "matrix" else tile.height
     left = list(range(tile.held, tile.held + count))
-    parts = [left[i : i + _MOST_LOADED] for i in range(0, len(left), _MOST_LOADED)]
-    return left, [load_vectors(part, "$0") for part in parts]
+    return left, load_all(left, "$0")
 
 
 def _dot_step(tile: CodeTile) -> list[str]:
@@ -221,7 +220,7 @@ def _load_columns(
     tile: CodeTile, first: int, reads: list[_Read], lines: list[str]
 ) -> Iterator[tuple[list[int], list[_Read]]]:
     """Load registers of B, from the first free one on, in parts; say which read is in which."""
-    free, loaded = list(range(first, _REGISTERS)), tile.loaded
+    free, loaded = list(range(first, REGISTERS)), tile.loaded
     for start in range(0, len(reads), loaded):
         # Loading into other registers than before lets cores in program order run ahead.
         skip = loaded if start // loaded % 2 and len(free) >= 2 * loaded else 0
@@ -265,7 +264,7 @@ def _long_step(tile: CodeTile) -> list[str]:
     """Multiply 16 codes of each row by those of each column, four columns at a time."""
     left, lines = _load_rows(tile)
     right = list(range(left[-1] + 1, left[-1] + 1 + _LANES))
-    free = list(range(right[-1] + 1, _REGISTERS))[:_AT_ONCE]
+    free = list(range(right[-1] + 1, REGISTERS))[:_AT_ONCE]
     for first in range(0, tile.width, _LANES):
         lines.append(load_vectors(right, "$1"))
         pairs = [

@@ -222,17 +222,18 @@ def multiply_steps(
     lines = []
     for k in range(steps):
         if k * of_k % for_left == 0:
-            lines += _load_all(left, "$0")
+            lines += load_all(left, "$0")
         values = left[k * of_k % for_left :][:of_k]
         for column in range(vectors):
             place = (k * vectors + column) % for_right
             if place == 0:
-                lines += _load_all(right, "$1")
+                lines += load_all(right, "$1")
             lines += _multiply_column((height, vectors), column, (values, right[place]), numbers)
     return lines
 
 
-def _load_all(registers: list[int], pointer: str) -> list[str]:
+def load_all(registers: list[int], pointer: str) -> list[str]:
+    """Load registers in their order, as many by one instruction as it can fill."""
     parts = range(0, len(registers), MOST_LOADED)
     return [load_vectors(registers[i : i + MOST_LOADED], pointer) for i in parts]
 
