@@ -94,19 +94,43 @@ static Record* read_records(int file, const char* path, uint64_t file_size, int*
   return records;
 }
 
+static uint64_t round_down(uint64_t value, uint64_t unit) { return value / unit * unit; }
+
+static void drop_from_cache(int file, uint64_t start, uint64_t end) {
+  posix_fadvise(file, (off_t)start, (off_t)(end - start), POSIX_FADV_DONTNEED);
+}
+
+static bool is_cached(char* base, uint64_t offset, uint64_t page) {
+  unsigned char state = 0;
+  return mincore(base + round_down(offset, page), (size_t)page, &state) == 0 && (state & 1) != 0;
+}
+
 // On a page fault the kernel also maps the neighbours that happen to be in the page cache, 16
 // pages each time, and counts them as this process's memory. After an upload all of them are
 // there. So drop them from the cache first: then only rows that are read become resident.
-static void forget_cached_pages(int file, const Record* record) {
-  posix_fadvise(file, (off_t)record->offset, (off_t)padded_size(record), POSIX_FADV_DONTNEED);
+//
+// What was written at once is cached as a folio, up to a page of page-table entries long, which is
+// dropped whole or not at all (ext4 since Linux 6.16). One that reaches beyond a table keeps that
+// part of it: go as far as it takes, folios lie at multiples of their size. The other weights in it
+// are read again.
+static void forget_cached_pages(int file, char* base, const Record* record) {
+  uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+  uint64_t start = record->offset;
+  uint64_t end = start + padded_size(record);
+  drop_from_cache(file, start, end);
+  uint64_t longest = page * (page / sizeof(uint64_t));
+  for (uint64_t unit = 2 * page; unit <= longest; unit *= 2) {
+    if (!is_cached(base, start, page) && !is_cached(base, end - 1, page)) return;
+    drop_from_cache(file, round_down(start, unit), round_down(end - 1, unit) + unit);
+  }
 }
 
 // Without read-ahead a row brings in its own page only. Rounded to whole pages inwards: on a
 // kernel with 64 KiB pages the neighbours keep their own behaviour.
 static void advise_random(char* base, const Record* record) {
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-  uint64_t start = (record->offset + page - 1) / page * page;
-  uint64_t end = (record->offset + padded_size(record)) / page * page;
+  uint64_t start = round_down(record->offset + page - 1, page);
+  uint64_t end = round_down(record->offset + padded_size(record), page);
   if (start < end) madvise(base + start, (size_t)(end - start), MADV_RANDOM);
 }
 
@@ -123,16 +147,15 @@ Weights map_weights(const char* path) {
   int file = open_regular(path, &size);
   Record* records = read_records(file, path, size, &count);
   Weights weights = {.tensors = allocate((size_t)count, sizeof(TVMFFIAny)), .count = count};
-  for (int i = 0; i < count; ++i) {
-    check_record(path, &records[i], (unsigned long long)i, size);
-    if (is_random(&records[i])) forget_cached_pages(file, &records[i]);
-  }
   char* base = map_file(file, path, size);
-  close(file);
   for (int i = 0; i < count; ++i) {
     Layout layout = check_record(path, &records[i], (unsigned long long)i, size);
-    if (is_random(&records[i])) advise_random(base, &records[i]);
+    if (is_random(&records[i])) {
+      forget_cached_pages(file, base, &records[i]);
+      advise_random(base, &records[i]);
+    }
     weights.tensors[i] = view_memory(base + records[i].offset, &layout);
   }
+  close(file);
   return weights;
 }
