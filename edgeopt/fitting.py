@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def choose_plan(run: Run, model: Model, samples: Samples, correction: Correction) -> "Fit":
     """Find the plan with the least harm whose predicted footprint and accuracy are allowed."""
     from edgeopt.compress import Cost, Fit, Infeasible, Search, Stopped, fit_plan, infeasible
-    from edgeopt.compress.mix import can_mix
+    from edgeopt.compress.mixable import can_mix
 
     job = run.job
     target, profile = job.target, job.profile
@@ -310,7 +310,7 @@ def measure_harm(run: Run, model: Model) -> "Sensitivity":
     """
     from edgeopt.compress import Sensitivity, draw_calibration, measure_sensitivity
     from edgeopt.compress.host import require_memory
-    from edgeopt.compress.mix import mixable_choices
+    from edgeopt.compress.mixable import mixable_choices
 
     job = run.job
 

@@ -92,6 +92,13 @@ class Target(_Table):
         """Whether its cores have vector arithmetic on float16."""
         return "asimdhp" in self.isa.features
 
+    @property
+    def lanes(self) -> int:
+        """float32 lanes of its vectors: NEON, AVX2 or AVX-512."""
+        if self.isa.machine != "x86_64":
+            return 4
+        return 16 if "avx512f" in self.isa.features else 8
+
 
 def load_target(name_or_path: str | Path, *, project: Path | None = None) -> Target:
     """Find a target by name or path and decode it; raises ConfigError."""

@@ -172,7 +172,8 @@ def _forms(run: Run, model: Model, folder: Path) -> Iterator[Model]:
     import onnx
 
     from edgeopt.compress.hollow import hollow_model
-    from edgeopt.compress.mix import mixable_choices, nearest
+    from edgeopt.compress.mix import nearest
+    from edgeopt.compress.mixable import mixable_choices
     from edgeopt.compress.plan import apply_plan, make_plan
     from edgeopt.compress.sparse_choices import zeroed_weights
     from edgeopt.model.oracle import seeded_inputs

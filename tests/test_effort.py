@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.artifact import Method
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.sensitivity import draw_calibration
 from edgeopt.effort import QUICK, STANDARD, THOROUGH, read_effort
 from edgeopt.errors import ConfigError

@@ -24,7 +24,7 @@ ORDER = (
     ("task",),
     ("project",),
     ("store",),
-    ("tiles", "times"),
+    ("tiles", "times", "filters"),
     ("ending",),
     ("program",),
     ("model",),

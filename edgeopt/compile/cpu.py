@@ -78,7 +78,7 @@ def describe_cpu(target: Target, tiles: Mapping[TileKey, Tile] | None = None) ->
     features = frozenset(target.isa.features)
     l2 = cluster.l2 or _SMALL_L2
     shared = cluster.count if cluster.l2_shared else 1
-    lanes, registers = _vectors(target.isa.machine, features)
+    lanes = target.lanes
     # NEON multiplies by one lane of a vector of A; x86 broadcasts each value from memory,
     # for free inside the instruction with AVX-512 only.
     neon = target.isa.machine != "x86_64"
@@ -89,7 +89,8 @@ def describe_cpu(target: Target, tiles: Mapping[TileKey, Tile] | None = None) ->
         attributes=_attributes(target.isa.machine, features),
         threads=cluster.count,
         lanes=lanes,
-        registers=registers,
+        # AVX-512 and 64-bit NEON have 32 of them.
+        registers=32 if lanes == 16 or target.isa.machine == "aarch64" else 16,
         l2=l2 // shared,
         vector_a=neon,
         a_cost=0.6 if neon else 0.25 if lanes == 16 else 0.5,
@@ -115,9 +116,3 @@ def _attributes(machine: str, features: frozenset[str]) -> tuple[str, ...]:
         return (*(("+fullfp16",) if "asimdhp" in features else ()), *refused)
     # The levels of the x86-64 psABI, which a probed target names as its core, end before VNNI.
     return ("+avx512vnni",) if "avx512_vnni" in features else ()
-
-
-def _vectors(machine: str, features: frozenset[str]) -> tuple[int, int]:
-    if machine == "x86_64":
-        return (16, 32) if "avx512f" in features else (8, 16)
-    return 4, 32 if machine == "aarch64" else 16

@@ -1,16 +1,19 @@
 """Predict from the graph alone what a model will need on a board, before anything is compiled."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx.helper import get_attribute_value
 
 from edgeopt.artifact import Footprint, Model
 from edgeopt.compress.arena import peak_activations
 from edgeopt.compress.code import predict_code
+from edgeopt.filters import TAPS, TILE, is_transformed
 from edgeopt.model.graph import attribute, consumers, infer_types, initializers, producers
 from edgeopt.model.oracle import Array
+from edgeopt.model.product import shapes_of, types_of
 from edgeopt.model.skim import skim_model
 from edgeopt.model.sparse import find_sparse
 from edgeopt.target import Target
@@ -47,7 +50,7 @@ def predict_footprint(
     tables = _tables(graph)
     page = target.memory.page
     file = resident = _HEADER + _RECORD * len(graph.initializer)
-    sizes = pushed_bytes(graph)
+    sizes = pushed_bytes(graph) | _transformed_bytes(graph, target.lanes)
     for tensor in graph.initializer:
         size = sizes[tensor.name]
         if tensor.name in tables and size > _LARGE_TABLE:
@@ -80,6 +83,34 @@ def pushed_bytes(graph: GraphProto) -> dict[str, int]:
     for matrix in find_sparse(graph).values():
         sizes |= matrix.sizes
     return sizes
+
+
+def _transformed_bytes(graph: GraphProto, lanes: int) -> dict[str, int]:
+    """Map filters that the compiler stores transformed to their size in the weights file."""
+    shapes, stored = shapes_of(types_of(graph)), initializers(graph)
+    sizes: dict[str, int] = {}
+    plain: dict[str, int] = {}
+    for node in graph.node:
+        filters = stored.get(node.input[1]) if node.op_type == "Conv" else None
+        if filters is None or filters.data_type != TensorProto.FLOAT:
+            continue
+        size = stored_bytes(filters)
+        if _is_transformed(node, shapes, lanes):
+            sizes[filters.name] = size // TAPS**2 * TILE**2
+        else:
+            plain[filters.name] = size
+    # Where another node reads them as they are, both are stored.
+    return {name: size + plain.get(name, 0) for name, size in sizes.items()}
+
+
+def _is_transformed(node: NodeProto, shapes: Mapping[str, Sequence[int]], lanes: int) -> bool:
+    """Tell whether the filters of a convolution are stored transformed."""
+    filters, image = shapes[node.input[1]], shapes.get(node.output[0], ())
+    given = {each.name: get_attribute_value(each) for each in node.attribute}
+    steps = {*given.get("strides", ()), *given.get("dilations", ()), given.get("group", 1)}
+    if tuple(filters[2:]) != (TAPS, TAPS) or len(image) != len(filters) or steps != {1}:
+        return False
+    return is_transformed(lanes, filters[1], filters[0], (image[2], image[3]))
 
 
 def filed_bytes(graph: GraphProto) -> dict[str, int]:

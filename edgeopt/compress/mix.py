@@ -1,6 +1,6 @@
 """A plan of its own for every weight: the least harm within limits on bytes and time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,21 +10,18 @@ from edgeopt.artifact import (
     Choice,
     Entry,
     Footprint,
-    Method,
     Model,
     Plan,
 )
 from edgeopt.budget import Budget
-from edgeopt.compress.blocks import CODEBOOKS
-from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.hollow import hollow_model
 from edgeopt.compress.knapsack import Figures, Limit, choose_options
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.probe import Samples
 from edgeopt.compress.sensitivity import Option, Sensitivity
-from edgeopt.compress.sparse import SPARSE
-from edgeopt.compress.sparse_choices import SPARSE_OF
-from edgeopt.effort import STANDARD, Effort
+from edgeopt.effort import STANDARD
+from edgeopt.filters import TAPS
+from edgeopt.model.skim import skim_model
 
 #: Alignment in the weights file is not part of the program: what it adds is taken off the limits.
 _ROUNDS = 8
@@ -35,16 +32,6 @@ _ALIGNMENT = 64
 #: Bytes that memory is rounded up to, and the place of a table in the file.
 _PAGE, _TABLE_PAGE = 4096, 16384
 _Figure = Literal["flash", "ram", "latency"]
-#: Forms that change how activations are computed are whole plans of their own.
-_STORED: tuple[Method, ...] = (
-    "float16",
-    "int8-rows",
-    "int8-weights",
-    "int4-blocks",
-    "int2-blocks",
-    "codebook4-blocks",
-    "codebook-rows",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,62 +42,6 @@ class Mixture:
     model: Model
     footprint: Footprint
     entries: tuple[Entry, ...]
-
-
-def mixable_choices(
-    model: Model, methods: Sequence[Method], *, reconstruct: bool, effort: Effort = STANDARD
-) -> dict[str, tuple[Choice, ...]]:
-    """List the forms that a mixture may choose from, those of the allowed methods.
-
-    reconstruct: round by samples what has few bits; 8 bits gain nothing by it.
-    """
-    allowed = set(methods) & set(_STORED) & set(effort.methods or _STORED)
-    if "int8-weights" in allowed:
-        allowed.add("int8-rows")
-    # Zeros that are there are used by whatever is allowed; more are made where a profile asks.
-    kept = allowed | ({"float32"} & set(methods))
-    lossless = {method for base, method in SPARSE_OF.items() if base in kept}
-    sparse = set(methods) & set(effort.methods or SPARSE)
-    return {
-        name: tuple(
-            _reconstructed(each) if reconstruct and (each.group or not by_rows) else each
-            for each in given
-            if each.like is not None
-            or each.method
-            in (allowed if each.width is None else sparse if each.zeros else lossless)
-            if _is_tried(each, given, effort)
-            if each.rank is None or not effort.data_free
-        )
-        for name, given in possible_choices(model).items()
-        for by_rows in (any(each.method == "int8-rows" for each in given),)
-    }
-
-
-def _is_tried(choice: Choice, given: Sequence[Choice], effort: Effort) -> bool:
-    """Tell whether an effort tries a form's blocks: the largest, where none of its sizes fits."""
-    sizes = _sizes_of(choice.method, effort)
-    if choice.block in sizes:
-        return True
-    blocks = {each.block for each in given if each.method == choice.method and each.block}
-    return not blocks & set(sizes) and choice.block == max(blocks)
-
-
-def _sizes_of(method: Method, effort: Effort) -> tuple[int | None, ...]:
-    """List the blocks that are tried: levels of a weight's own pay where scales are few."""
-    return (None, *(effort.blocks[-1:] if method in CODEBOOKS else effort.blocks))
-
-
-def can_mix(methods: Sequence[Method]) -> bool:
-    """Tell whether methods leave a weight more than one form."""
-    return len(set(methods) & {"float32", *_STORED}) > 1
-
-
-def _reconstructed(choice: Choice) -> Choice:
-    fitted = not {choice.block, choice.rank, choice.group} <= {None}
-    zeros = choice.zeros
-    if zeros is not None:
-        zeros = zeros.model_copy(update={"criterion": "wanda", "refit": True})
-    return choice.model_copy(update={"reconstruct": fitted, "zeros": zeros})
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +153,7 @@ class Mixer:
         # Figures are never negative.
         costs = [
             [each - min(layer) for each in layer]
-            for layer in self._costs(name, hollow, directory, self._tables(hollow, directory))
+            for layer in self._costs((name,), hollow, directory)[name]
         ]
         found = self.choose(beside, directory, costs)
         if found is None:
@@ -262,46 +193,75 @@ class Mixer:
         self, wanted: Mapping[_Figure, float], hollow: Model, directory: Path
     ) -> list[Limit]:
         """Subtract from limits what no choice changes."""
-        now = self._figures(hollow)
-        tables = self._tables(hollow, directory) if set(wanted) - {"latency"} else {}
-        return [
-            Limit(self._costs(name, hollow, directory, tables), most - now[name])
-            for name, most in wanted.items()
-        ]
+        now, costs = self._figures(hollow), self._costs(wanted, hollow, directory)
+        return [Limit(costs[name], most - now[name]) for name, most in wanted.items()]
 
     def _tables(self, hollow: Model, directory: Path) -> dict[Choice, dict[_Figure, float]]:
         """Predict what the model needs with each form of each table, and nothing else changed."""
-        found = {}
-        for option in (each for layer in self.layers if _is_table(layer) for each in layer):
-            choice = nearest(option.choice)
-            plan = Plan(name=MIXED, choices=(choice,))
-            found[choice] = self._figures(apply_plan(hollow, plan, directory=directory))
-        return found
+        return {
+            choice: self._alone(choice, hollow, directory)
+            for layer in self.layers
+            if _is_table(layer)
+            for choice in (nearest(option.choice) for option in layer)
+        }
+
+    def _alone(self, choice: Choice, hollow: Model, directory: Path) -> dict[_Figure, float]:
+        """Predict what the model needs with one weight in a form, and nothing else changed."""
+        plan = Plan(name=MIXED, choices=(choice,))
+        return self._figures(apply_plan(hollow, plan, directory=directory))
+
+    def _grown(self, hollow: Model, directory: Path) -> dict[str, float]:
+        """Predict the bytes by which filters grow where, as they came, they are transformed.
+
+        Those in a form never are: what one of these saves beyond its own bytes tells it.
+        """
+        stored = skim_model(hollow.path).graph.initializer
+        filters = {each.name for each in stored if list(each.dims[2:]) == [TAPS, TAPS]}
+        before, grown = self._figures(hollow)["flash"], {}
+        for first, *forms in self.sensitivity.layers:
+            given = [each for each in forms if each.choice.like is None]
+            if first.choice.weight not in filters or not given:
+                continue
+            after = self._alone(nearest(given[-1].choice), hollow, directory)["flash"]
+            more = before - after - (first.size - given[-1].size)
+            # Less is what places in the file differ by.
+            grown[first.choice.weight] = more if more > _ALIGNMENT else 0.0
+        return grown
 
     def _costs(
-        self,
-        name: _Figure,
-        hollow: Model,
-        directory: Path,
-        tables: Mapping[Choice, Mapping[_Figure, float]],
-    ) -> list[list[float]]:
-        """Return for each option what it takes more than the weight as it came.
+        self, names: Iterable[_Figure], hollow: Model, directory: Path
+    ) -> dict[_Figure, list[list[float]]]:
+        """Return for each option what it takes of each figure more than the weight as it came.
 
         Tables lie on pages of their own, and only rows that are read are resident: each form of
         one is predicted by itself.
         """
-        if name == "latency":
-            return self._times(hollow, directory)
-        before = {each[0].choice.weight: each[0].size for each in self.sensitivity.layers}
-        now = self._figures(hollow)[name]
-        costs = []
-        for layer in self.layers:
-            if not _is_table(layer):
-                first = before[layer[0].choice.weight]
-                costs.append([float(option.size - first) for option in layer])
-                continue
-            costs.append([tables[nearest(each.choice)][name] - now for each in layer])
+        costs: dict[_Figure, list[list[float]]] = {}
+        if "latency" in names:
+            costs["latency"] = self._times(hollow, directory)
+        of_bytes = [each for each in names if each != "latency"]
+        if not of_bytes:
+            return costs
+        now, tables = self._figures(hollow), self._tables(hollow, directory)
+        added = self._added(hollow, directory)
+        for name in of_bytes:
+            costs[name] = [
+                [tables[nearest(each.choice)][name] - now[name] for each in layer]
+                if _is_table(layer)
+                else [added[each.choice] for each in layer]
+                for layer in self.layers
+            ]
         return costs
+
+    def _added(self, hollow: Model, directory: Path) -> dict[Choice, float]:
+        """Return for each option the bytes that it stores more than the weight as it came."""
+        grown = self._grown(hollow, directory)
+        added: dict[Choice, float] = {}
+        for first, *forms in self.sensitivity.layers:
+            before = first.size + grown.get(first.choice.weight, 0.0)
+            added[first.choice] = 0.0
+            added |= {each.choice: each.size - before for each in forms}
+        return added
 
     def _times(self, hollow: Model, directory: Path) -> list[list[float]]:
         """Return for each option the ms that it takes more than the weight as it came.

@@ -17,7 +17,7 @@ from edgeopt.compress.codebook import (
     possible_groups,
 )
 from edgeopt.compress.distance import measure_distance
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.reads import count_reads
 from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
 from edgeopt.errors import ConfigError

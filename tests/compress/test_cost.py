@@ -125,3 +125,42 @@ def test_a_view_keeps_its_bytes_alive(tmp_path: Path) -> None:
     }"""
     # v is a, and read last: at y there are a, b and y.
     assert peak(text, tmp_path, w=normal(0, 100, 100), u=normal(1, 100, 100)) == 1200
+
+
+CONVOLUTION = """
+    agraph (float[1,16,14,14] x) => (float[1,32,H,W] y) { y = Conv<ATTRIBUTES>(x, filters) }"""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "size", "grown"),
+    [
+        ("pads=[1,1,1,1]", 14, 4),
+        ("pads=[1,1,1,1], kernel_shape=[3,3], strides=[1,1], dilations=[1,1], group=1", 14, 4),
+        ("pads=[1,1,1,1], strides=[2,2]", 7, 1),
+        ("pads=[2,2,2,2], dilations=[2,2]", 14, 1),
+    ],
+)
+def test_filters_that_are_stored_transformed_count_as_such(
+    attributes: str, size: int, grown: int, tmp_path: Path
+) -> None:
+    text = CONVOLUTION.replace("ATTRIBUTES", attributes).replace("H,W", f"{size},{size}")
+    filters = normal(0, 32, 16, 3, 3)
+    model = describe(save_graph(tmp_path / "m.onnx", text, {"filters": filters}))
+    need = predict_footprint(model, target(), runtime=RUNTIME, program=PROGRAM)
+    assert need.weights == 128 + filters.nbytes * grown
+    # In a form they stay as they are.
+    half = apply_plan(model, make_plan(model, "float16", directory=tmp_path), directory=tmp_path)
+    need = predict_footprint(half, target(), runtime=RUNTIME, program=PROGRAM)
+    assert need.weights == 128 + filters.nbytes // 2
+
+
+def test_filters_that_are_read_both_ways_are_stored_twice(tmp_path: Path) -> None:
+    text = """
+    agraph (float[1,16,14,14] x) => (float[1,32,14,14] y, float[1,32,7,7] z) {
+        y = Conv<pads=[1,1,1,1]>(x, filters)
+        z = Conv<pads=[1,1,1,1], strides=[2,2]>(x, filters)
+    }"""
+    filters = normal(0, 32, 16, 3, 3)
+    model = describe(save_graph(tmp_path / "m.onnx", text, {"filters": filters}))
+    need = predict_footprint(model, target(), runtime=RUNTIME, program=PROGRAM)
+    assert need.weights == 128 + filters.nbytes * 5

@@ -9,7 +9,8 @@ import pytest
 from edgeopt.artifact import MIXED, Footprint, Method, Model, Plan
 from edgeopt.budget import Budget
 from edgeopt.compress import predict_footprint
-from edgeopt.compress.mix import Mixer, mixable_choices
+from edgeopt.compress.mix import Mixer
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
 from edgeopt.target import load_target

@@ -8,14 +8,14 @@ import pytest
 
 from edgeopt.artifact import Method
 from edgeopt.compress.host import free_memory, predict_memory, require_memory
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.errors import HostTooSmall
 from tests.graphs import deep_model
 
 MEASURE = """
 import re, sys
 from pathlib import Path
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
 from tests.graphs import deep_model
 

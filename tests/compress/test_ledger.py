@@ -15,7 +15,7 @@ from edgeopt.compress import (
     predict_latency,
 )
 from edgeopt.compress.ledger import write_ledger
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.pace import Clock, predict_nodes
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.target import load_target

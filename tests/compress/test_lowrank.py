@@ -9,7 +9,7 @@ from edgeopt.artifact import Choice, Method, Model, Plan
 from edgeopt.compress import apply_plan, possible_choices
 from edgeopt.compress.distance import measure_distance
 from edgeopt.compress.lowrank import possible_ranks, split_weight
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
 from edgeopt.errors import ConfigError
 from edgeopt.model.graph import Weight, weights

@@ -12,7 +12,8 @@ from edgeopt.compress import Cost, fit_plan, make_plan, predict_footprint
 from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.distance import measure_distance, measure_harm
 from edgeopt.compress.hollow import hollow_model
-from edgeopt.compress.mix import Mixer, Timer, mixable_choices
+from edgeopt.compress.mix import Mixer, Timer
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.model.oracle import run_samples
@@ -138,6 +139,35 @@ def test_below_the_smallest_mixture_no_limit_can_be_met(tmp_path: Path, target: 
     least = mixer.smallest(tmp_path / "least").footprint.flash
     assert mixer.mix(Budget(flash=least - 1), tmp_path / "mixed") is None
     assert mixer.mix(Budget(flash=least), tmp_path / "mixed") is not None
+
+
+def test_filters_that_grow_as_they_came_are_weighed_as_they_are_pushed(
+    tmp_path: Path, target: Target
+) -> None:
+    text = """
+    agraph (float[1,16,14,14] x) => (float[1,4] y) {
+        image = Conv<pads=[1,1,1,1]>(x, filters)
+        flat = Flatten(image)
+        y = MatMul(flat, head)
+    }"""
+    stored = {"filters": normal(0, 32, 16, 3, 3), "head": normal(1, 32 * 14 * 14, 4)}
+    model = describe(save_graph(tmp_path / "m.onnx", text, stored))
+    sensitivity = measured(model, tmp_path / "harm")
+    mixer = Mixer(model, sensitivity, lambda made: cost(target, made), samples=None, plain=True)
+    before = cost(target, model)
+    # float32 filters take 74 kB, as codes at most 9 kB; float16 spares the head 50 kB.
+    chosen = mixer.choose(Budget(flash=before.flash - 64_000), tmp_path / "mixed")
+    assert chosen is not None
+    (limit,) = chosen.limits
+    for place in range(len(mixer.layers[0])):
+        places = (place, *chosen.places[1:])
+        made = mixer.make(places, tmp_path / "made")
+        spent = made.footprint.flash - before.flash
+        assert limit.spent(places) == pytest.approx(spent, abs=128)
+    # All is met by what harms less: 16 bits for the filters, nothing for the head.
+    kept = {each.weight: each.method for each in mixer.make(chosen.places, tmp_path).plan.choices}
+    assert kept["head"] == "float32"
+    assert kept["filters"] != "float32"
 
 
 def test_divergence_of_classes_is_zero_for_equal_scores_and_grows_with_their_distance() -> None:

@@ -112,7 +112,7 @@ def test_rows_that_another_weight_chooses_are_not_given(tmp_path: Path) -> None:
 COUNTED = """
 import sys
 from pathlib import Path
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
 from tests.graphs import text_model
 

@@ -8,7 +8,8 @@ from edgeopt.artifact import Footprint, Method, Model
 from edgeopt.budget import Budget
 from edgeopt.compress import predict_footprint
 from edgeopt.compress.distance import measure_harm
-from edgeopt.compress.mix import Mixer, Selection, mixable_choices
+from edgeopt.compress.mix import Mixer, Selection
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import (
     Calibration,

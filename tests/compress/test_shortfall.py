@@ -8,7 +8,7 @@ import pytest
 from edgeopt.artifact import Footprint, Method, Model
 from edgeopt.budget import Budget
 from edgeopt.compress import Cost, Fit, Infeasible, Search, fit_plan, predict_footprint
-from edgeopt.compress.mix import mixable_choices
+from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.sensitivity import Sensitivity, draw_calibration, measure_sensitivity
 from edgeopt.target import load_target
 from edgeopt.units import parse_bytes

@@ -28,11 +28,10 @@ from edgeopt.compile.kernels.scheduling import (
     marked_int,
     vectorize_inner,
 )
+from edgeopt.filters import STEP, TILE, is_transformed
 
 KIND = "winograd"
 
-#: Outputs and inputs of a tile along one axis.
-_STEP, _TILE = 4, 6
 _INPUT = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -55,15 +54,8 @@ _OUTPUT = (
     (0, 1, 1, 4, 4, 0),
     (0, 1, -1, 8, -8, 1),
 )
-#: Tiles below which transformed filters are read for too few products.
-_FEWEST_TILES = 12
-#: Multiply-adds that transforming one channel of a tile costs, there and back.
-_TRANSFORM = 300
-#: Fewest outputs of one vector, and widths of panels that two or three vectors make.
-_FEWEST_LANES = 8
+#: Widths of panels that two or three vectors make.
 _WIDTHS = (32, 24, 16, 8)
-#: Share of the plain sum's multiply-adds from which the transforms are worth their traffic.
-_WORTH = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +74,7 @@ class Plan:
     def grid(self) -> tuple[int, int]:
         """Rows of tiles, and tiles in each."""
         rows, columns = self.window.output
-        return -(-rows // _STEP), -(-columns // _STEP)
+        return -(-rows // STEP), -(-columns // STEP)
 
 
 def plan_winograd(cpu: Cpu, window: Window, outputs: int) -> Plan | None:
@@ -91,26 +83,22 @@ def plan_winograd(cpu: Cpu, window: Window, outputs: int) -> Plan | None:
     if not plain or window.groups != 1 or window.size is not None:
         return None
     inputs = window.shape[3]
-    if inputs % cpu.lanes or outputs % _FEWEST_LANES:
+    if not is_transformed(cpu.lanes, inputs, outputs, window.output):
         return None
     rows, columns = window.output
-    grid = -(-rows // _STEP), -(-columns // _STEP)
+    grid = -(-rows // STEP), -(-columns // STEP)
     height, width = tile.choose_tile(cpu, grid[1], outputs)
     if outputs % width:
         # The outputs' transform reads whole panels, so panels are what divides the outputs.
         width = next(n for n in _WIDTHS if n <= 2 * cpu.lanes and outputs % n == 0)
-    tiles = grid[0] * tile.round_up(grid[1], height)
-    cost = tiles * (_TILE**2 * inputs * outputs + _TRANSFORM * (inputs + outputs))
-    if grid[0] * grid[1] < _FEWEST_TILES or cost > _WORTH * rows * columns * 9 * inputs * outputs:
-        return None
-    each = 4 * _TILE**2 * grid[1] * (inputs + width)
+    each = 4 * TILE**2 * grid[1] * (inputs + width)
     strip = _strip(cpu, window, grid[0], each)
     return Plan(window=window, outputs=outputs, height=height, width=width, strip=strip)
 
 
 def _strip(cpu: Cpu, window: Window, rows: int, each: int) -> int:
     """Choose the rows of tiles, of so many bytes each, that stay in L2; all, where all do."""
-    if rows * each <= cpu.l2 or window.output[0] % _STEP:
+    if rows * each <= cpu.l2 or window.output[0] % STEP:
         return rows
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * each <= cpu.l2 // 2]
     return max(fitting, default=1)
@@ -121,7 +109,7 @@ def transform_filters(filters: np.ndarray, width: int) -> np.ndarray:
     matrix = np.array(_FILTER)
     spread = np.einsum("iy,jx,yxco->ijco", matrix, matrix, filters.astype(np.float64))
     inputs, outputs = filters.shape[2:]
-    split = spread.reshape(_TILE, _TILE, inputs, outputs // width, width)
+    split = spread.reshape(TILE, TILE, inputs, outputs // width, width)
     return np.ascontiguousarray(split.transpose(3, 0, 1, 2, 4), np.float32)
 
 
@@ -153,7 +141,7 @@ def define_winograd(plan: Plan) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
     top, left, _, _ = window.pads
     # The last tiles may reach beyond the padding.
     bottom, right = (
-        count * _STEP + 2 - size - before
+        count * STEP + 2 - size - before
         for count, size, before in zip(plan.grid, window.shape[1:3], (top, left), strict=True)
     )
     room = Window(
@@ -163,15 +151,15 @@ def define_winograd(plan: Plan) -> Callable[[te.Tensor, te.Tensor], te.Tensor]:
     def define(x: te.Tensor, filters: te.Tensor) -> te.Tensor:
         padded = pad(room, x, number(0.0))
         half = te.compute(
-            (batch, rows, columns, _TILE, _TILE, inputs),
+            (batch, rows, columns, TILE, TILE, inputs),
             lambda b, ty, tx, i, z, c: _row_of(
-                _INPUT, i, lambda y: padded(b, ty * _STEP + y, tx * _STEP + z, c)
+                _INPUT, i, lambda y: padded(b, ty * STEP + y, tx * STEP + z, c)
             ),
             name="half_input",
             attrs=mark(role="half_input"),
         )
         whole = te.compute(
-            (batch, _TILE, _TILE, rows, columns, inputs),
+            (batch, TILE, TILE, rows, columns, inputs),
             lambda b, i, j, ty, tx, c: _row_of(_INPUT, j, lambda z: half(b, ty, tx, i, z, c)),
             name="input",
             attrs=mark(role="input"),
@@ -194,7 +182,7 @@ def _define_sums(plan: Plan, whole: te.Tensor, filters: te.Tensor) -> te.Tensor:
         return te.sum(value, axis=channel)
 
     product = te.compute(
-        (batch, _TILE, _TILE, rows, -(-columns // shape[0]), plan.outputs // shape[1], *shape),
+        (batch, TILE, TILE, rows, -(-columns // shape[0]), plan.outputs // shape[1], *shape),
         multiply,
         name="product",
         attrs=mark(
@@ -207,7 +195,7 @@ def _define_sums(plan: Plan, whole: te.Tensor, filters: te.Tensor) -> te.Tensor:
         ),
     )
     return te.compute(
-        (batch, _TILE, _TILE, rows, columns, plan.outputs),
+        (batch, TILE, TILE, rows, columns, plan.outputs),
         lambda b, i, j, ty, tx, o: tile.untile(product, (b, i, j, ty), (tx, o), shape),
         name="sums",
         attrs=mark(role="sums"),
@@ -218,21 +206,21 @@ def _define_output(plan: Plan, sums: te.Tensor) -> te.Tensor:
     """Transform sums back to outputs, and read them as an image."""
     batch, (rows, columns) = plan.window.shape[0], plan.grid
     half = te.compute(
-        (batch, rows, columns, _STEP, _TILE, plan.outputs),
+        (batch, rows, columns, STEP, TILE, plan.outputs),
         lambda b, ty, tx, q, j, o: _row_of(_OUTPUT, q, lambda i: sums(b, i, j, ty, tx, o)),
         name="half_output",
         attrs=mark(role="half_output"),
     )
     whole = te.compute(
-        (batch, rows, columns, _STEP, _STEP, plan.outputs),
+        (batch, rows, columns, STEP, STEP, plan.outputs),
         lambda b, ty, tx, q, r, o: _row_of(_OUTPUT, r, lambda j: half(b, ty, tx, q, j, o)),
         name="output",
         attrs=mark(role="output"),
     )
 
     def result(b: tirx.Expr, y: tirx.Expr, z: tirx.Expr, o: tirx.Expr) -> tirx.Expr:
-        tiles = tirx.floordiv(y, _STEP), tirx.floordiv(z, _STEP)
-        return whole(b, *tiles, tirx.floormod(y, _STEP), tirx.floormod(z, _STEP), o)
+        tiles = tirx.floordiv(y, STEP), tirx.floordiv(z, STEP)
+        return whole(b, *tiles, tirx.floormod(y, STEP), tirx.floormod(z, STEP), o)
 
     return te.compute((batch, *plan.window.output, plan.outputs), result, name="conv")
 
