@@ -35,6 +35,8 @@ class Built:
     samples: Samples
     #: The model that the plan is for, after its cuts.
     source: Model
+    #: What the predictions of the plan were corrected by.
+    correction: Correction
     #: When it was trimmed.
     vocabulary: Vocabulary | None = None
     #: When units were cut.
@@ -141,7 +143,9 @@ def build(
         bundle = compile_plan(run, fit.model, samples)
         broken = [each for each in check_footprint(bundle, budget) if each.met is False]
         if not broken:
-            return Built(fit, bundle, samples, model, run.job.vocabulary, run.job.pruning)
+            return Built(
+                fit, bundle, samples, model, correction, run.job.vocabulary, run.job.pruning
+            )
         correction = correction.after(fit.chosen.footprint, bundle.footprint)
     raise BudgetExceeded(
         f"plan {fit.plan.name} does not fit its budget once compiled",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgeopt
-from edgeopt.artifact import Bundle, Choice, Footprint, Line, Measurement, Model, Plan
+from edgeopt.artifact import Choice, Footprint, Line, Measurement, Model, Plan
 from edgeopt.cut import Cut
 from edgeopt.job import Correction, Job, Program, Run, Samples, Trial, digest_task
 from edgeopt.measure import summarize_samples
@@ -200,19 +200,26 @@ def known_times(job: Job) -> Times | None:
 
 
 def learn(
-    job: Job, bundle: Bundle, model: Model, trial: Trial, known: Correction, *, source: str = ""
+    job: Job,
+    predicted: Footprint,
+    model: Model,
+    trial: Trial,
+    known: Correction,
+    *,
+    source: str = "",
 ) -> Correction | None:
-    """Return what a trial of a bundle teaches the fitter, if it broke the budget; else None.
+    """Return what a trial teaches the fitter, if it broke the budget; else None.
 
-    Never less than what is known: a plan that was refused must not be chosen again.
+    predicted: by the fitter, corrected by what is known. Never less than that is returned: a plan
+    that was refused must not be chosen again.
     """
     budget, seen = job.profile.budget, trial.measurement
     slow = _is_timed(seen) and budget.latency is not None
     slow = slow and summarize_samples(seen.samples_ns).p95 / 1e6 > (budget.latency or 0)
     large = budget.ram is not None and seen.memory.peak > budget.ram
     if large:
-        excess = max(seen.memory.peak - bundle.footprint.peak, 1)
-        known = known.model_copy(update={"memory": max(excess, known.memory)})
+        excess = max(seen.memory.peak - predicted.peak, 1)
+        known = known.model_copy(update={"memory": known.memory + excess})
     if slow:
         known = learn_pace(job, model, seen, known, source=source)
     return known if large or slow else None

@@ -221,7 +221,10 @@ def _learn(seat: "Seat", built: Built, trial: Trial, known: Correction) -> Corre
     """Correct the times of kernels, and return what a trial teaches that broke the budget."""
     job, source, made = seat.run.job, built.source, built.fit.model
     correct_times(job, source, made, trial.measurement)
-    return learn(job, built.bundle, made, trial, known, source=source.sha256)
+    # The compiler corrected bytes before the board did.
+    bytes_known = {"memory": built.correction.memory, "flash": built.correction.flash}
+    known = known.model_copy(update=bytes_known)
+    return learn(job, built.fit.chosen.footprint, made, trial, known, source=source.sha256)
 
 
 def _pace_of(job: Job, built: Built, trial: Trial, known: Correction) -> float | None:

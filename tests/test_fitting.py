@@ -47,13 +47,13 @@ def trial(seen: Measurement) -> Trial:
 def test_a_trial_within_the_budget_teaches_nothing(model: Model, tmp_path: Path) -> None:
     asked = job(tmp_path, Budget(latency=30, ram=30_000_000))
     seen = measurement(20_000_000, kind="board", peak=27_500_000)
-    assert learn(asked, bundle(), model, trial(seen), Correction()) is None
+    assert learn(asked, bundle().footprint, model, trial(seen), Correction()) is None
 
 
 def test_what_was_too_slow_says_how_fast_the_board_is(model: Model, tmp_path: Path) -> None:
     asked = job(tmp_path, Budget(latency=30))
     seen = measurement(40_000_000, kind="board")
-    learned = learn(asked, bundle(), model, trial(seen), Correction())
+    learned = learn(asked, bundle().footprint, model, trial(seen), Correction())
     assert learned is not None
     assert learned.pace is not None
     again = predict_time(asked, model) * learned.pace
@@ -61,7 +61,7 @@ def test_what_was_too_slow_says_how_fast_the_board_is(model: Model, tmp_path: Pa
     assert 40_000_000 <= again <= 40_000_000 * 1.01
     # A board that seemed slower before is not believed to be faster now.
     slower = Correction(pace=2 * learned.pace)
-    kept = learn(asked, bundle(), model, trial(seen), slower)
+    kept = learn(asked, bundle().footprint, model, trial(seen), slower)
     assert kept is not None
     assert kept.pace == slower.pace
 
@@ -69,17 +69,16 @@ def test_what_was_too_slow_says_how_fast_the_board_is(model: Model, tmp_path: Pa
 def test_counted_instructions_are_no_time(model: Model, tmp_path: Path) -> None:
     asked = job(tmp_path, Budget(latency=30))
     seen = measurement(40_000_000, kind="emulated")
-    assert learn(asked, bundle(), model, trial(seen), Correction()) is None
+    assert learn(asked, bundle().footprint, model, trial(seen), Correction()) is None
 
 
 def test_memory_beyond_the_limit_is_added_to_what_is_predicted(
     model: Model, tmp_path: Path
 ) -> None:
-    asked = job(tmp_path, Budget(ram=20_000_000))
-    learned = learn(
-        asked, bundle(), model, trial(measurement(peak=40_000_000)), Correction(memory=5)
-    )
-    assert learned == Correction(memory=40_000_000 - bundle().footprint.peak)
+    asked, known = job(tmp_path, Budget(ram=20_000_000)), Correction(memory=5, flash=7)
+    learned = learn(asked, bundle().footprint, model, trial(measurement(peak=40_000_000)), known)
+    # What was predicted has what was known in it.
+    assert learned == Correction(memory=5 + 40_000_000 - bundle().footprint.peak, flash=7)
 
 
 def test_what_took_longer_than_its_kernels_corrects_those_of_its_form_alone(
