@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from edgeopt.artifact import Bundle, Model, Vocabulary
 from edgeopt.cut import Pruning
 from edgeopt.errors import BudgetExceeded, ConfigError, ModelError
-from edgeopt.fitting import choose_plan, last_pace
-from edgeopt.job import Correction, Run, Samples, digest_task, plan_name
+from edgeopt.fitting import choose_plan, correct_times, last_pace, learn
+from edgeopt.job import Correction, Job, Run, Samples, Trial, digest_task, plan_name
 from edgeopt.prepare import prune_units
 from edgeopt.verdict import check_footprint, describe_check
 
@@ -152,6 +152,15 @@ def build(
         why="; ".join(describe_check(each) for each in broken),
         fix="raise the limit, or choose a smaller profile (edgeopt profiles list)",
     )
+
+
+def learn_from(job: Job, built: Built, trial: Trial, known: Correction) -> Correction | None:
+    """Correct the times of kernels, and return what a trial teaches that broke the budget."""
+    source, made = built.source, built.fit.model
+    correct_times(job, source, made, trial.measurement)
+    # The compiler corrected bytes before the board did.
+    known = built.correction.model_copy(update={"pace": known.pace})
+    return learn(job, built.fit.chosen.footprint, made, trial, known, source=source.sha256)
 
 
 def draw_samples(run: Run, model: Model) -> Samples:

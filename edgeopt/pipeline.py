@@ -29,16 +29,15 @@ from edgeopt.building import (
     cut_until,
     draw_samples,
     fit_within,
+    learn_from,
 )
 from edgeopt.errors import BoardIncompatible, BudgetExceeded, ParityBroken
 from edgeopt.fitting import (
     choose_plan,
-    correct_times,
     describe_judging,
     draw_front,
     draw_ledger,
     known_times,
-    learn,
     learn_pace,
     replay,
 )
@@ -183,7 +182,7 @@ def _deploy_on(
             source=original.model.sha256,
         )
     for _ in range(ROUNDS - 1):
-        learned = _learn(seat, built, trial, correction)
+        learned = learn_from(seat.run.job, built, trial, correction)
         if learned is None:
             break
         correction = learned
@@ -200,7 +199,7 @@ def _deploy_on(
         seat, built = replace(seat, run=again.run), again.built
         release, trial = _try(seat, built)
     report = _conclude(seat, built, trial, before, remark)
-    _learn(seat, built, trial, correction)
+    learn_from(seat.run.job, built, trial, correction)
     report = report.model_copy(update={"pace": _pace_of(seat.run.job, built, trial, correction)})
     if report.kept:
         # A run that outlived its lease must not undo what the next holder did.
@@ -215,16 +214,6 @@ def _deploy_on(
         model=built.fit.model,
         samples=samples,
     )
-
-
-def _learn(seat: "Seat", built: Built, trial: Trial, known: Correction) -> Correction | None:
-    """Correct the times of kernels, and return what a trial teaches that broke the budget."""
-    job, source, made = seat.run.job, built.source, built.fit.model
-    correct_times(job, source, made, trial.measurement)
-    # The compiler corrected bytes before the board did.
-    bytes_known = {"memory": built.correction.memory, "flash": built.correction.flash}
-    known = known.model_copy(update=bytes_known)
-    return learn(job, built.fit.chosen.footprint, made, trial, known, source=source.sha256)
 
 
 def _pace_of(job: Job, built: Built, trial: Trial, known: Correction) -> float | None:
