@@ -11,19 +11,34 @@ STEPS = 16
 
 
 def test_a_row_takes_a_load_for_four_multiplications() -> None:
-    lines = write_row(16).split("\\0A")
+    lines = write_row(16, paired=False).split("\\0A")
     loop = lines[lines.index("1:") + 1 : lines.index("b.ne 1b")]
     assert sum(line.startswith("fmla") for line in loop) == STEPS * 16
     assert sum(line.startswith("ld") for line in loop) == STEPS * 16 // 4 + 1
 
 
+@pytest.mark.parametrize("sums", [4, 8, 16])
+def test_in_program_order_all_free_registers_are_filled_before_any_is_multiplied_by(
+    sums: int,
+) -> None:
+    lines = write_row(sums, paired=True).split("\\0A")
+    loop = lines[lines.index("1:") + 1 : lines.index("b.ne 1b")]
+    runs = re.findall("l+", "".join("l" if "[$1" in line else "-" for line in loop))
+    free = (32 - sums * chains_of(sums, STEPS) - 4) // 2 * 2
+    assert len(runs) == -(-STEPS * sums // free)
+    assert {len(run) for run in runs[:-1]} == {free // 2}
+    # What moves the address stands apart from what needs it.
+    assert sum(line.startswith("add $1") for line in loop) <= STEPS * sums * 16 / 1024 * 4 / 3 + 1
+
+
 def test_a_row_beyond_the_register_file_is_refused() -> None:
     with pytest.raises(AssertionError):
-        write_row(25)
+        write_row(25, paired=False)
 
 
-def test_a_row_starts_from_elsewhere_and_moves_four_registers_at_a_time() -> None:
-    lines = write_row(18).split("\\0A")
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_row_starts_from_elsewhere_and_moves_four_registers_at_a_time(paired: bool) -> None:
+    lines = write_row(18, paired=paired).split("\\0A")
     start = lines[1 : lines.index("cbz x9, 2f") - 1]
     assert [line.count("v") + line.count(" q") for line in start] == [4, 4, 4, 4, 2]
     assert all("[x11]" in line for line in start)
@@ -32,15 +47,20 @@ def test_a_row_starts_from_elsewhere_and_moves_four_registers_at_a_time() -> Non
     assert all(line.startswith("st") and "[$2]" in line for line in end)
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("sums", [1, 2, 3, 4, 7, 8, 16, 20, 21, 24])
-def test_a_row_multiplies_what_was_loaded_for_it(sums: int) -> None:
-    lines = write_row(sums).split("\\0A")
+def test_a_row_multiplies_what_was_loaded_for_it(sums: int, paired: bool) -> None:
+    lines = write_row(sums, paired=paired).split("\\0A")
     chains = chains_of(sums, STEPS)
     held: dict[str, int] = {}
-    read, products = 0, []
+    read, moved, products = 0, 0, []
     for line in lines[lines.index("1:") + 1 : lines.index("b.ne 1b")]:
         registers = re.findall(r"\b[qv](\d+)", line)
-        if line.startswith("ld") and "[$1]" in line:
+        if line.startswith("add $1"):
+            moved += int(line.split("#")[-1])
+        elif line.startswith("ld") and "[$1" in line:
+            offset = line.partition("[$1, #")[2].rstrip("]")
+            assert not paired or moved + int(offset) == 16 * read
             for register in registers:
                 held[register] = read
                 read += 1
@@ -52,15 +72,17 @@ def test_a_row_multiplies_what_was_loaded_for_it(sums: int) -> None:
         (k * sums + i, k, k % chains * sums + i) for k in range(STEPS) for i in range(sums)
     ]
     assert read == STEPS * sums
+    assert moved == (16 * read if paired else 0)
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("sums", range(1, 8))
 def test_a_short_row_has_sums_enough_to_hide_the_latency_and_adds_each_of_them_once(
-    sums: int,
+    sums: int, paired: bool
 ) -> None:
     chains = chains_of(sums, STEPS)
     assert sums * chains >= FEWEST_CHAINS
-    lines = write_row(sums).split("\\0A")
+    lines = write_row(sums, paired=paired).split("\\0A")
     cleared = {line.split()[1] for line in lines if line.startswith("movi")}
     assert cleared == {f"v{register}.4s," for register in range(sums, sums * chains)}
     held = {register: {register} for register in range(sums * chains)}
@@ -74,10 +96,13 @@ def test_a_short_row_has_sums_enough_to_hide_the_latency_and_adds_each_of_them_o
         assert held[column] == {k * sums + column for k in range(chains)}
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("sums", range(1, 8))
 @pytest.mark.parametrize("depth", [0, 1, 7, 10, 15])
-def test_a_short_row_reads_the_rest_of_k_once_without_a_loop(sums: int, depth: int) -> None:
-    lines = write_row(sums).split("\\0A")
+def test_a_short_row_reads_the_rest_of_k_once_without_a_loop(
+    sums: int, depth: int, paired: bool
+) -> None:
+    lines = write_row(sums, paired=paired).split("\\0A")
     lines = lines[lines.index("2:") + 1 :]
     read, products, place = {"$0": 0, "$1": 0}, 0, 0
     while place < len(lines):
@@ -87,9 +112,11 @@ def test_a_short_row_reads_the_rest_of_k_once_without_a_loop(sums: int, depth: i
             place = lines.index("3:", place)
         elif line == "b.eq 4f" and not depth:
             place = lines.index("4:", place)
-        elif line.startswith("ld"):
+        elif line.startswith("ld") and not (paired and "[$1" in line):
             pointer = line[line.index("[") + 1 : line.index("]")]
             read[pointer] += int(line.split("#")[-1])
+        elif line.startswith("add $1"):
+            read["$1"] += int(line.split("#")[-1])
         products += line.startswith("fmla")
     assert read == {"$0": 4 * depth, "$1": 16 * sums * depth}
     assert products == sums * depth

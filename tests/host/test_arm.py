@@ -415,8 +415,14 @@ def save_channelwise(path: Path) -> Path:
     return _save(path, nodes, stored, (1, 12, 30, 29))
 
 
-def test_tiles_of_a_core_in_program_order_agree_with_onnxruntime(tmp_path: Path) -> None:
-    model = describe(save_channelwise(tmp_path / "model.onnx"))
+@pytest.mark.parametrize(
+    "save", [save_channelwise, save_products, partial(save_recurrent, layers=GATED, steps=6)]
+)
+def test_tiles_of_a_core_in_program_order_agree_with_onnxruntime(
+    save: object, tmp_path: Path
+) -> None:
+    assert callable(save)
+    model = describe(save(tmp_path / "model.onnx"))
     target = make_target("aarch64", static=True)
     target = target.model_copy(update={"cluster": (Cluster(core="cortex-a53", count=2),)})
     assert describe_cpu(target).in_order

@@ -307,14 +307,15 @@ class _Loops:
         first = tirx.const(0, "int32")
         call = tirx.call_extern(
             "int32",
-            row_tile.name_row(sums),
+            row_tile.name_row(sums, paired=self.cpu.in_order),
             tirx.address_of(self._source(phase, at, at.row, first)),
             tirx.address_of(weight[at.direction, at.panel, 0, 0, 0]),
             tirx.address_of(self.accumulators[0, 0, 0]),
             tirx.Cast("int64", blocks * STEP),
             tirx.address_of(start),
         )
-        with builder.attr(first, "pragma_import_llvm", row_tile.write_row(sums)):
+        assembly = row_tile.write_row(sums, paired=self.cpu.in_order)
+        with builder.attr(first, "pragma_import_llvm", assembly):
             builder.evaluate(call)
 
     def _accumulate(

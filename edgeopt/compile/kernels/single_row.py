@@ -29,5 +29,7 @@ def schedule_row(sch: Schedule, cpu: Cpu, product: Block) -> None:
     start = sch.decompose_reduction(product, column)
     vectorize_inner(sch, sch.get_loops(start)[-1], cpu.lanes)
     sums = width // SINGLE.lanes
-    sch.tensorize(column, register_row(row_tile.name_row(sums), width, depth))
-    sch.annotate(tiles.columns, "pragma_import_llvm", row_tile.write_row(sums))
+    name = row_tile.name_row(sums, paired=cpu.in_order)
+    sch.tensorize(column, register_row(name, width, depth))
+    assembly = row_tile.write_row(sums, paired=cpu.in_order)
+    sch.annotate(tiles.columns, "pragma_import_llvm", assembly)
