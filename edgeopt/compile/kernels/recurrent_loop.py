@@ -303,8 +303,7 @@ class _Loops:
         start = self.accumulators[0, 0, 0]
         if self._starts_in_place(phase):
             start = self._projected(at, at.row, gate, tirx.const(0, "int32"))
-        sums = len(self.layer.phases[phase]) * self.tiling.vectors
-        first = tirx.const(0, "int32")
+        sums, first = len(self.layer.phases[phase]) * self.tiling.vectors, tirx.const(0, "int32")
         call = tirx.call_extern(
             "int32",
             row_tile.name_row(sums, paired=self.cpu.in_order),
