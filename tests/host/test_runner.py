@@ -344,29 +344,35 @@ def test_only_the_rows_of_a_random_table_that_are_read_become_resident(
 def test_rows_that_are_not_read_leave_the_cache_where_it_holds_them_with_what_surrounds_them(
     program: Path, cache: Path, tmp_path: Path
 ) -> None:
-    rows, width, tokens = 3000, 128, 4
+    rows, width, tokens, samples = 3000, 128, 4, 3
     objects = model_objects("x86_64", tmp_path, rows=rows, width=width, tokens=tokens, system=False)
     link_model(objects, "x86_64", tmp_path / "model.so", cache=cache)
     draw_weights(tmp_path, rows=rows, width=width)
     # Two megabytes that are written at once: a kernel may hold them as one folio.
     whole = (tmp_path / "weights.bin").read_bytes()
     (tmp_path / "at-once.bin").write_bytes(whole.ljust(2**21, b"\0"))
-    np.save(tmp_path / "ids.npy", np.arange(0, rows, rows // tokens, dtype=np.int64)[:tokens])
-    grown = _grown(program, tmp_path / "at-once.bin")
-    most = (2 * tokens + 4) * 4096
+    # What is read for the first sample, of what lies behind the table, is there for the others.
+    ids = np.arange(0, rows, rows // (samples * tokens), dtype=np.int64)[: samples * tokens]
+    np.save(tmp_path / "ids.npy", np.ascontiguousarray(ids.reshape(tokens, samples).T))
+    grown = _grown(program, tmp_path / "at-once.bin", samples=samples)
+    most = (2 * samples * tokens + 4) * 4096
     if grown > most and _stays_cached(tmp_path / "at-once.bin"):
         pytest.skip("this file system keeps all pages in memory; run: pytest --basetemp on a disk")
     # A row lies in two pages at most; the rest of what is multiplied takes one.
     assert grown <= most
 
 
-def _grown(program: Path, weights: Path) -> int:
-    """Return the bytes of files that an inference adds to those that were there before it."""
+def _grown(program: Path, weights: Path, *, samples: int = 1) -> int:
+    """Return the bytes of files that inferences add to those that were there before them."""
     # Pages that are not on the disk yet cannot leave the page cache; deploy syncs as well.
     with weights.open("rb") as file:
         os.fsync(file.fileno())
+    count = str(samples)
     done = subprocess.run(
-        [program, "--model", "model.so", "--weights", weights.name, "--input", "ids.npy"],
+        [
+            program, "--model", "model.so", "--weights", weights.name, "--input", "ids.npy",
+            "--samples", count, "--iterations", count,
+        ],
         cwd=weights.parent, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     memory = json.loads(done.stdout)["memory"]

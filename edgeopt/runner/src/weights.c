@@ -40,6 +40,9 @@ enum {
   ALIGNMENT = 64,
   // Advice is given in pages: 4 KiB, or 16 KiB on a Raspberry Pi 5.
   RANDOM_ALIGNMENT = 16384,
+  // Bytes that are asked for at once: the kernel cuts off what is beyond its read-ahead, by default
+  // these.
+  FETCHED = 131072,
 };
 
 static bool is_random(const Record* record) { return (record->flags & FLAG_RANDOM) != 0; }
@@ -111,8 +114,7 @@ static bool is_cached(char* base, uint64_t offset, uint64_t page) {
 //
 // What was written at once is cached as a folio, up to a page of page-table entries long, which is
 // dropped whole or not at all (ext4 since Linux 6.16). One that reaches beyond a table keeps that
-// part of it: go as far as it takes, folios lie at multiples of their size. The other weights in it
-// are read again.
+// part of it: go as far as it takes, folios lie at multiples of their size.
 static void forget_cached_pages(int file, char* base, const Record* record) {
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
   uint64_t start = record->offset;
@@ -122,6 +124,16 @@ static void forget_cached_pages(int file, char* base, const Record* record) {
   for (uint64_t unit = 2 * page; unit <= longest; unit *= 2) {
     if (!is_cached(base, start, page) && !is_cached(base, end - 1, page)) return;
     drop_from_cache(file, round_down(start, unit), round_down(end - 1, unit) + unit);
+  }
+}
+
+// What is not in the cache is read on a page fault with what lies around it, by the device's setting
+// up to megabytes: rows of a table again. Where it was fetched before, nothing else is read.
+static void fetch_into_cache(int file, const Record* record) {
+  uint64_t end = record->offset + record->size;
+  for (uint64_t start = record->offset; start < end; start += FETCHED) {
+    uint64_t size = end - start < FETCHED ? end - start : FETCHED;
+    posix_fadvise(file, (off_t)start, (off_t)size, POSIX_FADV_WILLNEED);
   }
 }
 
@@ -148,13 +160,18 @@ Weights map_weights(const char* path) {
   Record* records = read_records(file, path, size, &count);
   Weights weights = {.tensors = allocate((size_t)count, sizeof(TVMFFIAny)), .count = count};
   char* base = map_file(file, path, size);
+  bool has_table = false;
   for (int i = 0; i < count; ++i) {
     Layout layout = check_record(path, &records[i], (unsigned long long)i, size);
     if (is_random(&records[i])) {
       forget_cached_pages(file, base, &records[i]);
       advise_random(base, &records[i]);
+      has_table = true;
     }
     weights.tensors[i] = view_memory(base + records[i].offset, &layout);
+  }
+  for (int i = 0; has_table && i < count; ++i) {
+    if (!is_random(&records[i])) fetch_into_cache(file, &records[i]);
   }
   close(file);
   return weights;
