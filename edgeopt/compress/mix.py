@@ -46,13 +46,15 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The place of an option for each weight, and the limits that it was chosen within."""
+    """The place of an option for each weight, and what it was chosen within."""
 
     places: tuple[int, ...]
+    #: Of what choices change; some wider than the budget, by what alignment may take or save.
     limits: tuple[Limit, ...]
+    budget: Budget
 
     def allows(self, places: Sequence[int]) -> bool:
-        """Tell whether another choice is within these limits too."""
+        """Tell whether another choice is within the limits too."""
         return all(each.spent(places) <= each.most for each in self.limits)
 
 
@@ -125,7 +127,7 @@ class Mixer:
             need = self._predict(places, hollow, directory)
             over = [max(need[name] - most, 0.0) for name, most in wanted.items()]
             if not any(over):
-                return Selection(tuple(places), tuple(within))
+                return Selection(tuple(places), tuple(within), budget)
             ruled_out.append(tuple(places))
             if number < _FIRST - 1:
                 continue
@@ -136,6 +138,11 @@ class Mixer:
                 for limit, more in zip(tight, over, strict=True)
             ]
         return None
+
+    def meets(self, places: Sequence[int], budget: Budget, directory: Path) -> bool:
+        """Predict whether a choice meets limits on figures; files are written below directory."""
+        need = self._predict(places, self._hollow(directory), directory)
+        return all(need[name] <= most for name, most in self._wanted(budget).items())
 
     def smallest(self, directory: Path) -> Mixture:
         """Return the mixture that stores the least: what no budget can go below."""

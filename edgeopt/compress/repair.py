@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 
@@ -42,7 +43,7 @@ def repair_choice(
     directory: Path,
     advance: Advance = lambda _share: None,
 ) -> Places:
-    """Return the places after at most so many exchanges were tried; all stay within its limits.
+    """Return the places after at most so many exchanges were tried; all stay within its budget.
 
     Files are written below directory and removed.
     """
@@ -60,10 +61,13 @@ def repair_choice(
             if proposal is None:
                 break
             seen.add(proposal)
+            advance((number + 1) / tries)
+            with TemporaryDirectory(dir=directory) as own:
+                if not mixer.meets(proposal, selection.budget, Path(own)):
+                    continue
             found = stitched.harms(proposal)
             if all(new < old * (1 - _LEAST_GAIN) for new, old in zip(found, harm, strict=True)):
                 places, harm = proposal, found
-            advance((number + 1) / tries)
     finally:
         stitched.close()
     return places

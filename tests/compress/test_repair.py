@@ -1,5 +1,6 @@
 """What a sum of harms gets wrong is found by running the whole."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_exchanges_find_what_a_wrong_harm_hides(mixer: Mixer, tmp_path: Path) ->
     before = stitched_harm(misled, chosen.places, drawn, tmp_path / "before")
     after = stitched_harm(misled, places, drawn, tmp_path / "after")
     assert after < 0.9 * before
+
+
+def test_a_repaired_choice_meets_the_budget_where_limits_leave_room_for_alignment(
+    mixer: Mixer, tmp_path: Path
+) -> None:
+    misled = Mixer(mixer.model, wrong(mixer.sensitivity), cost, samples=None, plain=True)
+    drawn = draw_calibration(mixer.model, None)
+    chosen = middle(misled, tmp_path)
+    wider = tuple(replace(each, most=each.most + 4096) for each in chosen.limits)
+    loose = replace(chosen, limits=wider)
+    places = repair_choice(misled, loose, drawn, tries=60, directory=tmp_path / "repair")
+    assert places != chosen.places
+    made = misled.make(places, tmp_path / "made")
+    assert made.footprint.flash <= (chosen.budget.flash or 0)
 
 
 def test_a_repaired_choice_never_moves_the_outputs_more(mixer: Mixer, tmp_path: Path) -> None:
