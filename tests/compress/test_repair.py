@@ -81,7 +81,7 @@ def test_a_repaired_choice_meets_the_budget_where_limits_leave_room_for_alignmen
     misled = Mixer(mixer.model, wrong(mixer.sensitivity), cost, samples=None, plain=True)
     drawn = draw_calibration(mixer.model, None)
     chosen = middle(misled, tmp_path)
-    wider = tuple(replace(each, most=each.most + 4096) for each in chosen.limits)
+    wider = tuple(replace(each, most=each.most + 8192) for each in chosen.limits)
     loose = replace(chosen, limits=wider)
     places = repair_choice(misled, loose, drawn, tries=60, directory=tmp_path / "repair")
     assert places != chosen.places
