@@ -51,23 +51,28 @@ def repair_choice(
     if not tries:
         return places
     directory.mkdir(parents=True, exist_ok=True)
+    seen = {places}
+
+    def is_new(proposal: Places) -> bool:
+        if proposal in seen:
+            return False
+        seen.add(proposal)
+        # Limits leave room for alignment, the budget does not.
+        with TemporaryDirectory(dir=directory) as own:
+            return mixer.meets(proposal, selection.budget, Path(own))
+
     stitched = _Stitched(mixer, places, calibration, directory)
     try:
         harm = stitched.harms(places)
-        seen = {places}
         for number in range(tries):
             proposals = _exchanges(mixer, selection, places, stitched.names)
-            proposal = next((each for each in proposals if each not in seen), None)
+            proposal = next((each for each in proposals if is_new(each)), None)
             if proposal is None:
                 break
-            seen.add(proposal)
-            advance((number + 1) / tries)
-            with TemporaryDirectory(dir=directory) as own:
-                if not mixer.meets(proposal, selection.budget, Path(own)):
-                    continue
             found = stitched.harms(proposal)
             if all(new < old * (1 - _LEAST_GAIN) for new, old in zip(found, harm, strict=True)):
                 places, harm = proposal, found
+            advance((number + 1) / tries)
     finally:
         stitched.close()
     return places

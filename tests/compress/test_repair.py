@@ -84,7 +84,6 @@ def test_a_repaired_choice_meets_the_budget_where_limits_leave_room_for_alignmen
     wider = tuple(replace(each, most=each.most + 8192) for each in chosen.limits)
     loose = replace(chosen, limits=wider)
     places = repair_choice(misled, loose, drawn, tries=60, directory=tmp_path / "repair")
-    assert places != chosen.places
     made = misled.make(places, tmp_path / "made")
     assert made.footprint.flash <= (chosen.budget.flash or 0)
 
