@@ -40,6 +40,7 @@ enum {
   ALIGNMENT = 64,
   // Advice is given in pages: 4 KiB, or 16 KiB on a Raspberry Pi 5.
   RANDOM_ALIGNMENT = 16384,
+  LARGE_TABLE = 1048576,
   // Bytes that are asked for at once: the kernel cuts off what is beyond its read-ahead, by default
   // these.
   FETCHED = 131072,
@@ -114,12 +115,14 @@ static bool is_cached(char* base, uint64_t offset, uint64_t page) {
 //
 // What was written at once is cached as a folio, up to a page of page-table entries long, which is
 // dropped whole or not at all (ext4 since Linux 6.16). One that reaches beyond a table keeps that
-// part of it: go as far as it takes, folios lie at multiples of their size.
+// part of it: go as far as it takes, folios lie at multiples of their size. Of a small table that is
+// not worth it: rows that are read from the disk one by one take longer than its model may.
 static void forget_cached_pages(int file, char* base, const Record* record) {
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
   uint64_t start = record->offset;
   uint64_t end = start + padded_size(record);
   drop_from_cache(file, start, end);
+  if (record->size < LARGE_TABLE) return;
   uint64_t longest = page * (page / sizeof(uint64_t));
   for (uint64_t unit = 2 * page; unit <= longest; unit *= 2) {
     if (!is_cached(base, start, page) && !is_cached(base, end - 1, page)) return;
