@@ -6,7 +6,7 @@ loop then are its loads, one for each multiplication and those of A.
 
 A core that issues in program order waits for the address that the load before moved, and at the
 first multiplication for what it reads. There all free registers are loaded in pairs, at distances
-from one address, before any is used: 2.4 to 2.7 cycles a multiplication instead of 3.7 to 4.3 in
+from one address, before any is used: 2.3 to 2.9 cycles a multiplication instead of 3.5 to 3.9 in
 LLVM's model of Cortex-A53.
 """
 
