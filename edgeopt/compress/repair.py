@@ -4,12 +4,14 @@ Harms of weights were measured one at a time, and their sum is what an integer p
 Together errors may amplify or cancel one another (SPDY, Frantar and Alistarh 2022, corrects for it
 by a random search over stitched models; here pairs are exchanged in the order in which the sum
 grows least). All forms are stitched together in one model, which runs on samples that were held
-back. They are two halves: an exchange counts when the outputs move less on both.
+back. They are two halves: an exchange counts when the outputs move less on both. One form for all
+weights is tried first, as far as it is within the limits: errors of one kind add up otherwise.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +34,8 @@ Places = tuple[int, ...]
 _NEAREST = 2
 #: Figures that change by less than this are noise of the order of summation.
 _LEAST_GAIN = 1e-3
+#: One form for all weights is not tried where it is said to harm this many times as much.
+_WORSE = 2.0
 
 
 def repair_choice(
@@ -65,8 +69,9 @@ def repair_choice(
     try:
         harm = stitched.harms(places)
         for number in range(tries):
-            proposals = _exchanges(mixer, selection, places, stitched.names)
-            proposal = next((each for each in proposals if is_new(each)), None)
+            uniform = _uniform(mixer, selection, stitched.names)
+            exchanges = _exchanges(mixer, selection, places, stitched.names)
+            proposal = next(filter(is_new, chain(uniform, exchanges)), None)
             if proposal is None:
                 break
             found = stitched.harms(proposal)
@@ -76,6 +81,30 @@ def repair_choice(
     finally:
         stitched.close()
     return places
+
+
+def _uniform(mixer: Mixer, selection: Selection, names: Sequence[str]) -> Iterator[Places]:
+    """Yield choices within the limits that give all weights the same form, as far as they have it.
+
+    Each other weight stays as it was chosen. Those come first whose sum of harms is least.
+    """
+    layers = mixer.layers
+    forms = {_form(each) for layer in layers for each in layer}
+    found: list[tuple[float, Places]] = []
+    for form in forms:
+        places = tuple(
+            next((at for at, each in enumerate(layer) if free and _form(each) == form), chosen)
+            for layer, chosen in zip(layers, selection.places, strict=True)
+            for free in (layer[0].choice.weight in names,)
+        )
+        harm = _total(layers, places)
+        if selection.allows(places) and harm <= _WORSE * _total(layers, selection.places):
+            found.append((harm, places))
+    yield from (each for _, each in sorted(found))
+
+
+def _form(option: Option) -> Choice:
+    return option.choice.model_copy(update={"weight": ""})
 
 
 def _exchanges(

@@ -75,6 +75,23 @@ def test_exchanges_find_what_a_wrong_harm_hides(mixer: Mixer, tmp_path: Path) ->
     assert after < 0.9 * before
 
 
+def test_one_form_for_all_weights_is_tried_first(mixer: Mixer, tmp_path: Path) -> None:
+    def place(index: int, method: Method) -> int:
+        layer = mixer.layers[index]
+        return next(at for at, each in enumerate(layer) if each.choice.method == method)
+
+    count = len(mixer.layers)
+    uniform = tuple(place(at, "int8-weights") for at in range(count))
+    flash = mixer.make(uniform, tmp_path / "uniform").footprint.flash
+    chosen = mixer.choose(Budget(flash=flash), tmp_path / "mixed")
+    assert chosen is not None
+    uneven = tuple(place(at, "int2-blocks" if at % 2 else "int8-weights") for at in range(count))
+    drawn = draw_calibration(mixer.model, None)
+    worse = replace(chosen, places=uneven)
+    found = repair_choice(mixer, worse, drawn, tries=1, directory=tmp_path / "repair")
+    assert found == uniform
+
+
 def test_a_repaired_choice_meets_the_budget_where_limits_leave_room_for_alignment(
     mixer: Mixer, tmp_path: Path
 ) -> None:
