@@ -16,12 +16,7 @@ def measure_distance(found: Sequence[Array], expected: Sequence[Array], *, class
     if classes:
         ours, theirs = _log_probabilities(found[0]), _log_probabilities(expected[0])
         return max(float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).mean()), 0.0)
-    ratios = [
-        np.square(a.astype(np.float64) - b).sum()
-        / max(float(np.square(b, dtype=float).sum()), 1e-30)
-        for a, b in zip(found, expected, strict=True)
-    ]
-    return float(np.mean(ratios))
+    return float(sample_harms(found, expected, classes=False).sum())
 
 
 def measure_harm(found: Sequence[Array], expected: Sequence[Array], *, classes: bool) -> float:
@@ -32,13 +27,30 @@ def measure_harm(found: Sequence[Array], expected: Sequence[Array], *, classes: 
     A divergence does not: on samples that a model is sure of, such as those it was trained on, it
     is nothing until the sum of all errors turns an answer.
     """
-    if not classes:
-        return measure_distance(found, expected, classes=False)
-    ours, theirs = (
-        scores - scores.mean(axis=-1, keepdims=True)
-        for scores in (each[0].astype(np.float64) for each in (found, expected))
-    )
-    return float(np.square(ours - theirs).sum() / max(float(np.square(theirs).sum()), 1e-30))
+    return float(sample_harms(found, expected, classes=classes).sum())
+
+
+def sample_harms(found: Sequence[Array], expected: Sequence[Array], *, classes: bool) -> Array:
+    """Return what each of S samples adds to the harm: float64 [S]."""
+    if classes:
+        found, expected = ([_centred(each[0])] for each in (found, expected))
+    shares = [
+        _squares(a - b.astype(np.float64)) / max(float(_squares(b).sum()), 1e-30)
+        for a, b in zip(found, expected, strict=True)
+    ]
+    mean: Array = np.mean(shares, axis=0)
+    return mean
+
+
+def _centred(scores: Array) -> Array:
+    centred: Array = scores - scores.mean(axis=-1, keepdims=True, dtype=np.float64)
+    return centred
+
+
+def _squares(values: Array) -> Array:
+    """Return the sum of squares of each sample of values [S, ...]: float64 [S]."""
+    sums: Array = np.square(values, dtype=np.float64).reshape(len(values), -1).sum(axis=1)
+    return sums
 
 
 def _log_probabilities(scores: Array) -> Array:

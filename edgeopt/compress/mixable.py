@@ -13,12 +13,16 @@ from edgeopt.effort import STANDARD, Effort
 _STORED: tuple[Method, ...] = (
     "float16",
     "int8-rows",
+    "int8-blocks",
     "int8-weights",
     "int4-blocks",
     "int2-blocks",
+    "codebook16-blocks",
     "codebook4-blocks",
     "codebook-rows",
 )
+#: Forms of 8 bits or of levels of the weight's own: bytes are better spent on bits than on scales.
+_PRECISE: tuple[Method, ...] = ("int8-blocks", *CODEBOOKS)
 
 
 def mixable_choices(
@@ -60,8 +64,8 @@ def _is_tried(choice: Choice, given: Sequence[Choice], effort: Effort) -> bool:
 
 
 def _sizes_of(method: Method, effort: Effort) -> tuple[int | None, ...]:
-    """List the blocks that are tried: levels of a weight's own pay where scales are few."""
-    return (None, *(effort.blocks[-1:] if method in CODEBOOKS else effort.blocks))
+    """List the blocks that are tried: to codes that tell much, more scales add little."""
+    return (None, *(effort.blocks[-1:] if method in _PRECISE else effort.blocks))
 
 
 def can_mix(methods: Sequence[Method]) -> bool:

@@ -4,22 +4,23 @@ Harms of weights were measured one at a time, and their sum is what an integer p
 Together errors may amplify or cancel one another (SPDY, Frantar and Alistarh 2022, corrects for it
 by a random search over stitched models; here pairs are exchanged in the order in which the sum
 grows least). All forms are stitched together in one model, which runs on samples that were held
-back. They are two halves: an exchange counts when the outputs move less on both. One form for all
-weights is tried first, as far as it is within the limits: errors of one kind add up otherwise.
+back. One form for all weights is tried first, as far as it is within the limits: errors of one kind
+add up otherwise. A choice counts when the outputs move less in all, and not by a few samples alone.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
 
 from edgeopt.artifact import Choice, Plan
 from edgeopt.compress.decode import decode_choice
-from edgeopt.compress.distance import measure_harm
+from edgeopt.compress.distance import sample_harms
 from edgeopt.compress.learned import learn
 from edgeopt.compress.mix import Mixer, Selection
 from edgeopt.compress.part import Parts
@@ -75,12 +76,25 @@ def repair_choice(
             if proposal is None:
                 break
             found = stitched.harms(proposal)
-            if all(new < old * (1 - _LEAST_GAIN) for new, old in zip(found, harm, strict=True)):
+            if is_less(found, harm):
                 places, harm = proposal, found
             advance((number + 1) / tries)
     finally:
         stitched.close()
     return places
+
+
+def is_less(found: Array, before: Array) -> bool:
+    """Tell whether samples are harmed less than before, each by what float64 [S] says.
+
+    Where harm is due to a few samples, their sum tells little: its mean ratio, of which each counts
+    the same, has to be lower too, by at least a standard error.
+    """
+    if not found.sum() < before.sum() * (1 - _LEAST_GAIN):
+        return False
+    least = np.finfo(np.float64).tiny
+    ratios = np.log(np.maximum(found, least) / np.maximum(before, least))
+    return bool(ratios.mean() < -ratios.std() / np.sqrt(len(ratios)))
 
 
 def _uniform(mixer: Mixer, selection: Selection, names: Sequence[str]) -> Iterator[Places]:
@@ -175,8 +189,7 @@ class _Stitched:
         self.names = [each.weight for each in chosen if each not in tables]
         plan = Plan(name="tables", choices=tuple(tables))
         self._base = apply_plan(mixer.model, plan, directory=folder, learned=self._learned)
-        self._halves = _halves(calibration)
-        self._expected = [run_samples(mixer.model, half) for half in self._halves]
+        self._expected = run_samples(mixer.model, calibration.held)
         self._classes = calibration.classes
         count = len(next(iter(calibration.held.values())))
         judged = Judged(calibration.held, count, calibration.classes)
@@ -187,8 +200,8 @@ class _Stitched:
         """Remove what was written."""
         self._base.path.unlink()
 
-    def harms(self, places: Places) -> list[float]:
-        """Return the harm of a choice on each half of the samples."""
+    def harms(self, places: Places) -> Array:
+        """Return the harm of a choice on each sample that was held back: float64 [S]."""
         chosen = [layer[at].choice for layer, at in zip(self._layers, places, strict=True)]
         forms = {each.weight: each for each in chosen}
         own = [each for each in chosen if each.weight in self.names]
@@ -197,12 +210,7 @@ class _Stitched:
             pairs = zip(own, decoded, strict=True)
             values = {each.weight: found for each, found in pairs if found is not None}
         outputs = self._probe.outputs(values)
-        at = len(next(iter(self._halves[0].values())))
-        parts = ([each[:at] for each in outputs], [each[at:] for each in outputs])
-        return [
-            measure_harm(found, expected, classes=self._classes)
-            for found, expected in zip(parts, self._expected, strict=True)
-        ]
+        return sample_harms(outputs, self._expected, classes=self._classes)
 
     def _decode(self, choice: Choice, like: Choice | None = None) -> Array | None:
         """Return what a weight becomes in a form; None where it stays as it came.
@@ -220,9 +228,3 @@ class _Stitched:
             assert decoded is not None
             self._decoded[choice] = decoded
         return self._decoded[choice]
-
-
-def _halves(calibration: Calibration) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-    at = (len(next(iter(calibration.held.values()))) + 1) // 2
-    first = {name: values[:at] for name, values in calibration.held.items()}
-    return first, {name: values[at:] for name, values in calibration.held.items()}
