@@ -171,8 +171,8 @@ def _forms(run: Run, model: Model, folder: Path) -> Iterator[Model]:
     """Yield the model with all its weights in each form that has a kernel of its own."""
     import onnx
 
+    from edgeopt.compress.forecast import nearest
     from edgeopt.compress.hollow import hollow_model
-    from edgeopt.compress.mix import nearest
     from edgeopt.compress.mixable import mixable_choices
     from edgeopt.compress.plan import apply_plan, make_plan
     from edgeopt.compress.sparse_choices import zeroed_weights

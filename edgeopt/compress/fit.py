@@ -12,9 +12,10 @@ import onnx
 from edgeopt.artifact import MIXED, Choice, Entry, Method, Model, Plan, Recipe
 from edgeopt.budget import Budget
 from edgeopt.compress.candidate import Candidate, Cost, Fit, Stopped
+from edgeopt.compress.forecast import Timer, nearest
 from edgeopt.compress.hollow import hollow_model
 from edgeopt.compress.judge import Bench, set_up
-from edgeopt.compress.mix import Mixer, Mixture, Timer, nearest
+from edgeopt.compress.mix import Mixer, Mixture
 from edgeopt.compress.plan import apply_plan, make_plan
 from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import CALIBRATION, Advance, Sensitivity, draw_calibration

@@ -52,25 +52,26 @@ def repair_choice(
 
     Files are written below directory and removed.
     """
-    places = selection.places
     if not tries:
-        return places
+        return selection.places
     directory.mkdir(parents=True, exist_ok=True)
+    places = selection.places
     seen = {places}
+    with TemporaryDirectory(dir=directory) as name:
+        folder = Path(name)
+        forecast = mixer.forecast(folder / "forecast")
 
-    def is_new(proposal: Places) -> bool:
-        if proposal in seen:
-            return False
-        seen.add(proposal)
-        # Limits leave room for alignment, the budget does not.
-        with TemporaryDirectory(dir=directory) as own:
-            return mixer.meets(proposal, selection.budget, Path(own))
+        def is_new(proposal: Places) -> bool:
+            if proposal in seen:
+                return False
+            seen.add(proposal)
+            # Limits leave room for alignment, the budget does not.
+            return mixer.meets(proposal, selection.budget, forecast)
 
-    stitched = _Stitched(mixer, places, calibration, directory)
-    try:
+        stitched = _Stitched(mixer, places, calibration, folder)
         harm = stitched.harms(places)
+        uniform = [*_uniform(mixer, selection, stitched.names)]
         for number in range(tries):
-            uniform = _uniform(mixer, selection, stitched.names)
             exchanges = _exchanges(mixer, selection, places, stitched.names)
             proposal = next(filter(is_new, chain(uniform, exchanges)), None)
             if proposal is None:
@@ -79,8 +80,6 @@ def repair_choice(
             if is_less(found, harm):
                 places, harm = proposal, found
             advance((number + 1) / tries)
-    finally:
-        stitched.close()
     return places
 
 
@@ -195,10 +194,6 @@ class _Stitched:
         judged = Judged(calibration.held, count, calibration.classes)
         self._probe = Probe(infer_types(onnx.load(self._base.path)), self.names, judged)
         self._decoded: dict[Choice, Array] = {}
-
-    def close(self) -> None:
-        """Remove what was written."""
-        self._base.path.unlink()
 
     def harms(self, places: Places) -> Array:
         """Return the harm of a choice on each sample that was held back: float64 [S]."""

@@ -24,7 +24,8 @@ from edgeopt.building import draw_samples
 from edgeopt.cli.places import cache_folder
 from edgeopt.cli.request import Request, make_order, started
 from edgeopt.compress import Infeasible, predict_latency
-from edgeopt.compress.mix import Mixer, Timer
+from edgeopt.compress.forecast import Timer
+from edgeopt.compress.mix import Mixer
 from edgeopt.errors import BudgetExceeded
 from edgeopt.fitting import clock_of, measure_harm, predictor, timers_of
 from edgeopt.job import Correction, Run

@@ -11,8 +11,9 @@ from edgeopt.budget import Budget
 from edgeopt.compress import Cost, fit_plan, make_plan, predict_footprint
 from edgeopt.compress.choices import possible_choices
 from edgeopt.compress.distance import measure_distance, measure_harm
+from edgeopt.compress.forecast import Timer
 from edgeopt.compress.hollow import hollow_model
-from edgeopt.compress.mix import Mixer, Timer
+from edgeopt.compress.mix import Mixer
 from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.sensitivity import Option, Sensitivity, draw_calibration, measure_sensitivity

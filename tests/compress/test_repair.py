@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeopt.artifact import Footprint, Method, Model
@@ -11,7 +12,7 @@ from edgeopt.compress import predict_footprint
 from edgeopt.compress.distance import measure_harm
 from edgeopt.compress.mix import Mixer, Selection
 from edgeopt.compress.mixable import mixable_choices
-from edgeopt.compress.repair import repair_choice
+from edgeopt.compress.repair import is_less, repair_choice
 from edgeopt.compress.sensitivity import (
     Calibration,
     Option,
@@ -123,3 +124,25 @@ def test_without_tries_nothing_is_exchanged(mixer: Mixer, tmp_path: Path) -> Non
     drawn = draw_calibration(mixer.model, None)
     found = repair_choice(mixer, chosen, drawn, tries=0, directory=tmp_path / "repair")
     assert found == chosen.places
+
+
+def test_less_harm_on_nearly_every_sample_counts() -> None:
+    before = np.geomspace(1.0, 2.0, 32)
+    assert is_less(before * np.where(np.arange(32) % 8, 0.9, 1.05), before)
+
+
+def test_less_harm_on_one_sample_that_outweighs_all_others_does_not_count() -> None:
+    before = np.append(np.ones(31), 1000.0)
+    found = np.append(np.where(np.arange(31) % 2, 0.9, 1.1), 500.0)
+    assert found.sum() < before.sum()
+    assert not is_less(found, before)
+
+
+def test_less_harm_on_most_samples_does_not_count_where_the_sum_is_more() -> None:
+    before = np.ones(32)
+    assert not is_less(np.append(before[:31] * 0.9, 5.0), before)
+
+
+def test_no_harm_at_all_is_less_than_some_and_not_than_none() -> None:
+    assert is_less(np.zeros(4), np.ones(4))
+    assert not is_less(np.zeros(4), np.zeros(4))

@@ -12,8 +12,8 @@ from edgeopt.artifact import Choice, Method, Model, Plan
 from edgeopt.compress import apply_plan, make_plan, possible_choices
 from edgeopt.compress.codes import encode_weight
 from edgeopt.compress.cost import pushed_bytes
+from edgeopt.compress.forecast import nearest
 from edgeopt.compress.hollow import hollow_model
-from edgeopt.compress.mix import nearest
 from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.pace import Clock, Pace, predict_latency
 from edgeopt.compress.sparse import choose_width, kept_blocks

@@ -12,7 +12,8 @@ from edgeopt.artifact import Choice, Model, Plan
 from edgeopt.budget import Budget
 from edgeopt.compress import apply_plan, predict_footprint
 from edgeopt.compress.distance import measure_harm
-from edgeopt.compress.mix import Mixer, Timer
+from edgeopt.compress.forecast import Timer
+from edgeopt.compress.mix import Mixer
 from edgeopt.compress.mixable import mixable_choices
 from edgeopt.compress.repair import repair_choice
 from edgeopt.compress.sensitivity import draw_calibration, measure_sensitivity
