@@ -303,7 +303,7 @@ def _emit(
     site: Site, layer: Recurrent, tiling: Tiling, arguments: Sequence[relax.Expr]
 ) -> relax.Expr:
     if layer.called:
-        function = define_called(layer, tiling)
+        function = define_called(site.cpu, layer, tiling)
     else:
         function = define_recurrent(site.cpu, layer, tiling)
     variable: tvm.ir.GlobalVar = site.builder.add_func(function, layer.cell.lower())

@@ -15,14 +15,14 @@ SURE = 1e9
 
 def gates_of(vectors: int) -> list[str]:
     """Cut what follows the product out of the assembly, its loads and stores left out."""
-    lines = write_cell(vectors).split("\\0A")
+    lines = write_cell(vectors, paired=False).split("\\0A")
     rest = lines[lines.index("4:") + 1 :]
     return [line for line in rest if re.match(r"(f|s[hqs]|add)", line)]
 
 
 def constants_of(vectors: int, size: int) -> dict[int, Lanes]:
     """Run what fills the registers of constants; single values as whole registers of their own."""
-    lines = write_cell(vectors).split("\\0A")
+    lines = write_cell(vectors, paired=False).split("\\0A")
     value, held = 0, {}
     for line in lines[: lines.index("5:")]:
         numbers = [int(each) for each in re.findall(r"[#v\[](\d+)", line)]
@@ -177,3 +177,14 @@ def test_no_gates_overflow_and_what_is_no_number_counts_as_zero() -> None:
 def test_a_vector_of_units_takes_58_instructions() -> None:
     for vectors in range(1, MOST_VECTORS + 1):
         assert len(gates_of(vectors)) == 58 * vectors
+
+
+@pytest.mark.parametrize("vectors", range(1, MOST_VECTORS + 1))
+def test_in_program_order_loads_leave_the_constants_of_gates_alone(vectors: int) -> None:
+    lines = write_cell(vectors, paired=True).split("\\0A")
+    loop = lines[lines.index("1:") + 1 : lines.index("b.ne 1b")]
+    loaded = {int(each) for line in loop for each in re.findall(r"\bq(\d+)", line)}
+    assert loaded
+    assert max(loaded) < 29
+    multiplied = sum(line.startswith("fmla") for line in loop)
+    assert sum("[$1" in line for line in loop) <= 0.51 * multiplied

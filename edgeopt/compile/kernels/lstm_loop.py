@@ -9,6 +9,7 @@ from typing import TypeAlias
 from tvm import tirx
 from tvm.tirx.script import builder
 
+from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import lstm_inputs, lstm_row
 from edgeopt.compile.kernels.functions import number
 from edgeopt.compile.kernels.recurrent import Recurrent, Tiling
@@ -44,12 +45,13 @@ def called_shapes(layer: Recurrent, tiling: Tiling) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def define_called(layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
+def define_called(cpu: Cpu, layer: Recurrent, tiling: Tiling) -> tirx.PrimFunc:
     """Write the function of a layer: arguments of called_shapes, then Y, Y_h and Y_c."""
     states = (len(layer.reverse), tiling.width)
 
     def write(named: dict[str, tirx.Buffer], outputs: list[tirx.Buffer]) -> None:
         _Loops(
+            cpu,
             layer,
             tiling,
             named,
@@ -78,6 +80,7 @@ def _copy(into: tirx.Buffer, at: tuple[Index | int, ...], value: Index) -> None:
 class _Loops:
     """Writes the loops of one layer into the builder that is open."""
 
+    cpu: Cpu
     layer: Recurrent
     tiling: Tiling
     named: dict[str, tirx.Buffer]
@@ -190,8 +193,12 @@ class _Loops:
         state = self.state[new, direction, 0]
         at = (0, time, direction) if layer.batch_first else (time, direction, 0)
         even = self.tiling.width == layer.hidden
+        paired = self.cpu.in_order
         _call(
-            (lstm_row.name_cell(vectors), lstm_row.write_cell(vectors)),
+            (
+                lstm_row.name_cell(vectors, paired=paired),
+                lstm_row.write_cell(vectors, paired=paired),
+            ),
             tirx.address_of(self.state[now, direction, 0]),
             tirx.address_of(self.named["weight"][direction, 0, 0, 0, 0]),
             tirx.address_of(self.kept[direction, 0]),

@@ -26,7 +26,7 @@ from edgeopt.compile.kernels.microkernel import (
     store_together,
     walk_depth,
 )
-from edgeopt.compile.kernels.row_tile import multiply_row
+from edgeopt.compile.kernels.row_tile import multiply_paired, multiply_row
 from edgeopt.compile.kernels.straight_line import Step, arrange_steps
 
 #: What the sums of a gate are of what goes into its function: input, output, forget, cell.
@@ -47,25 +47,31 @@ _SIMPLE, _DIVISION = 4, 34
 MOST_VECTORS = (_FREE_AT - 3 * _LOADED) // 4
 
 
-def name_cell(vectors: int) -> str:
+def name_cell(vectors: int, *, paired: bool) -> str:
     """Name the function that computes a step, so many vectors of units at a time."""
-    return f"edgeopt_lstm_{4 * vectors}"
+    return f"edgeopt_lstm_{'pairs_' if paired else ''}{4 * vectors}"
 
 
 @cache
-def write_cell(vectors: int) -> str:
+def write_cell(vectors: int, *, paired: bool) -> str:
     """Write the LLVM module of a step: int lstm(A, B, C, K, S, H, Y, N).
 
-    A is the state [K], B [N, K, 4, 4 * vectors] and S [N, 4, 4 * vectors] what the sums start
-    from, both times GATE_FACTORS; C, which is updated, is the cell's state [N, 4 * vectors]. H
-    and Y, which may be one, are the new state, likewise. All are float32 and contiguous. K may
-    be zero, N may not.
+    paired: for cores that issue in program order, see row_tile. A is the state [K], B [N, K, 4, 4 *
+    vectors] and S [N, 4, 4 * vectors] what the sums start from, both times GATE_FACTORS; C, which
+    is updated, is the cell's state [N, 4 * vectors]. H and Y, which may be one, are the new state,
+    likewise. All are float32 and contiguous. K may be zero, N may not.
     """
     assert 0 < vectors <= MOST_VECTORS
     sums = 4 * vectors
     values = load_vectors(list(range(sums, sums + _LOADED)), "$0")
-    turn = [values, *multiply_row(sums, _LANES, ahead=True)] * (_UNROLL // _LANES)
-    step = [f"ldr s{sums}, [$0], #4", *multiply_row(sums, 1, ahead=True)]
+
+    def multiply(steps: int) -> list[str]:
+        if paired:
+            return multiply_paired(sums, steps, registers=_FREE_AT)
+        return multiply_row(sums, steps, ahead=True)
+
+    turn = [values, *multiply(_LANES)] * (_UNROLL // _LANES)
+    step = [f"ldr s{sums}, [$0], #4", *multiply(1)]
     cells = list(range(sums, sums + vectors))
     outputs = list(range(vectors, 2 * vectors))
     lines = [
@@ -83,7 +89,7 @@ def write_cell(vectors: int) -> str:
         "subs $6, $6, #1",
         "b.ne 5b",
     ]
-    return _write_function(name_cell(vectors), lines)
+    return _write_function(name_cell(vectors, paired=paired), lines)
 
 
 def _parts(registers: list[int]) -> list[list[int]]:

@@ -137,10 +137,15 @@ def multiply_row(sums: int, steps: int, *, ahead: bool, chains: int = 1) -> list
     return lines
 
 
-def multiply_paired(sums: int, steps: int, *, chains: int = 1) -> list[str]:
-    """Multiply rows of B as multiply_row does, by loads that fill all free registers at once."""
+def multiply_paired(
+    sums: int, steps: int, *, chains: int = 1, registers: int = REGISTERS
+) -> list[str]:
+    """Multiply rows of B as multiply_row does, by loads that fill all free registers at once.
+
+    registers: how many there are; those from there on hold something else.
+    """
     first = sums * chains + MOST_LOADED
-    free = (REGISTERS - first) // 2 * 2
+    free = (registers - first) // 2 * 2
     lines: list[str] = []
     offset = 0
     for start in range(0, sums * steps, free):
@@ -150,8 +155,8 @@ def multiply_paired(sums: int, steps: int, *, chains: int = 1) -> list[str]:
             offset = 0
         right = [first + place - start for place in places]
         for pair in (right[i : i + 2] for i in range(0, len(right), 2)):
-            registers = ", ".join(f"q{each}" for each in pair)
-            lines.append(f"{'ldp' if len(pair) == 2 else 'ldr'} {registers}, [$1, #{offset}]")
+            names = ", ".join(f"q{each}" for each in pair)
+            lines.append(f"{'ldp' if len(pair) == 2 else 'ldr'} {names}, [$1, #{offset}]")
             offset += _VECTOR * len(pair)
         lines += [
             _multiply_place((sums, chains), *each) for each in zip(places, right, strict=True)
