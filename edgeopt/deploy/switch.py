@@ -259,6 +259,7 @@ for each in "$home"/releases/*; do
 done
 sweep
 rm -f "$home/state"
+flush "$home"
 """
 )
 

@@ -188,6 +188,20 @@ def test_a_release_survives_a_power_cut_right_after_the_deploy(
     again.close()
 
 
+def test_a_deploy_that_changed_nothing_is_over_after_a_power_cut_too(
+    tmp_path: Path, root: PurePosixPath, bundles: list[Bundle]
+) -> None:
+    board = start()
+    for _ in range(2):
+        install(bundles[0], board, root, tmp_path)
+    lose_power()
+    board.close()
+    again = start()
+    status = read_status(again, APP, root=root, check=True)
+    assert (status.state, status.current) == ("ready", bundles[0].digest)
+    again.close()
+
+
 def test_what_was_not_flushed_is_lost_so_that_these_power_cuts_are_some() -> None:
     """The negative control: this disk forgets what nobody has flushed."""
     board = start()
