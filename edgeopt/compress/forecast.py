@@ -144,7 +144,7 @@ class Forecast:
             for each in layer:
                 if each.choice.like is not None:
                     continue
-                form = nearest(each.choice).model_copy(update={"weight": ""})
+                form = form_of(nearest(each.choice))
                 alike.setdefault(form, []).append(nearest(each.choice))
         taken: dict[Choice, float] = {}
         for choices in alike.values():
@@ -179,6 +179,11 @@ def nearest(choice: Choice) -> Choice:
     """Return a form whose codes are those nearest to each value: fitting changes no size."""
     zeros = None if choice.zeros is None else choice.zeros.by_size()
     return choice.model_copy(update={"reconstruct": False, "zeros": zeros})
+
+
+def form_of(choice: Choice) -> Choice:
+    """Return what a choice has in common with those of the same form for other weights."""
+    return choice.model_copy(update={"weight": ""})
 
 
 def is_table(layer: Sequence[Option]) -> bool:

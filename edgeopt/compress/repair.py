@@ -21,6 +21,7 @@ import onnx
 from edgeopt.artifact import Choice, Plan
 from edgeopt.compress.decode import decode_choice
 from edgeopt.compress.distance import sample_harms
+from edgeopt.compress.forecast import form_of
 from edgeopt.compress.learned import learn
 from edgeopt.compress.mix import Mixer, Selection
 from edgeopt.compress.part import Parts
@@ -102,11 +103,14 @@ def _uniform(mixer: Mixer, selection: Selection, names: Sequence[str]) -> Iterat
     Each other weight stays as it was chosen. Those come first whose sum of harms is least.
     """
     layers = mixer.layers
-    forms = {_form(each) for layer in layers for each in layer}
+    forms = {form_of(each.choice) for layer in layers for each in layer}
     found: list[tuple[float, Places]] = []
     for form in forms:
         places = tuple(
-            next((at for at, each in enumerate(layer) if free and _form(each) == form), chosen)
+            next(
+                (at for at, each in enumerate(layer) if free and form_of(each.choice) == form),
+                chosen,
+            )
             for layer, chosen in zip(layers, selection.places, strict=True)
             for free in (layer[0].choice.weight in names,)
         )
@@ -114,10 +118,6 @@ def _uniform(mixer: Mixer, selection: Selection, names: Sequence[str]) -> Iterat
         if selection.allows(places) and harm <= _WORSE * _total(layers, selection.places):
             found.append((harm, places))
     yield from (each for _, each in sorted(found))
-
-
-def _form(option: Option) -> Choice:
-    return option.choice.model_copy(update={"weight": ""})
 
 
 def _exchanges(

@@ -174,18 +174,23 @@ def count_calls(bundle: Bundle, tmp_path: Path) -> int:
     return rehearsal.calls
 
 
+def assert_kept_without_power(board: Board, root: PurePosixPath, bundle: Bundle) -> None:
+    """Cut the power, and find the release current, whole and nothing left to do."""
+    lose_power()
+    board.close()
+    again = start()
+    status = read_status(again, APP, root=root, check=True)
+    assert (status.state, status.current) == ("ready", bundle.digest)
+    assert status.files_good
+    again.close()
+
+
 def test_a_release_survives_a_power_cut_right_after_the_deploy(
     tmp_path: Path, root: PurePosixPath, bundles: list[Bundle]
 ) -> None:
     board = start()
     install(bundles[0], board, root, tmp_path)
-    lose_power()
-    board.close()
-    again = start()
-    status = read_status(again, APP, root=root, check=True)
-    assert (status.state, status.current) == ("ready", bundles[0].digest)
-    assert status.files_good
-    again.close()
+    assert_kept_without_power(board, root, bundles[0])
 
 
 def test_a_deploy_that_changed_nothing_is_over_after_a_power_cut_too(
@@ -194,12 +199,7 @@ def test_a_deploy_that_changed_nothing_is_over_after_a_power_cut_too(
     board = start()
     for _ in range(2):
         install(bundles[0], board, root, tmp_path)
-    lose_power()
-    board.close()
-    again = start()
-    status = read_status(again, APP, root=root, check=True)
-    assert (status.state, status.current) == ("ready", bundles[0].digest)
-    again.close()
+    assert_kept_without_power(board, root, bundles[0])
 
 
 def test_what_was_not_flushed_is_lost_so_that_these_power_cuts_are_some() -> None:
