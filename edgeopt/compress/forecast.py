@@ -9,7 +9,7 @@ from edgeopt.artifact import MIXED, Choice, Footprint, Model, Plan
 from edgeopt.compress.hollow import hollow_model
 from edgeopt.compress.knapsack import Limit
 from edgeopt.compress.plan import apply_plan
-from edgeopt.compress.sensitivity import Option
+from edgeopt.compress.sensitivity import Option, form_of
 from edgeopt.filters import TAPS
 from edgeopt.model.skim import skim_model
 
@@ -179,11 +179,6 @@ def nearest(choice: Choice) -> Choice:
     """Return a form whose codes are those nearest to each value: fitting changes no size."""
     zeros = None if choice.zeros is None else choice.zeros.by_size()
     return choice.model_copy(update={"reconstruct": False, "zeros": zeros})
-
-
-def form_of(choice: Choice) -> Choice:
-    """Return what a choice has in common with those of the same form for other weights."""
-    return choice.model_copy(update={"weight": ""})
 
 
 def is_table(layer: Sequence[Option]) -> bool:

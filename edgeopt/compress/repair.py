@@ -21,13 +21,12 @@ import onnx
 from edgeopt.artifact import Choice, Plan
 from edgeopt.compress.decode import decode_choice
 from edgeopt.compress.distance import sample_harms
-from edgeopt.compress.forecast import form_of
 from edgeopt.compress.learned import learn
 from edgeopt.compress.mix import Mixer, Selection
 from edgeopt.compress.part import Parts
 from edgeopt.compress.plan import apply_plan
 from edgeopt.compress.probe import Judged, Probe
-from edgeopt.compress.sensitivity import Advance, Calibration, Option
+from edgeopt.compress.sensitivity import Advance, Calibration, Option, form_of
 from edgeopt.model.graph import infer_types, weights
 from edgeopt.model.oracle import Array, run_samples
 

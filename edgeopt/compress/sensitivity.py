@@ -149,8 +149,8 @@ def measure_sensitivity(
     }
     every = [each for given in choices.values() for each in given]
     done = 0
-    for form in dict.fromkeys(map(_form, every)):
-        chosen = [each for each in every if _form(each) == form]
+    for form in dict.fromkeys(map(form_of, every)):
+        chosen = [each for each in every if form_of(each) == form]
 
         def one(count: int, before: int = done) -> None:
             advance((before + count) / len(every))
@@ -247,6 +247,6 @@ def _kept(weight: str) -> Choice:
     return Choice(weight=weight, method="float32")
 
 
-def _form(choice: Choice) -> Choice:
+def form_of(choice: Choice) -> Choice:
     """Return what choices of different weights have in common."""
     return choice.model_copy(update={"weight": ""})
