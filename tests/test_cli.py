@@ -199,6 +199,28 @@ def test_a_stopped_command_says_so_however_often_it_is_stopped(
     assert said.startswith("error: interrupted")
 
 
+def test_a_command_stopped_while_code_is_made_from_a_string_has_the_same_exit_code(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "stopped.py").write_text(
+        "import os, signal\n"
+        "from edgeopt import cli\n"
+        "made = 'os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(9): pass'\n"
+        "cli.app = lambda **_: exec(made)\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "stopped"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("error: interrupted")
+
+
 def test_onnxruntime_leaves_no_identifier_and_reports_nothing(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", "import edgeopt.model.oracle"],

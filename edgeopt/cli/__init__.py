@@ -82,12 +82,22 @@ _LETTING_GO = 5.0
 _stopped: list[float] = []
 
 
+class _Stop(KeyboardInterrupt):
+    """The user stopped this run.
+
+    CPython remembers a KeyboardInterrupt that leaves code made from a string, as dataclasses and
+    named tuples are while a module is loaded, and ends by that signal whatever exit code follows
+    (run_eval_code_obj in Python/pythonrun.c, Py_RunMain in Modules/main.c); of a subclass it
+    does not.
+    """
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     now = time.monotonic()
     if _stopped and now - _stopped[-1] < _LETTING_GO:
         return
     _stopped.append(now)
-    raise KeyboardInterrupt
+    raise _Stop
 
 
 def main() -> None:
