@@ -17,6 +17,8 @@ _TRIPLES = {
 _SMALL_L2 = 256 * 1024
 
 
+#: LLVM's names of the vector instructions that kernels for x86-64 count on.
+_VECTORS = {"avx2": "+avx2", "avx512f": "+avx512f", "avx512_vnni": "+avx512vnni"}
 #: 64-bit cores that issue in program order (Arm's technical reference manuals).
 _IN_ORDER = ("cortex-a35", "cortex-a53", "cortex-a55")
 
@@ -51,6 +53,8 @@ class Cpu:
     matrix_product: bool = False
     #: Has vector arithmetic on float16.
     half: bool = False
+    #: Permutes the float32 lanes of a vector by numbers in another (AVX2 and up).
+    permutes: bool = False
     vnni: bool = False
     #: Has tile registers for codes.
     amx: bool = False
@@ -100,6 +104,7 @@ def describe_cpu(target: Target, tiles: Mapping[TileKey, Tile] | None = None) ->
         dot_product="asimddp" in features,
         matrix_product="i8mm" in features,
         half=target.multiplies_halves,
+        permutes=target.isa.machine == "x86_64" and not features.isdisjoint(("avx2", "avx512f")),
         vnni="avx512_vnni" in features,
         amx={"avx512_vnni", "amx_int8"} <= features,
         tiles={} if tiles is None else tiles,
@@ -114,5 +119,6 @@ def _attributes(machine: str, features: frozenset[str]) -> tuple[str, ...]:
         # LLVM knows of cores with i8mm that they have SVE, which a target may not vouch for.
         refused = ("-sve",) if "i8mm" in features and "sve" not in features else ()
         return (*(("+fullfp16",) if "asimdhp" in features else ()), *refused)
-    # The levels of the x86-64 psABI, which a probed target names as its core, end before VNNI.
-    return ("+avx512vnni",) if "avx512_vnni" in features else ()
+    # Of the levels of the x86-64 psABI, which a probed target names as its core, the last one has
+    # no VNNI, and one below it may have been named for something else that is missing.
+    return tuple(name for feature, name in _VECTORS.items() if feature in features)

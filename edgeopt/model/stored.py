@@ -5,6 +5,7 @@ directly are copied by every step, and changed by none.
 """
 
 import math
+from collections.abc import Mapping
 from hashlib import sha256
 
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
@@ -13,7 +14,11 @@ from edgeopt.model.graph import attribute, consumers, initializers
 
 _DECODERS = frozenset({"Cast", "DequantizeLinear"})
 _HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
-#: Smaller tensors of halves are folded with the rest.
+#: Codes whose levels are looked up.
+_CODES = frozenset(
+    {TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT4, TensorProto.INT4, TensorProto.UINT2}
+)
+#: Smaller tensors of halves and of codes are folded with the rest.
 _SMALLEST = 256
 #: Bytes of a weight that is worth keeping apart.
 _LARGE = 1 << 16
@@ -24,16 +29,17 @@ _OF_SHAPES = frozenset({"Shape", "Size"})
 def hide_stored(model: ModelProto) -> list[TensorProto]:
     """Turn weights into inputs, so that nothing folds or copies them.
 
-    Those are what DequantizeLinear reads, halves that are widened by Cast, and large weights that
-    nothing but products and lookups of what is not known read.
+    Those are what DequantizeLinear reads, halves and places of levels that are widened by Cast, and
+    large weights that nothing but products and lookups of what is not known read.
     """
     graph = model.graph
     stored = initializers(graph)
+    readers = consumers(graph)
     names = {
         node.input[0]
         for node in graph.node
         if node.op_type in _DECODERS and node.input[0] in stored
-        if _is_compressed(node, stored[node.input[0]])
+        if _is_compressed(node, stored[node.input[0]], readers)
     }
     names |= _plain_weights(model)
     hidden = []
@@ -116,7 +122,17 @@ def _varying(model: ModelProto) -> set[str]:
     return found
 
 
-def _is_compressed(node: NodeProto, tensor: TensorProto) -> bool:
+def _is_compressed(
+    node: NodeProto, tensor: TensorProto, readers: Mapping[str, list[NodeProto]]
+) -> bool:
     if node.op_type == "DequantizeLinear":
         return True
-    return tensor.data_type in _HALVES and math.prod(tensor.dims) >= _SMALLEST
+    if math.prod(tensor.dims) < _SMALLEST:
+        return False
+    if tensor.data_type in _CODES:
+        widened = node.output[0]
+        return all(
+            each.op_type == "Gather" and each.input[0] != widened
+            for each in readers.get(widened, ())
+        )
+    return tensor.data_type in _HALVES

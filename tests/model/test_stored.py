@@ -74,3 +74,22 @@ def test_nothing_plain_is_hidden_where_a_normalization_may_be_folded_in(tmp_path
     ones = np.ones(256, np.float32)
     stored = {"mix": normal(0, 256, 256), "scale": ones, "bias": ones, "mean": ones, "var": ones}
     assert hide_stored(onnx.load(save_graph(tmp_path / "m.onnx", text, stored))) == []
+
+
+def test_places_of_levels_are_hidden_as_the_codes_that_they_are(tmp_path: Path) -> None:
+    text = """
+    g (float[8,64] x) => (float[8,64] y) {
+        places = Cast<to=6>(codes)
+        level = Gather<axis=0>(levels, places)
+        h = MatMul(x, level)
+        mask = Cast<to=1>(kept)
+        y = Mul(h, mask)
+    }"""
+    random = np.random.default_rng(0)
+    stored: dict[str, np.ndarray] = {
+        "codes": random.integers(0, 16, (64, 64)).astype(np.uint8),
+        "levels": normal(0, 16),
+        "kept": random.integers(0, 2, (8, 64)).astype(np.uint8),
+    }
+    hidden = hide_stored(onnx.load(save_graph(tmp_path / "m.onnx", text, stored)))
+    assert [each.name for each in hidden] == ["codes"]

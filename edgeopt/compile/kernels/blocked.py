@@ -13,8 +13,8 @@ import numpy as np
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import gemm, tile
-from edgeopt.compile.kernels.functions import number
+from edgeopt.compile.kernels import gemm, levels, tile
+from edgeopt.compile.kernels.functions import choose_level, number
 from edgeopt.compile.kernels.gemm import Gemm
 from edgeopt.compile.kernels.scheduling import (
     Block,
@@ -32,8 +32,6 @@ Finder = Callable[[te.Tensor, Sequence[tirx.Expr]], list[tirx.Expr]]
 _WORD = 32
 #: Steps of K that are unrolled at most.
 _MOST_UNROLLED = 8
-#: Bits of codes whose levels are chosen in registers.
-_CHOSEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,31 +147,16 @@ def _code(word: tirx.Expr, place: tirx.Expr, bits: int) -> tirx.Expr:
 
 
 def _level(
-    word: tirx.Expr,
-    place: tirx.Expr,
-    bits: int,
-    levels: te.Tensor,
-    *group: tirx.Expr,
-    first: int = 0,
+    word: tirx.Expr, place: tirx.Expr, bits: int, stored: te.Tensor, *group: tirx.Expr
 ) -> tirx.Expr:
-    """Choose what a code of a word stands for, by its bits from the highest, in all lanes alike.
+    """Find what a code of a word stands for.
 
     Of more than 16 levels each lane reads its own: registers hold no more.
     """
-    if bits > _CHOSEN:
-        kept = tirx.shift_right(word, place * bits)
-        return levels(*group, tirx.bitwise_and(kept, tirx.const(2**bits - 1, "int32")))
-    width = int(levels.shape[-1]).bit_length() - 1
-    if bits == 0:
-        return levels(*group, first)
-    half = 1 << (bits - 1)
-    bit = tirx.bitwise_and(
-        tirx.shift_right(word, place * width + (bits - 1)), tirx.const(1, "int32")
-    )
-    upper, lower = (
-        _level(word, place, bits - 1, levels, *group, first=each) for each in (first + half, first)
-    )
-    return tirx.Select(bit > 0, upper, lower)
+    if bits <= levels.BITS:
+        return choose_level(word, place, bits, lambda level: stored(*group, level))
+    kept = tirx.shift_right(word, place * bits)
+    return stored(*group, tirx.bitwise_and(kept, tirx.const(2**bits - 1, "int32")))
 
 
 def _group_of(weight: Blocked, width: int, panel: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
@@ -197,8 +180,24 @@ def _scale_of(scales: te.Tensor, *at: tirx.Expr) -> tirx.Expr:
 def define_blocked(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
     """Make the TE definition: x, words, scales, and levels or zero points, if any, give x @ W."""
     if plan.rows == 1 and not plan.outer_axes:
-        return _define_row(plan, weight)
+        return _define_row(cpu, plan, weight)
     return _define_tiles(cpu, plan, weight)
+
+
+def _looks_up(cpu: Cpu, plan: Gemm, weight: Blocked) -> bool:
+    """Tell whether levels are found by whole words in whole vectors, the same for a panel."""
+    return (
+        weight.levels is not None
+        and weight.bits == levels.BITS
+        and levels.has_look_up(cpu)
+        and plan.width % cpu.lanes == 0
+        and weight.channels % plan.width == 0
+    )
+
+
+def _find_levels(plan: Gemm, weight: Blocked, words: te.Tensor, stored: te.Tensor) -> te.Tensor:
+    groups = (weight.channels // plan.width, int(stored.shape[0]))
+    return levels.define_found(words, stored, groups)
 
 
 def _zero_of(weight: Blocked, zeros: tuple[te.Tensor, ...], *at: tirx.Expr) -> tirx.Expr:
@@ -229,12 +228,23 @@ def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Ten
     unroll = weight.per_word if plan.depth % weight.per_word == 0 else 0
     marks = plan.marks(cpu, weight.bits, unroll=min(unroll, _MOST_UNROLLED))
 
+    # A panel that is decoded by whole words is kept for the rows that read it, however few.
+    found_first = (
+        _looks_up(cpu, plan, weight)
+        and plan.depth % weight.per_word == 0
+        and 4 * plan.depth * plan.width <= cpu.l2
+    )
+
     def define(x: te.Tensor, words: te.Tensor, scales: te.Tensor, *more: te.Tensor) -> te.Tensor:
+        found = _find_levels(plan, weight, words, more[0]) if found_first else None
+
         def decode(no: tirx.Expr, k: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
             block = tirx.floordiv(k, weight.block) if weight.blocks > 1 else tirx.const(0, "int32")
             word = words(no, tirx.floordiv(k, weight.per_word), ni)
             place = tirx.floormod(k, weight.per_word)
             scale = _scale_of(scales, no, block, ni)
+            if found is not None:
+                return found(no, tirx.floordiv(k, weight.per_word), place, ni) * scale
             code = _decoded(plan, weight, more, word, place, (no, block, ni))
             if weight.levels is None and not weight.subtracts:
                 code = code - _zero_of(weight, more, no, block, ni)
@@ -250,10 +260,11 @@ def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Ten
     return define
 
 
-def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
+def _define_row(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
     """Sum within blocks without scales, then over blocks with them."""
     blocks, words, per_word = weight.blocks, weight.words, weight.per_word
     marks = mark(kind=KIND, pattern="epilogue", columns=plan.width)
+    by_word = _looks_up(cpu, plan, weight)
 
     def define(x: te.Tensor, packed: te.Tensor, scales: te.Tensor, *more: te.Tensor) -> te.Tensor:
         def staged(b: tirx.Expr, j: tirx.Expr) -> tirx.Expr:
@@ -269,9 +280,14 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
         )
         q, j = te.reduce_axis((0, words), "q"), te.reduce_axis((0, per_word), "j")
 
+        found = _find_levels(plan, weight, packed, more[0]) if by_word else None
+
         def within(no: tirx.Expr, b: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
-            word = packed(no, b * words + q, ni)
-            code = _decoded(plan, weight, more, word, j, (no, b, ni))
+            if found is not None:
+                code = found(no, b * words + q, j, ni)
+            else:
+                word = packed(no, b * words + q, ni)
+                code = _decoded(plan, weight, more, word, j, (no, b, ni))
             return te.sum(row(b, q * per_word + j) * code, axis=[q, j])
 
         panels = -(-plan.columns // plan.width)
@@ -298,7 +314,7 @@ def _define_row(plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
 
 def schedule_blocked(sch: Schedule, cpu: Cpu, product: Block) -> None:
     """Schedule one row: a panel of columns at a time, all its sums in registers."""
-    kept, last = gemm.inline_around(sch, product, keep=("row", "totals", "partial"))
+    kept, last = gemm.inline_around(sch, product, keep=("row", "totals", "partial", levels.ROLE))
     roles = {marked(sch, block, "role"): block for block in kept}
     columns, inner = sch.split(sch.get_loops(last)[-1], [None, marked_int(sch, product, "columns")])
     sch.parallel(columns)
@@ -312,7 +328,12 @@ def schedule_blocked(sch: Schedule, cpu: Cpu, product: Block) -> None:
     sch.compute_at(roles["partial"], block, preserve_unit_loops=True)
     column, word, place = sch.get_loops(roles["partial"])[-3:]
     vectors, vector = sch.split(column, [None, cpu.lanes])
-    sch.reorder(word, place, vectors, vector)
+    if levels.ROLE in roles:
+        # Of one vector of columns at a time: of all of them registers would not hold the levels.
+        sch.reorder(word, vectors, place, vector)
+        levels.place_found(sch, cpu, roles[levels.ROLE], at=vectors, outside=columns)
+    else:
+        sch.reorder(word, place, vectors, vector)
     sch.unroll(place)
     sch.unroll(vectors)
     sch.vectorize(vector)
@@ -334,7 +355,7 @@ def define_decoded(shape: tuple[int, ...], find: Finder, bits: int) -> Callable[
         scales: te.Tensor,
         zeros: te.Tensor,
         indices: te.Tensor,
-        *levels: te.Tensor,
+        *stored: te.Tensor,
     ) -> te.Tensor:
         count = len(indices.shape)
 
@@ -346,8 +367,8 @@ def define_decoded(shape: tuple[int, ...], find: Finder, bits: int) -> Callable[
             byte = table(*place[:-1], tirx.floordiv(place[-1], per_byte))
             word, at_bit = tirx.Cast("int32", byte), tirx.floormod(place[-1], per_byte)
             zero, scale = zeros(*find(zeros, place)), scales(*find(scales, place))
-            if levels:
-                return _level(word, at_bit, bits, levels[0]) * tirx.Cast("float32", scale)
+            if stored:
+                return _level(word, at_bit, bits, stored[0]) * tirx.Cast("float32", scale)
             code = _code(word, at_bit, bits)
             return (code - tirx.Cast("float32", zero)) * tirx.Cast("float32", scale)
 

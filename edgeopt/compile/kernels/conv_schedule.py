@@ -45,7 +45,7 @@ def schedule_dense(sch: Schedule, cpu: Cpu, product: Block) -> None:
     unroll = marked_int(sch, product, "unroll")
     first, depth = tile.place_product(sch, cpu, product, at=tiles, reductions=3, unroll=unroll)
     for block in widened:
-        tile.place_widened(sch, block, panels, unroll=unroll)
+        tile.place_widened(sch, cpu, block, panels, unroll=unroll)
     if cpu.vector_a and unroll > 1 and whole:
         staged = sch.cache_read(product, 0, "global")
         sch.compute_at(staged, depth, preserve_unit_loops=True)

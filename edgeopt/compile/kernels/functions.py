@@ -1,5 +1,6 @@
 """exp, erf, tanh and their kin as polynomials: libm's are scalar calls that cannot vectorize."""
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -213,3 +214,21 @@ def float_of_long(x: Value) -> Value:
     high = tirx.Cast("float32", tirx.Cast("int32", tirx.shift_right(x, tirx.const(32, "int64"))))
     wide = high * number(2.0**32) + tirx.Cast("float32", tirx.Cast("uint32", x))
     return tirx.Select(x.equal(tirx.Cast("int64", low)), tirx.Cast("float32", low), wide)
+
+
+def choose_level(
+    word: tirx.Expr, place: tirx.Expr, bits: int, read: Callable[[int], tirx.Expr]
+) -> tirx.Expr:
+    """Choose what a code of a word stands for, by its bits from the highest, in all lanes alike.
+
+    place: counts codes from the lowest bits on; read: gives one of the 2 ** bits levels.
+    """
+
+    def choose(first: int, left: int) -> tirx.Expr:
+        if left == 0:
+            return read(first)
+        bit = tirx.shift_right(word, place * bits + (left - 1))
+        upper, lower = choose(first + (1 << left - 1), left - 1), choose(first, left - 1)
+        return tirx.Select(tirx.bitwise_and(bit, tirx.const(1, "int32")) > 0, upper, lower)
+
+    return choose(0, bits)

@@ -13,7 +13,7 @@ import numpy as np
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import tile
+from edgeopt.compile.kernels import levels, tile
 from edgeopt.compile.kernels.microkernel import HALF, SINGLE, Numbers
 from edgeopt.compile.kernels.scheduling import (
     Block,
@@ -310,7 +310,7 @@ def schedule_gemm(sch: Schedule, cpu: Cpu, product: Block) -> None:
     unroll = marked_int(sch, product, "unroll")
     _, depth = tile.place_product(sch, cpu, product, at=tiles.inner, reductions=1, unroll=unroll)
     for block in tiles.widened:
-        tile.place_widened(sch, block, tiles.columns, unroll=unroll)
+        tile.place_widened(sch, cpu, block, tiles.columns, unroll=unroll)
     for block in tiles.staged:
         tile.stage_rows(sch, block, depth)
     tile.seal_product(sch, product, depth)
@@ -330,7 +330,7 @@ class Tiles:
 def schedule_tiles(sch: Schedule, cpu: Cpu, product: Block) -> Tiles:
     """Tile the output of a product."""
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
-    kept, last = inline_around(sch, product, keep=("staged", tile.WIDENED))
+    kept, last = inline_around(sch, product, keep=("staged", tile.WIDENED, levels.ROLE))
     loops = sch.get_loops(last)
     axis = marked_int(sch, product, "axis")
     others = [loop for i, loop in enumerate(loops[:-1]) if i != axis and extent(sch, loop) > 1]

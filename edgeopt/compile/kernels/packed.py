@@ -1,7 +1,7 @@
 """The schedule of products whose A is packed, around a tile that is written in assembly."""
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import microkernel, tile
+from edgeopt.compile.kernels import levels, microkernel, tile
 from edgeopt.compile.kernels.conv import UNFOLDED
 from edgeopt.compile.kernels.gemm import GATHERED, inline_around
 from edgeopt.compile.kernels.half_intrinsics import register_half_tile, register_half_transpose
@@ -33,7 +33,7 @@ def schedule_packed(sch: Schedule, cpu: Cpu, product: Block) -> None:
     columns, widened = place_tiles(sch, cpu, product)
     unroll = marked_int(sch, product, "unroll")
     for block in widened:
-        tile.place_widened(sch, block, columns, unroll=unroll)
+        tile.place_widened(sch, cpu, block, columns, unroll=unroll)
     call_tile(sch, product, columns)
 
 
@@ -44,7 +44,8 @@ def place_tiles(sch: Schedule, cpu: Cpu, product: Block) -> tuple[Loop, list[Blo
     """
     shape = (marked_int(sch, product, "rows"), marked_int(sch, product, "columns"))
     sizes = _unfolded_sizes(sch)
-    kept, last = inline_around(sch, product, keep=("packed", "padded", GATHERED, tile.WIDENED))
+    keep = ("packed", "padded", GATHERED, tile.WIDENED, levels.ROLE)
+    kept, last = inline_around(sch, product, keep=keep)
     packed = next(block for block in kept if marked(sch, block, "role") == "packed")
     widened = [block for block in kept if marked(sch, block, "role") == tile.WIDENED]
     loops = sch.get_loops(last)

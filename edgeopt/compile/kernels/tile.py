@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
+from edgeopt.compile.kernels import levels
 from edgeopt.compile.kernels.microkernel import (
     SINGLE,
     Numbers,
@@ -244,7 +245,9 @@ def inline_widened(
     stays in L2 meanwhile.
     """
     widened = [block for block in kept if marked(sch, block, "role") == WIDENED]
-    others = [block for block in kept if marked(sch, block, "role") != WIDENED]
+    others = [block for block in kept if marked(sch, block, "role") not in (WIDENED, levels.ROLE)]
+    if any(levels.found_by(sch, block) for block in widened):
+        return widened, others
     if blocks > 1 and all(_panel_bytes(sch, block) <= cpu.l2 for block in widened):
         return widened, others
     inline_all(sch, widened)
@@ -258,10 +261,20 @@ def _panel_bytes(sch: Schedule, widened: Block) -> int:
     return size
 
 
-def place_widened(sch: Schedule, widened: Block, at: Loop, *, unroll: int) -> None:
+def place_widened(sch: Schedule, cpu: Cpu, widened: Block, at: Loop, *, unroll: int) -> None:
     """Widen a panel before the rows that read it, each of its rows of columns as one vector."""
+    found = levels.found_by(sch, widened)
     sch.compute_at(widened, at, preserve_unit_loops=True)
     depth, column = sch.get_loops(widened)[-2:]
+    if found is not None:
+        word, place = sch.split(depth, [None, levels.PER_WORD])
+        vectors, vector = sch.split(column, [None, cpu.lanes])
+        sch.reorder(word, vectors, place, vector)
+        for loop in (vectors, place):
+            sch.unroll(loop)
+        sch.vectorize(vector)
+        levels.place_found(sch, cpu, found, at=vectors, outside=word)
+        return
     sch.unroll(sch.split(depth, [None, unroll])[1])
     sch.vectorize(column)
 

@@ -8,6 +8,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812
 
 from edgeopt.compile.kernels import script
+from edgeopt.compile.kernels.functions import choose_level
 from edgeopt.compile.kernels.microkernel import APART
 
 
@@ -103,6 +104,46 @@ def register_row(name: str, width: int, depth: int) -> str:
             )
 
     intrinsic = f"{name}_{depth}"
+    TensorIntrin.register(intrinsic, meaning, code, override=True)
+    return intrinsic
+
+
+@cache
+def register_levels(name: str, places: int, lanes: int) -> str:
+    """Make a function name(W, L, C) known to schedules: C[j, i] = L[4 bits of W[i] from 4 j on].
+
+    W is int32 [lanes], L float32 [16] and C [places, lanes]. Returns the name of the intrinsic.
+    """
+
+    @script.prim_func(s_tir=True)
+    def meaning(pw: T.handle, pl: T.handle, pc: T.handle) -> None:
+        words = T.match_buffer(pw, (lanes,), "int32", offset_factor=1)
+        levels = T.match_buffer(pl, (16,), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (places, lanes), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(words[0:lanes], levels[0:16])
+            T.writes(c[0:places, 0:lanes])
+            # Shapes of Relax are int64, and so are the places of codes.
+            for j, i in T.grid(T.int64(places), T.int64(lanes)):
+                with T.sblock("found"):
+                    vj, vi = T.axis.remap("SS", [j, i])
+                    c[vj, vi] = choose_level(words[vi], vj, 4, lambda level: levels[level])
+
+    @script.prim_func(s_tir=True)
+    def code(pw: T.handle, pl: T.handle, pc: T.handle) -> None:
+        words = T.match_buffer(pw, (lanes,), "int32", offset_factor=1)
+        levels = T.match_buffer(pl, (16,), "float32", offset_factor=1)
+        c = T.match_buffer(pc, (places, lanes), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(words[0:lanes], levels[0:16])
+            T.writes(c[0:places, 0:lanes])
+            T.evaluate(
+                T.call_extern(
+                    "int32", name, words.access_ptr("r"), levels.access_ptr("r"), c.access_ptr("w")
+                )
+            )
+
+    intrinsic = f"{name}_{lanes}"
     TensorIntrin.register(intrinsic, meaning, code, override=True)
     return intrinsic
 
