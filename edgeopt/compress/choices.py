@@ -137,7 +137,7 @@ def _low_rank_forms(model: onnx.ModelProto, weight: Weight) -> Iterator[Choice]:
     if weight.role == "table" or obstacle(model, OPSETS[_FACTORS]) is not None:
         return
     for rank in reversed(possible_ranks(weight)):
-        choice = Choice(weight=weight.name, method=_FACTORS, block=BLOCKS[0], rank=rank)
+        choice = Choice(weight=weight.name, method=_FACTORS, block=min(BLOCKS[0], rank), rank=rank)
         if misfit(weight, choice) is None:
             yield choice
 

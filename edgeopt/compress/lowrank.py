@@ -21,7 +21,9 @@ from edgeopt.compress.factors import Doubles, Factors
 from edgeopt.model.graph import Weight
 
 #: Ranks that are tried: all are multiples of a block, so that B can have blocks along K too.
-RANKS = (32, 64, 96, 128)
+RANKS = (16, 32, 64, 96, 128)
+#: The lowest one leaves next to nothing of a weight whose sides are longer than this.
+_SMALL_SIDE, _LOWEST = 256, 16
 
 
 def possible_ranks(weight: Weight) -> tuple[int, ...]:
@@ -29,7 +31,8 @@ def possible_ranks(weight: Weight) -> tuple[int, ...]:
     if weight.role not in ("table", "matmul", "gemm"):
         return ()
     first, second = weight.shape
-    return tuple(each for each in RANKS if each * (first + second) < first * second)
+    least = _LOWEST if min(first, second) <= _SMALL_SIDE else _LOWEST + 1
+    return tuple(each for each in RANKS if least <= each < first * second / (first + second))
 
 
 def factor_names(weight: str) -> tuple[str, str]:

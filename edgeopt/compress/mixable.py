@@ -57,9 +57,10 @@ def mixable_choices(
 def _is_tried(choice: Choice, given: Sequence[Choice], effort: Effort) -> bool:
     """Tell whether an effort tries a form's blocks: the largest, where none of its sizes fits."""
     sizes = _sizes_of(choice.method, effort)
-    if choice.block in sizes:
+    if choice.rank is not None or choice.block in sizes:
         return True
-    blocks = {each.block for each in given if each.method == choice.method and each.block}
+    wholes = [each for each in given if each.rank is None]
+    blocks = {each.block for each in wholes if each.method == choice.method and each.block}
     return not blocks & set(sizes) and choice.block == max(blocks)
 
 

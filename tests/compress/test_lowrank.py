@@ -171,16 +171,16 @@ def test_fitting_without_samples_is_refused(tmp_path: Path) -> None:
 
 def test_ranks_are_tried_that_save_values(tmp_path: Path) -> None:
     model = wide_model(tmp_path)
-    assert possible_ranks(weight(model, "mix")) == (32, 64)
+    assert possible_ranks(weight(model, "mix")) == (16, 32, 64)
     # 128 x 96: 32 x 224 values are fewer, and 64 x 224 are not.
-    assert possible_ranks(weight(model, "side")) == (32,)
+    assert possible_ranks(weight(model, "side")) == (16, 32)
     for choices in possible_choices(model).values():
         for each in choices:
             if each.rank is not None:
                 first, second = weight(model, each.weight).shape
                 assert each.rank * (first + second) < first * second
-                assert (each.method, each.block) == ("int4-blocks", 32)
-    assert [each.rank for each in possible_choices(model)["mix"] if each.rank] == [64, 32]
+                assert (each.method, each.block) == ("int4-blocks", min(32, each.rank))
+    assert [each.rank for each in possible_choices(model)["mix"] if each.rank] == [64, 32, 16]
 
 
 def test_harm_and_bytes_of_a_rank_are_those_of_its_plan(tmp_path: Path) -> None:
@@ -202,8 +202,9 @@ def test_harm_and_bytes_of_a_rank_are_those_of_its_plan(tmp_path: Path) -> None:
             assert option.harm == pytest.approx(distance, rel=0.02)
             first, second = weight(model, option.choice.weight).shape
             assert option.choice.rank is not None
+            block = option.choice.block or 0
             values = [option.choice.rank * each for each in (first, second)]
-            parts = [part for each in values for part in (each // 2, each // 32 * 2)]
+            parts = [part for each in values for part in (each // 2, each // block * 2)]
             # Each has a record of 112 bytes in the weights file, and begins at a multiple of 64.
             assert option.size == sum(112 + -(-part // 64) * 64 for part in parts)
 
