@@ -40,7 +40,7 @@ enum {
   ALIGNMENT = 64,
   // Advice is given in pages: 4 KiB, or 16 KiB on a Raspberry Pi 5.
   RANDOM_ALIGNMENT = 16384,
-  LARGE_TABLE = 1048576,
+  MANY_BYTES = 1048576,
   // Bytes that are asked for at once: the kernel cuts off what is beyond its read-ahead, by default
   // these.
   FETCHED = 131072,
@@ -100,6 +100,21 @@ static Record* read_records(int file, const char* path, uint64_t file_size, int*
 
 static uint64_t round_down(uint64_t value, uint64_t unit) { return value / unit * unit; }
 
+// Bytes of the file.
+typedef struct {
+  uint64_t start;
+  uint64_t end;
+} Span;
+
+// Tables that lie one behind another, from the first of so many records on: they share folios.
+static Span join_tables(const Record* records, int count) {
+  Span found = {records[0].offset, records[0].offset + padded_size(&records[0])};
+  for (int i = 1; i < count && is_random(&records[i]) && records[i].offset == found.end; ++i) {
+    found.end += padded_size(&records[i]);
+  }
+  return found;
+}
+
 static void drop_from_cache(int file, uint64_t start, uint64_t end) {
   posix_fadvise(file, (off_t)start, (off_t)(end - start), POSIX_FADV_DONTNEED);
 }
@@ -114,15 +129,14 @@ static bool is_cached(char* base, uint64_t offset, uint64_t page) {
 // there. So drop them from the cache first: then only rows that are read become resident.
 //
 // What was written at once is cached as a folio, up to a page of page-table entries long, which is
-// dropped whole or not at all (ext4 since Linux 6.16). One that reaches beyond a table keeps that
-// part of it: go as far as it takes, folios lie at multiples of their size. Of a small table that is
-// not worth it: rows that are read from the disk one by one take longer than its model may.
-static void forget_cached_pages(int file, char* base, const Record* record) {
+// dropped whole or not at all (ext4 since Linux 6.16). One that reaches beyond tables keeps that
+// part of them: go as far as it takes, folios lie at multiples of their size. Of few bytes that is
+// not worth it: rows that are read from the disk one by one take longer than their model may.
+static void forget_cached_pages(int file, char* base, Span tables) {
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-  uint64_t start = record->offset;
-  uint64_t end = start + padded_size(record);
+  uint64_t start = tables.start, end = tables.end;
   drop_from_cache(file, start, end);
-  if (record->size < LARGE_TABLE) return;
+  if (end - start < MANY_BYTES) return;
   uint64_t longest = page * (page / sizeof(uint64_t));
   for (uint64_t unit = 2 * page; unit <= longest; unit *= 2) {
     if (!is_cached(base, start, page) && !is_cached(base, end - 1, page)) return;
@@ -142,10 +156,10 @@ static void fetch_into_cache(int file, const Record* record) {
 
 // Without read-ahead a row brings in its own page only. Rounded to whole pages inwards: on a
 // kernel with 64 KiB pages the neighbours keep their own behaviour.
-static void advise_random(char* base, const Record* record) {
+static void advise_random(char* base, Span tables) {
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-  uint64_t start = round_down(record->offset + page - 1, page);
-  uint64_t end = round_down(record->offset + padded_size(record), page);
+  uint64_t start = round_down(tables.start + page - 1, page);
+  uint64_t end = round_down(tables.end, page);
   if (start < end) madvise(base + start, (size_t)(end - start), MADV_RANDOM);
 }
 
@@ -163,17 +177,18 @@ Weights map_weights(const char* path) {
   Record* records = read_records(file, path, size, &count);
   Weights weights = {.tensors = allocate((size_t)count, sizeof(TVMFFIAny)), .count = count};
   char* base = map_file(file, path, size);
-  bool has_table = false;
   for (int i = 0; i < count; ++i) {
     Layout layout = check_record(path, &records[i], (unsigned long long)i, size);
-    if (is_random(&records[i])) {
-      forget_cached_pages(file, base, &records[i]);
-      advise_random(base, &records[i]);
-      has_table = true;
-    }
     weights.tensors[i] = view_memory(base + records[i].offset, &layout);
   }
-  for (int i = 0; has_table && i < count; ++i) {
+  Span tables = {0, 0};
+  for (int i = 0; i < count; ++i) {
+    if (!is_random(&records[i]) || records[i].offset < tables.end) continue;
+    tables = join_tables(&records[i], count - i);
+    forget_cached_pages(file, base, tables);
+    advise_random(base, tables);
+  }
+  for (int i = 0; tables.end > 0 && i < count; ++i) {
     if (!is_random(&records[i])) fetch_into_cache(file, &records[i]);
   }
   close(file);
