@@ -198,6 +198,8 @@ def main() -> None:
     requests, options = read_options(parser)
     # Read when TVM's thread pool starts.
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
+    # Nor may ncnn's idle threads, which OpenMP has, spin while another runtime has its turn.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
     options.target = options.target or [NATIVE, "x86-64"]
     rows: list[Row] = []
     for request in requests:
