@@ -50,6 +50,8 @@ class Case:
     time: tuple[float, int] | None = None
     #: 95th percentile in ms, which the limit is about.
     p95: float | None = None
+    #: Whether it was kept: what breaks a limit as measured is refused, with the figures.
+    kept: bool = True
 
     @property
     def met(self) -> bool:
@@ -150,6 +152,7 @@ def _try(request: Request, budget: Budget) -> Case:
         _pair(checks["peak memory"].predicted, seen.memory.peak),
         (predict_latency(done.model, clock), min(seen.samples_ns)),
         summarize_samples(seen.samples_ns).p95 / 1e6,
+        done.report.kept,
     )
 
 
@@ -184,7 +187,7 @@ def rows_of(cases: list[Case]) -> list[tuple[str, ...]]:
                 f"{each.peak[0] / each.peak[1] - 1:+.2%}",
                 format_millis(each.p95 or 0.0),
                 f"{each.time[0] / each.time[1] - 1:+.0%}",
-                "yes" if each.met else "NO",
+                "yes" if each.met else "NO" if each.kept else "refused",
             )
         )
     return rows
