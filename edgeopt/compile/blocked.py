@@ -296,7 +296,7 @@ def multiply_blocked(
     """Emit x @ W with W packed in words."""
     if len(shape_of(left)) == 1:
         left = site.reshape(left, (1, *shape_of(left)))
-    plan = blocked.plan_blocked(site.cpu, shape_of(left), shape[-1])
+    plan = blocked.plan_blocked(site.cpu, shape_of(left), weight)
     arguments = blocked.arguments_of(weight, plan.width)
     define = blocked.define_blocked(site.cpu, plan, weight)
     return site.reshape(site.call(define, left, *arguments, name="blocked"), shape)

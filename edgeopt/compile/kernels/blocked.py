@@ -113,13 +113,19 @@ def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     return packed
 
 
-def plan_blocked(cpu: Cpu, shape: tuple[int, ...], columns: int) -> Gemm:
-    """Choose the tile: of one row, as many sums as registers hold beside the decoded vectors."""
+def plan_blocked(cpu: Cpu, shape: tuple[int, ...], weight: Blocked) -> Gemm:
+    """Choose the tile: of one row, as many sums as registers hold beside the decoded vectors.
+
+    TBL takes half of them for levels, masks and codes, and LLVM mixes the steps of all vectors.
+    """
+    columns = weight.codes.shape[1]
     plan = gemm.plan_gemm(cpu, shape, columns, "blocks")
     if plan.rows > 1:
         return plan
-    most = (8 if cpu.registers > 16 else 4) * cpu.lanes
-    return Gemm(shape, columns, 1, min(most, tile.round_up(columns, cpu.lanes)))
+    vectors = 8 if cpu.registers > 16 else 4
+    if cpu.machine == "aarch64" and _has_few_levels(weight):
+        vectors = 2
+    return Gemm(shape, columns, 1, min(vectors * cpu.lanes, tile.round_up(columns, cpu.lanes)))
 
 
 def arguments_of(weight: Blocked, width: int) -> list[np.ndarray]:
@@ -187,12 +193,15 @@ def define_blocked(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Te
 def _looks_up(cpu: Cpu, plan: Gemm, weight: Blocked) -> bool:
     """Tell whether levels are found by whole words in whole vectors, the same for a panel."""
     return (
-        weight.levels is not None
-        and weight.bits == levels.BITS
+        _has_few_levels(weight)
         and levels.has_look_up(cpu)
         and plan.width % cpu.lanes == 0
         and weight.channels % plan.width == 0
     )
+
+
+def _has_few_levels(weight: Blocked) -> bool:
+    return weight.levels is not None and weight.bits == levels.BITS
 
 
 def _find_levels(plan: Gemm, weight: Blocked, words: te.Tensor, stored: te.Tensor) -> te.Tensor:
