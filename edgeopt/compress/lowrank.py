@@ -22,8 +22,9 @@ from edgeopt.model.graph import Weight
 
 #: Ranks that are tried: all are multiples of a block, so that B can have blocks along K too.
 RANKS = (16, 32, 64, 96, 128)
-#: The lowest one leaves next to nothing of a weight whose sides are longer than this.
-_SMALL_SIDE, _LOWEST = 256, 16
+#: The lowest one leaves next to nothing of a weight whose sides are longer than this. Two weights
+#: for one take records and code, too: it has to save so many of the values.
+_LOWEST, _SMALL_SIDE, _SAVED = 16, 256, 0.5
 
 
 def possible_ranks(weight: Weight) -> tuple[int, ...]:
@@ -31,8 +32,9 @@ def possible_ranks(weight: Weight) -> tuple[int, ...]:
     if weight.role not in ("table", "matmul", "gemm"):
         return ()
     first, second = weight.shape
-    least = _LOWEST if min(first, second) <= _SMALL_SIDE else _LOWEST + 1
-    return tuple(each for each in RANKS if least <= each < first * second / (first + second))
+    most = first * second / (first + second)
+    tries_lowest = min(first, second) <= _SMALL_SIDE and most * (1 - _SAVED) >= _LOWEST
+    return tuple(each for each in RANKS if each < most and (tries_lowest or each > _LOWEST))
 
 
 def factor_names(weight: str) -> tuple[str, str]:

@@ -180,8 +180,8 @@ static void measure_idle(const Options* options, Result* result) {
 // Apart from the timed inferences, which a thread that reads a sensor would disturb.
 static void measure_energy(Session* session, const Options* options, Result* result) {
   if (result->idle.readings == 0) return;
-  int64_t until = read_clock(CLOCK_MONOTONIC_RAW) + options->energy_ms * 1000000;
   start_watch(&result->sensor);
+  int64_t until = read_clock(CLOCK_MONOTONIC_RAW) + options->energy_ms * 1000000;
   do {
     int64_t unused = 0;
     let_go(session, run_timed(session, &unused));
