@@ -270,8 +270,8 @@ def place_widened(sch: Schedule, cpu: Cpu, widened: Block, at: Loop, *, unroll: 
         word, place = sch.split(depth, [None, levels.PER_WORD])
         vectors, vector = sch.split(column, [None, cpu.lanes])
         sch.reorder(word, vectors, place, vector)
-        # Vectors stay a loop: LLVM would mix the steps of all of them, and spill.
-        sch.unroll(place)
+        for loop in (vectors, place):
+            sch.unroll(loop)
         sch.vectorize(vector)
         levels.place_found(sch, cpu, found, at=vectors, outside=word)
         return
