@@ -28,6 +28,8 @@ from edgeopt.compile.kernels.scheduling import (
 KIND = "blocked"
 #: Finds the indices in scales or zero points of an element by its own.
 Finder = Callable[[te.Tensor, Sequence[tirx.Expr]], list[tirx.Expr]]
+#: Reads a code by its word of a panel, its place there, and its panel, block and column.
+Reader = Callable[[tirx.Expr, tirx.Expr, tuple[tirx.Expr, tirx.Expr, tirx.Expr]], tirx.Expr]
 
 _WORD = 32
 #: Steps of K that are unrolled at most.
@@ -204,32 +206,38 @@ def _has_few_levels(weight: Blocked) -> bool:
     return weight.levels is not None and weight.bits == levels.BITS
 
 
-def _find_levels(plan: Gemm, weight: Blocked, words: te.Tensor, stored: te.Tensor) -> te.Tensor:
-    groups = (weight.channels // plan.width, int(stored.shape[0]))
-    return levels.define_found(words, stored, groups)
-
-
 def _zero_of(weight: Blocked, zeros: tuple[te.Tensor, ...], *at: tirx.Expr) -> tirx.Expr:
     if weight.has_zeros:
         return _scale_of(zeros[0], *at)
     return number(float(weight.zeros.reshape(-1)[0]))
 
 
-def _decoded(
-    plan: Gemm,
-    weight: Blocked,
-    more: tuple[te.Tensor, ...],
-    word: tirx.Expr,
-    place: tirx.Expr,
-    at: tuple[tirx.Expr, tirx.Expr, tirx.Expr],
-) -> tirx.Expr:
-    """Read a code of a word, at a panel, block and column: its level, or less its zero point."""
-    panel, _, column = at
-    if weight.levels is not None:
-        group = _group_of(weight, plan.width, panel, column)
-        return _level(word, place, weight.bits, more[0], group)
-    code = _code(word, place, weight.bits)
-    return code - _zero_of(weight, more, *at) if weight.subtracts else code
+def _reader(
+    plan: Gemm, weight: Blocked, words: te.Tensor, more: tuple[te.Tensor, ...], *, by_word: bool
+) -> Reader:
+    """Make what reads a code: its level, or less its zero point.
+
+    by_word: levels are a stage of their own, which finds those of a whole word.
+    """
+
+    def group_of(panel: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
+        return _group_of(weight, plan.width, panel, column)
+
+    found = levels.define_found(words, more[0], group_of) if by_word else None
+
+    def read(
+        word: tirx.Expr, place: tirx.Expr, at: tuple[tirx.Expr, tirx.Expr, tirx.Expr]
+    ) -> tirx.Expr:
+        panel, _, column = at
+        if found is not None:
+            return found(panel, word, place, column)
+        bits = words(panel, word, column)
+        if weight.levels is not None:
+            return _level(bits, place, weight.bits, more[0], group_of(panel, column))
+        code = _code(bits, place, weight.bits)
+        return code - _zero_of(weight, more, *at) if weight.subtracts else code
+
+    return read
 
 
 def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Tensor]:
@@ -238,23 +246,20 @@ def _define_tiles(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Ten
     marks = plan.marks(cpu, weight.bits, unroll=min(unroll, _MOST_UNROLLED))
 
     # A panel that is decoded by whole words is kept for the rows that read it, however few.
-    found_first = (
+    by_word = (
         _looks_up(cpu, plan, weight)
         and plan.depth % weight.per_word == 0
         and 4 * plan.depth * plan.width <= cpu.l2
     )
 
     def define(x: te.Tensor, words: te.Tensor, scales: te.Tensor, *more: te.Tensor) -> te.Tensor:
-        found = _find_levels(plan, weight, words, more[0]) if found_first else None
+        read = _reader(plan, weight, words, more, by_word=by_word)
 
         def decode(no: tirx.Expr, k: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
             block = tirx.floordiv(k, weight.block) if weight.blocks > 1 else tirx.const(0, "int32")
-            word = words(no, tirx.floordiv(k, weight.per_word), ni)
-            place = tirx.floormod(k, weight.per_word)
+            word, place = tirx.floordiv(k, weight.per_word), tirx.floormod(k, weight.per_word)
             scale = _scale_of(scales, no, block, ni)
-            if found is not None:
-                return found(no, tirx.floordiv(k, weight.per_word), place, ni) * scale
-            code = _decoded(plan, weight, more, word, place, (no, block, ni))
+            code = read(word, place, (no, block, ni))
             if weight.levels is None and not weight.subtracts:
                 code = code - _zero_of(weight, more, no, block, ni)
             return code * scale
@@ -289,14 +294,10 @@ def _define_row(cpu: Cpu, plan: Gemm, weight: Blocked) -> Callable[..., te.Tenso
         )
         q, j = te.reduce_axis((0, words), "q"), te.reduce_axis((0, per_word), "j")
 
-        found = _find_levels(plan, weight, packed, more[0]) if by_word else None
+        read = _reader(plan, weight, packed, more, by_word=by_word)
 
         def within(no: tirx.Expr, b: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
-            if found is not None:
-                code = found(no, b * words + q, j, ni)
-            else:
-                word = packed(no, b * words + q, ni)
-                code = _decoded(plan, weight, more, word, j, (no, b, ni))
+            code = read(b * words + q, j, (no, b, ni))
             return te.sum(row(b, q * per_word + j) * code, axis=[q, j])
 
         panels = -(-plan.columns // plan.width)

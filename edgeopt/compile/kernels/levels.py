@@ -5,6 +5,7 @@ permutes both and takes one by the code's highest bit; or four of 64-bit ARM, wh
 looks up.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 from tvm import te, tirx
@@ -28,17 +29,17 @@ def has_look_up(cpu: Cpu) -> bool:
     return cpu.machine == "aarch64" or cpu.permutes
 
 
-def define_found(words: te.Tensor, levels: te.Tensor, groups: tuple[int, int]) -> te.Tensor:
+def define_found(
+    words: te.Tensor, levels: te.Tensor, group_of: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
+) -> te.Tensor:
     """Find levels [panel, word, place, column] of words [panel, word, column].
 
-    levels: float32 [groups, 16]; groups: how many panels read the same ones, 0 for all, and how
-    many there are. Panels of padding read the last ones.
+    levels: float32 [groups, 16]; group_of: finds the group of a panel and column, which is that of
+    its panel.
     """
-    panels, count = groups
 
     def level(panel: tirx.Expr, word: tirx.Expr, place: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
-        group = tirx.min(tirx.floordiv(panel, panels), count - 1) if panels else 0
-        bits = words(panel, word, column)
+        group, bits = group_of(panel, column), words(panel, word, column)
         return choose_level(bits, place, BITS, lambda level: levels(group, level))
 
     panel, word, column = words.shape
