@@ -250,21 +250,17 @@ def correct_times(job: Job, source: Model, model: Model, seen: Measurement) -> N
 
     Only of what the model as it came has not: of the others more was measured.
     """
-    from edgeopt.compress.pace import predict_nodes
+    from edgeopt.compress.pace import predict_nodes, sum_changed
 
     times = known_times(job)
     if times is None or job.times is None or not _is_timed(seen) or seen.invalid:
         return
     clock = clock_of(job, source.sha256)
-    usual = {each.kind for each in predict_nodes(source, clock)}
     nodes = list(predict_nodes(model, clock))
     missing = min(seen.samples_ns) - sum(each.time for each in nodes)
     if abs(missing) <= _CLOSE * min(seen.samples_ns):
         return
-    shares: dict[str, float] = {}
-    for each in nodes:
-        if each.key and each.kind not in usual:
-            shares[each.kind] = shares.get(each.kind, 0.0) + each.time
+    shares = sum_changed(predict_nodes(source, clock), nodes)
     write_times(job.times, times.corrected(shares, missing))
 
 

@@ -24,7 +24,7 @@ from edgeopt.model.graph import Weight
 RANKS = (16, 32, 64, 96, 128)
 #: The lowest one leaves next to nothing of a weight whose sides are longer than this. Two weights
 #: for one take records and code, too: it has to save so many of the values.
-_LOWEST, _SMALL_SIDE, _SAVED = 16, 256, 0.5
+_LOWEST, _SMALL_SIDE, _SAVED = RANKS[0], 256, 0.5
 
 
 def possible_ranks(weight: Weight) -> tuple[int, ...]:

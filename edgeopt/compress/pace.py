@@ -160,6 +160,16 @@ def sum_by_weight(figures: Iterable[tuple[str, float]], names: Iterable[str]) ->
     return sums
 
 
+def sum_changed(source: Iterable[NodeTime], plan: Iterable[NodeTime]) -> dict[str, float]:
+    """Add up the ns of a plan's products by kind, of those that the model as it came lacks."""
+    usual = {each.kind for each in source}
+    sums: dict[str, float] = {}
+    for each in plan:
+        if each.key and each.kind not in usual:
+            sums[each.kind] = sums.get(each.kind, 0.0) + each.time
+    return sums
+
+
 def predict_nodes(model: Model, clock: Clock) -> Iterator[NodeTime]:
     """Predict what each node takes that takes anything."""
     whole, pace, times = inferred(model, values=False), clock.pace, clock.times

@@ -41,7 +41,7 @@ def hide_stored(model: ModelProto) -> list[TensorProto]:
         if node.op_type in _DECODERS and node.input[0] in stored
         if _is_compressed(node, stored[node.input[0]], readers)
     }
-    names |= _plain_weights(model)
+    names |= _plain_weights(model, readers)
     hidden = []
     for place in reversed(range(len(graph.initializer))):
         if graph.initializer[place].name in names:
@@ -74,7 +74,7 @@ def show_stored(model: ModelProto, hidden: list[TensorProto]) -> ModelProto:
     return model
 
 
-def _plain_weights(model: ModelProto) -> set[str]:
+def _plain_weights(model: ModelProto, readers: Mapping[str, list[NodeProto]]) -> set[str]:
     """Name the large weights that no simplification looks into.
 
     Of equal ones, which are merged, and of those that a normalization may be folded into, there
@@ -87,7 +87,7 @@ def _plain_weights(model: ModelProto) -> set[str]:
         for node in graph.node
     ):
         return set()
-    readers, varying = consumers(graph), _varying(model)
+    varying = _varying(model)
     outputs = {each.name for each in graph.output}
     alike: dict[bytes, list[str]] = {}
     for tensor in graph.initializer:
