@@ -73,11 +73,15 @@ def build(
 
 
 def _size_of_terms(model: ModelProto, feeds: Mapping[str, Array]) -> float:
-    """Say how large terms are: their sum may be next to nothing, and its rounding is not."""
-    terms = [np.abs(each.astype(float)) for each in feeds.values()]
-    if model.graph.node[0].op_type == "ReduceSum":
-        return float(sum(each.sum() for each in terms))
-    return max((float(each.max(initial=0)) for each in terms), default=0.0)
+    """Say how large the terms of a sum or a mean are; it may be next to nothing, its rounding not.
+
+    Of any other operator 0.
+    """
+    terms = np.abs(next(iter(feeds.values())).astype(float))
+    operator = model.graph.node[0].op_type
+    if operator == "ReduceSum":
+        return float(terms.sum())
+    return float(terms.max(initial=0)) if operator == "ReduceMean" else 0.0
 
 
 def agrees(model: ModelProto, feeds: Mapping[str, Array], *, gradients: bool = True) -> None:
