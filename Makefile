@@ -36,9 +36,8 @@ FLEET_TEST := test_a_tenth_of_a_fleet_fails_the_rest_is_done_and_a_rerun_goes_on
 deploy: $(EXAMPLE)/edgeopt.toml board-packages ## everything, down to the report's table
 	cd $(EXAMPLE) && $(BIN)/edgeopt deploy --target $(BOARD)
 
-# Threads of four tests at a time would wait for one another by spinning.
 test: check test-packages ## all tests, four files at a time: many wait for boards
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=30
+	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=30
 
 soak: install test-packages ## kill deploys at random moments: old release or new, never half
 	$(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
