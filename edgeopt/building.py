@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from edgeopt.artifact import Bundle, Model, Vocabulary
 from edgeopt.cut import Pruning
 from edgeopt.errors import BudgetExceeded, ConfigError, ModelError
-from edgeopt.fitting import choose_plan, correct_times, last_pace, learn
+from edgeopt.fitting import choose_plan
 from edgeopt.job import Correction, Job, Run, Samples, Trial, digest_task, plan_name
+from edgeopt.learning import correct_times, last_pace, learn
 from edgeopt.prepare import prune_units
 from edgeopt.verdict import check_footprint, describe_check
 

@@ -37,11 +37,10 @@ from edgeopt.fitting import (
     describe_judging,
     draw_front,
     draw_ledger,
-    known_times,
-    learn_pace,
     replay,
 )
 from edgeopt.job import Correction, Deployed, Job, Run, Samples, Trial
+from edgeopt.learning import known_times, learn_pace
 from edgeopt.prepare import (
     keep_vocabulary,
     prepare_model,

@@ -1,5 +1,6 @@
 """Times of kernels that were measured on a kind of board: what later predictions start from."""
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -39,12 +40,14 @@ class WholeTime(Fact):
     bound: float = Field(default=0, ge=0)
     #: Its 95th percentile, which limits are about, for each ns of its shortest inference.
     tail: float = Field(default=1, ge=1)
+    #: What its plans took as a whole for each ns that their products do, by kind.
+    scales: dict[str, float] = Field(default_factory=dict)
 
 
 class Times(Fact):
     """All that was measured of one kind of board with so many threads."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     #: Versions of other tools compile other kernels: what they measured does not count.
     edgeopt: str
     threads: int = Field(ge=1)
@@ -54,8 +57,6 @@ class Times(Fact):
     kernels: dict[str, KernelTime] = Field(default_factory=dict)
     #: By the sha256 of the model whose plans they are for.
     wholes: dict[str, WholeTime] = Field(default_factory=dict)
-    #: What whole deployments took for each ns that their kernels did, by kind.
-    scales: dict[str, float] = Field(default_factory=dict)
 
     def kernel(self, key: str, kind: str, bound: float, *, model: str = "") -> float:
         """Return the ns of a product: as measured, or as others of its kind are to their bound.
@@ -63,7 +64,7 @@ class Times(Fact):
         model: sha256 of the one that the plan is for. In one that was never measured a product
         takes what it does where it takes longest.
         """
-        scale, whole = self.scales.get(kind, 1.0), self.wholes.get(model)
+        scale, whole = self.scale(kind, model), self.wholes.get(model)
         if whole is not None:
             scale *= whole.share
         known = self.kernels.get(name_kernel(key, whole.weights)) if whole is not None else None
@@ -81,24 +82,46 @@ class Times(Fact):
         own = [known] if known is not None and known.bound else list(self.wholes.values())
         return bound * _ratio(own)
 
+    def scale(self, kind: str, model: str) -> float:
+        """Return what products of a kind take in a model's plans for each ns that they should.
+
+        Those of kinds that it came with are known from the whole. Where nothing told, it is the
+        mean of what other models' plans did.
+        """
+        own = self.wholes.get(model)
+        if own is not None and (kind in own.scales or own.bound):
+            return own.scales.get(kind, 1.0)
+        told = [each.scales[kind] for each in self.wholes.values() if kind in each.scales]
+        return statistics.fmean(told) if told else 1.0
+
     def tail(self, model: str) -> float:
         """Return how much longer a limited inference takes than the shortest one."""
         known = self.wholes.get(model)
         every = [known] if known is not None and known.bound else list(self.wholes.values())
         return max((each.tail for each in every), default=1.0)
 
-    def corrected(self, shares: Mapping[str, float], missing: float) -> "Times":
-        """Spread the ns that a deployment took beyond its prediction over kinds of kernels.
+    def corrected(self, model: str, shares: Mapping[str, float], missing: float) -> "Times":
+        """Spread the ns that a plan for a model took beyond its prediction over kinds of kernels.
 
-        shares: ns predicted for each kind that the deployment has and the model as it came has
-        not: of the others more is known.
+        shares: ns predicted for each kind that the plan has and the model as it came has not: of
+        the others more is known.
         """
         total = sum(shares.values())
         if total <= 0:
             return self
         factor = min(max(1 + missing / total, _LEAST), _MOST)
-        scales = {kind: round(self.scales.get(kind, 1.0) * factor, 3) for kind in shares}
-        return self.model_copy(update={"scales": self.scales | scales})
+        scales = {kind: round(self.scale(kind, model) * factor, 3) for kind in shares}
+        return self.learned(model, scales=scales)
+
+    def learned(
+        self, model: str, *, scales: Mapping[str, float] | None = None, tail: float | None = None
+    ) -> "Times":
+        """Return the table with what plans for a model taught of it as a whole."""
+        found = self.wholes.get(model, WholeTime(methods=()))
+        changed = {"scales": found.scales | dict(scales or {}), "tail": tail or found.tail}
+        return self.model_copy(
+            update={"wholes": self.wholes | {model: found.model_copy(update=changed)}}
+        )
 
 
 def name_kernel(key: str, weights: int) -> str:
@@ -113,14 +136,20 @@ def _ratio(known: "list[KernelTime] | list[WholeTime]") -> float:
 
 
 def read_times(path: Path, *, edgeopt: str, threads: int, tiles: str = "") -> Times:
-    """Read a file, strictly; none, or one of other kernels or threads, gives an empty table."""
+    """Read a file, strictly; none, or one of other kernels or threads, gives an empty table.
+
+    So does one of another schema. Raises ConfigError for what is no such file.
+    """
     empty = Times(edgeopt=edgeopt, threads=threads, tiles=tiles)
     try:
         found = Times.model_validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return empty
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        found_wrong = error.errors(include_url=False, include_input=False)
+        if any(each["loc"] == ("schema_version",) for each in found_wrong):
+            return empty
+        first = found_wrong[0]
         place = ".".join(map(str, first["loc"])) or "document"
         raise ConfigError(
             f"{path} does not hold times of kernels",

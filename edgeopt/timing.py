@@ -36,8 +36,8 @@ _PER_BYTE = 1.0
 _MOST_COLD, _SPARE = 1 << 30, 0.25
 #: Shapes of each form that are measured, those of most work: others are as their kind is.
 _SHAPES = 12
-#: Launches of the whole model: what else a board does now and then shows in one of them.
-_LAUNCHES = 3
+#: Launches of the whole model while its kernels are measured.
+_LAUNCHES = 5
 #: Timed calls at least and at most.
 _FEWEST, _MOST = 20, 2000
 
@@ -71,10 +71,12 @@ def measure_times(
         bench = _Bench(run, board, read_facts(board), folder)
         forms = list(_forms(run, model, folder))
         missing = list(_missing(run, model, forms, known, folder))
+        launches = _Launches(bench, model, whole)
         fixed: dict[int, float] = {}
         for number, each in enumerate(missing):
             renew()
             run.advance("times", number / len(missing))
+            launches.until(number / len(missing))
             # Its code was driven out as well.
             about = each.cold.bit_length()
             if about not in fixed:
@@ -85,28 +87,56 @@ def measure_times(
             known = known.model_copy(update={"kernels": known.kernels | {each.key: kernel}})
             _keep(run, known)
         renew()
-        known = _time_others(bench, model, whole, known)
+        launches.until(1)
+        known = _add_others(bench, model, launches.samples, known)
         _keep(run, known)
         renew()
-        _keep(run, _time_plan(bench, model, forms, known))
+        _keep(run, _time_plans(bench, model, forms, known))
     return len(missing)
 
 
-def _time_others(bench: _Bench, model: Model, whole: Bundle, known: Times) -> Times:
+class _Launches:
+    """Launches of the whole model as it is, some now and some then.
+
+    What else a board does comes and goes in minutes: its 95th percentile is the worst of them.
+    """
+
+    def __init__(self, bench: _Bench, model: Model, whole: Bundle) -> None:
+        self._bench, self._model, self._whole = bench, model, whole
+        #: ns of each inference of each; none on a board that has no room for it.
+        self.samples: list[Sequence[int]] = []
+        self._fits = True
+
+    def until(self, share: float) -> None:
+        """Launch it as often as is due once such a share of everything is done."""
+        while self._fits and len(self.samples) <= share * (_LAUNCHES - 1):
+            try:
+                self.samples.append(_launch(self._bench, self._model, self._whole))
+            except (BoardIncompatible, BudgetExceeded):
+                self._fits = False
+
+
+def _add_others(
+    bench: _Bench, model: Model, launches: Sequence[Sequence[int]], known: Times
+) -> Times:
     """Add what a model takes besides its products, and how much less these take among others."""
     from edgeopt.compress.pace import Clock, pace_of, predict_nodes
 
     job = bench.run.job
     pace = pace_of(job.target, threads=job.threads)
-    weights = sum(each.stored for each in predict_nodes(model, Clock(pace)))
-    found = WholeTime(methods=tuple(job.profile.methods), weights=weights)
+    plain = list(predict_nodes(model, Clock(pace)))
+    before = known.wholes.get(model.sha256)
+    found = WholeTime(
+        methods=tuple(job.profile.methods),
+        weights=sum(each.stored for each in plain),
+        bound=sum(each.bound for each in plain if not each.key) if launches else 0,
+        scales={} if before is None else before.scales,
+    )
     known = known.model_copy(update={"wholes": known.wholes | {model.sha256: found}})
+    if not launches:
+        return known
     nodes = list(predict_nodes(model, Clock(pace, known, model.sha256)))
     products = sum(each.time for each in nodes if each.key)
-    try:
-        launches = [_launch(bench, model, whole) for _ in range(_LAUNCHES)]
-    except (BoardIncompatible, BudgetExceeded):
-        return known
     shortest = min(map(min, launches))
     slowest = max(summarize_samples(each).p95 for each in launches)
     rest = max(shortest - products, shortest / 50)
@@ -114,42 +144,49 @@ def _time_others(bench: _Bench, model: Model, whole: Bundle, known: Times) -> Ti
         # Alone, a convolution arranges values that the next one takes as they are.
         "share": round(min((shortest - rest) / products, 1.0), 3) if products else 1.0,
         "ns": rest,
-        "bound": sum(each.bound for each in nodes if not each.key),
         "tail": round(slowest / shortest, 3),
     }
     found = found.model_copy(update=measured)
     return known.model_copy(update={"wholes": known.wholes | {model.sha256: found}})
 
 
-def _time_plan(bench: _Bench, model: Model, forms: Sequence[Model], known: Times) -> Times:
-    """Add what products take in a plan for each ns that they take alone, where no plan told yet.
+def _time_plans(bench: _Bench, model: Model, forms: Sequence[Model], known: Times) -> Times:
+    """Add what products take in plans for each ns that they take alone, where none told yet.
 
-    It runs in the form of fewest bytes. Of MiniLM-L6 on x86-64 products in other forms than its own
-    take 0.58 to 0.68 of that.
+    Two run: the form that a profile tries first, and that of fewest bytes; kinds that are in
+    neither are as the mean of both. Of MiniLM-L6 on x86-64 products in other forms than its own
+    take 0.58 to 0.68 of what they take alone, convolutions of half floats of another model 1.1.
     """
     from edgeopt.compress.pace import Clock, pace_of, predict_nodes, sum_changed
 
-    clock = Clock(pace_of(bench.run.job.target, threads=bench.run.job.threads), known, model.sha256)
-    source = list(predict_nodes(model, clock))
-    told = {each.kind for each in source} | set(known.scales)
-    kinds = {each.kind for each in known.kernels.values()} - told
-    if not kinds:
-        return known
-    plans = [list(predict_nodes(each, clock)) for each in forms]
+    pace = pace_of(bench.run.job.target, threads=bench.run.job.threads)
+    plain = Clock(pace)
+    source = list(predict_nodes(model, plain))
+    plans = [list(predict_nodes(each, plain)) for each in forms]
+    kinds = [set(sum_changed(source, nodes)) for nodes in plans]
     sizes = [sum(each.stored for each in nodes) for nodes in plans]
-    smallest = min(range(len(forms)), key=sizes.__getitem__)
-    shares = sum_changed(source, plans[smallest])
-    if not kinds & set(shares):
+    changed = [number for number in range(len(forms)) if kinds[number]]
+    if not changed:
         return known
-    try:
-        shortest = min(_time_model(bench, forms[smallest]))
-    except (BoardIncompatible, BudgetExceeded):
+    for number in (changed[0], min(changed, key=sizes.__getitem__)):
+        untold = kinds[number] - set(known.wholes[model.sha256].scales)
+        if not untold:
+            continue
+        clock = Clock(pace, known, model.sha256)
+        nodes = list(predict_nodes(forms[number], clock))
+        shares = sum_changed(predict_nodes(model, clock), nodes)
+        try:
+            shortest = min(_time_model(bench, forms[number]))
+        except (BoardIncompatible, BudgetExceeded):
+            continue
+        missing = shortest - sum(each.time for each in nodes)
+        known = known.corrected(model.sha256, shares, missing)
+    told = known.wholes[model.sha256].scales
+    if not told:
         return known
-    missing = shortest - sum(each.time for each in plans[smallest])
-    corrected = known.corrected(shares, missing).scales
-    factor = next(corrected[kind] for kind in shares if kind in kinds)
-    scales = known.scales | {kind: corrected.get(kind, factor) for kind in sorted(kinds)}
-    return known.model_copy(update={"scales": scales})
+    usual = round(statistics.fmean(told.values()), 3)
+    rest = {kind: usual for kind in sorted(set().union(*kinds)) if kind not in told}
+    return known.learned(model.sha256, scales=rest)
 
 
 def _read(run: Run) -> Times:

@@ -34,6 +34,7 @@ ORDER = (
     ("steady", "confine", "energy"),
     ("job",),
     ("trial", "prepare", "interleave"),
+    ("learning",),
     ("fitting", "timing"),
     ("verdict", "divergence"),
     ("building",),

@@ -79,11 +79,37 @@ def test_a_model_that_did_not_run_is_as_the_others() -> None:
 
 
 def test_a_deployment_corrects_the_kinds_that_it_has_and_no_others() -> None:
-    corrected = TIMES.corrected({"MatMul INT4": 100}, missing=30)
-    assert corrected.kernel("b", "MatMul INT4", 10) == pytest.approx(13)
-    assert corrected.kernel("a", "MatMul FLOAT", 10) == 30
-    again = corrected.corrected({"MatMul INT4": 130}, missing=-26)
-    assert again.kernel("b", "MatMul INT4", 10) == pytest.approx(10.4)
+    corrected = TIMES.corrected("m", {"MatMul INT4": 100}, missing=30)
+    assert corrected.kernel("b", "MatMul INT4", 10, model="m") == pytest.approx(13)
+    assert corrected.kernel("a", "MatMul FLOAT", 10, model="m") == 30
+    again = corrected.corrected("m", {"MatMul INT4": 130}, missing=-26)
+    assert again.kernel("b", "MatMul INT4", 10, model="m") == pytest.approx(10.4)
     # A machine that did something else meanwhile is not believed beyond a factor of two.
-    assert TIMES.corrected({"MatMul INT4": 100}, missing=900).scales == {"MatMul INT4": 2}
-    assert TIMES.corrected({}, missing=900) == TIMES
+    most = TIMES.corrected("m", {"MatMul INT4": 100}, missing=900)
+    assert most.wholes["m"].scales == {"MatMul INT4": 2}
+    assert TIMES.corrected("m", {}, missing=900) == TIMES
+
+
+def test_what_plans_of_one_model_took_is_no_part_of_another_one_that_was_measured() -> None:
+    table = TIMES.corrected("m", {"MatMul INT4": 100}, missing=50)
+    measured = {"n": WholeTime(methods=("float32",), weights=1000, ns=10, bound=10)}
+    table = table.model_copy(update={"wholes": table.wholes | measured})
+    assert table.kernel("b", "MatMul INT4", 10, model="n") == 10
+    # Of a model that nothing is known of, the mean of the others is the best guess.
+    assert table.kernel("b", "MatMul INT4", 10, model="new") == pytest.approx(15)
+    table = table.corrected("n", {"MatMul INT4": 10}, missing=-1)
+    assert table.kernel("b", "MatMul INT4", 10, model="new") == pytest.approx(12)
+
+
+def test_what_is_learned_of_a_model_keeps_what_was_measured_of_it() -> None:
+    assert TIMES.learned("m", tail=1.5).wholes["m"].ns == 80
+    assert TIMES.learned("m", tail=1.5).tail("m") == 1.5
+    # It counts as measured only once it was.
+    assert TIMES.learned("cut", scales={"Conv INT8": 0.8}).wholes["cut"].methods == ()
+
+
+def test_a_file_of_an_earlier_schema_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    text = TIMES.model_dump_json().replace('"schema_version":2', '"schema_version":1,"scales":{}')
+    path.write_text(text)
+    assert read_times(path, edgeopt="1", threads=2) == Times(edgeopt="1", threads=2)

@@ -94,7 +94,7 @@ def _show_plan(order: Order, *, layers: bool, as_json: bool) -> None:
 
 
 def _note_unknown_times(order: Order) -> None:
-    from edgeopt.fitting import known_times
+    from edgeopt.learning import known_times
 
     job = order.job
     if job.profile.budget.latency is None or job.pace is not None:
@@ -130,8 +130,8 @@ def _named(target: str | None, targets: str | None) -> list[str]:
 def _compare_targets(requests: list[Request], *, as_json: bool) -> None:
     """Show what deploy would choose on each target; a budget that one cannot meet is a row too."""
     from edgeopt.errors import BudgetExceeded
-    from edgeopt.fitting import predict_time
     from edgeopt.job import plan_title
+    from edgeopt.learning import predict_time
     from edgeopt.pipeline import plan as run_plan
     from edgeopt.report import format_columns
     from edgeopt.units import format_bytes, format_millis

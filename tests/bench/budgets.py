@@ -27,8 +27,9 @@ from edgeopt.compress import Infeasible, predict_latency
 from edgeopt.compress.forecast import Timer
 from edgeopt.compress.mix import Mixer
 from edgeopt.errors import BudgetExceeded
-from edgeopt.fitting import clock_of, measure_harm, predictor, timers_of
+from edgeopt.fitting import measure_harm, predictor
 from edgeopt.job import Correction, Run
+from edgeopt.learning import clock_of, timers_of
 from edgeopt.measure import summarize_samples
 from edgeopt.pipeline import deploy
 from edgeopt.prepare import prepare_model

@@ -10,12 +10,12 @@ from edgeopt.artifact import Measurement, Model
 from edgeopt.budget import Budget
 from edgeopt.compress import apply_plan, make_plan, pace_of
 from edgeopt.compress.pace import Clock, predict_nodes
-from edgeopt.fitting import correct_times, known_times, learn, predict_time
 from edgeopt.job import Correction, Job, Trial
+from edgeopt.learning import correct_times, known_times, learn, predict_time, timers_of
 from edgeopt.profile import load_profile
 from edgeopt.target import load_target
 from edgeopt.tiles import TileKey
-from edgeopt.times import KernelTime, Times, name_kernel, write_times
+from edgeopt.times import KernelTime, Times, WholeTime, name_kernel, write_times
 from tests.graphs import text_model
 from tests.samples import bundle, measurement, parity
 
@@ -117,3 +117,39 @@ def test_what_took_longer_than_its_kernels_corrects_those_of_its_form_alone(
     ):
         correct_times(asked, model, int8, each)
     assert (tmp_path / "times.json").read_bytes() == known
+
+
+def test_a_limit_is_about_the_slow_inferences_that_the_last_deployments_had(
+    model: Model, tmp_path: Path
+) -> None:
+    asked = replace(job(tmp_path, Budget(latency=30)), times=tmp_path / "times.json")
+    clock = Clock(pace_of(asked.target, threads=asked.threads))
+    kernels = {
+        name_kernel(node.key, 0): KernelTime(kind=node.kind, ns=node.bound, bound=node.bound)
+        for node in predict_nodes(model, clock)
+        if node.key
+    }
+    rest = sum(each.bound for each in predict_nodes(model, clock) if not each.key)
+    whole = WholeTime(methods=("float32",), ns=rest, bound=rest, tail=1.1)
+    table = Times(edgeopt=edgeopt.__version__, threads=asked.threads, kernels=kernels)
+    write_times(tmp_path / "times.json", table.model_copy(update={"wholes": {model.sha256: whole}}))
+
+    def tail() -> float:
+        found = known_times(asked)
+        assert found is not None
+        return found.tail(model.sha256)
+
+    usual = round(predict_time(asked, model, model.sha256))
+    slow = measurement(usual, kind="board").model_copy(
+        update={"samples_ns": (usual,) * 8 + (2 * usual,) * 2}
+    )
+    before = timers_of(asked, Correction(), model.sha256)[:1]
+    correct_times(asked, model, model, slow)
+    assert tail() == pytest.approx(1.55)
+    after = timers_of(asked, Correction(), model.sha256)[:1]
+    ratios = [now(model) / then(model) for now, then in zip(after, before, strict=True)]
+    assert ratios == [pytest.approx(1.55 / 1.1)]
+    # One bad minute is forgotten.
+    for _ in range(5):
+        correct_times(asked, model, model, measurement(usual, kind="board"))
+    assert tail() < 1.1
