@@ -34,8 +34,10 @@ def measure_steadily(
     kept: list[Measurement] = []
     aside: list[str] = []
     first, outputs = launch(True)
-    last = first
+    last, memory = first, first.memory
     while True:
+        # What made times invalid took no memory away, and only the first launch has all samples.
+        memory = max(memory, last.memory, key=lambda each: each.peak)
         if last.invalid and last.kind != "emulated":
             aside.append("; ".join(last.invalid))
         else:
@@ -48,8 +50,9 @@ def measure_steadily(
             rest(_REST * len(aside))
         last, _ = launch(False)
     if not kept or len(aside) > _ASIDE:
-        return last.model_copy(update={"set_aside": tuple(aside[:-1])}), outputs
-    return _together(kept, aside), outputs
+        left = {"set_aside": tuple(aside[:-1]), "memory": memory}
+        return last.model_copy(update=left), outputs
+    return _together(kept, aside).model_copy(update={"memory": memory}), outputs
 
 
 def _samples(launches: Sequence[Measurement]) -> tuple[int, ...]:
@@ -57,7 +60,7 @@ def _samples(launches: Sequence[Measurement]) -> tuple[int, ...]:
 
 
 def _together(kept: Sequence[Measurement], aside: Sequence[str]) -> Measurement:
-    """Return launches as one measurement; memory is the most of them, phases are the first's."""
+    """Return launches as one measurement; phases and memory are the first's."""
     if len(kept) == 1:
         return kept[0].model_copy(update={"set_aside": tuple(aside)})
     switches = {
@@ -78,7 +81,6 @@ def _together(kept: Sequence[Measurement], aside: Sequence[str]) -> Measurement:
         update={
             "samples_ns": _samples(kept),
             "launches": tuple(len(each.samples_ns) for each in kept),
-            "memory": max((each.memory for each in kept), key=lambda memory: memory.peak),
             "drift_ns": max((each.drift_ns for each in kept), key=abs),
             "after": kept[-1].after,
             "around": around,

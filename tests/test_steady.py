@@ -113,3 +113,14 @@ def test_what_surrounds_several_launches_is_put_together() -> None:
     found = Launches(parts[0], unknown, parts[2]).measure()
     assert found.around.pressure_us is None
     assert found.process.involuntary == -1
+
+
+def test_memory_is_the_most_of_all_launches_those_that_were_set_aside_too() -> None:
+    def taking(made: Measurement, peak: int) -> Measurement:
+        return made.model_copy(update={"memory": made.memory.model_copy(update={"peak": peak})})
+
+    # The first one alone reads the rows of all samples.
+    found = Launches(taking(HOT, 9_000), taking(STEADY, 7_000)).measure()
+    assert (found.memory.peak, found.set_aside) == (9_000, HOT.invalid)
+    assert Launches(taking(STEADY, 7_000), taking(STEADY, 8_000)).measure().memory.peak == 8_000
+    assert Launches(taking(HOT, 9_000), taking(HOT, 8_000)).measure().memory.peak == 9_000
