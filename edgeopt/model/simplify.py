@@ -18,6 +18,7 @@ from edgeopt.model.describe import check_values, facts, spec, tensors
 from edgeopt.model.graph import drop_unread, initializers, strip_remarks, used_domains
 from edgeopt.model.oracle import Array, draw_inputs, open_session, run_model
 from edgeopt.model.stored import hide_stored, show_stored
+from edgeopt.model.taps import drop_dead_taps
 
 #: Largest |new - old| over max |old| of any output, over three seeded inputs.
 TOLERANCE = 1e-4
@@ -79,6 +80,7 @@ def normalize_file(
             "simplifying changed the names of inputs or outputs", fix="simplify the model yourself"
         )
     part_zero_points(model)
+    drop_dead_taps(model)
     _clean(model)
     _save(model, Path(output))
     reference = Path(original)

@@ -18,7 +18,7 @@ _HALF = 8
 _MOST = (2**15 - 1) // 128
 #: Blocks for each branch back, whose bits share one byte.
 _UNROLL = 4
-#: Registers that one load of B fills: two columns of a block.
+#: Registers that one load of B fills at most: two columns of a block.
 _LOADED = 4
 
 
@@ -83,23 +83,17 @@ def count_block(height: int, width: int, *, quad: bool) -> float:
 
 
 def _block(height: int, width: int, *, quad: bool) -> list[str]:
-    """Multiply two steps of every row by those of every column, two columns at a time."""
+    """Multiply two steps of every row by those of every column."""
     first = height * width
     left = list(range(first, first + 2 * height))
-    lines = _load_rows(left)
-    for column in range(0, width, 2):
-        lines += _two_columns((height, width), column, left, quad=quad)
-    return lines
+    return [*_load_rows(left), *_columns(height, width, left, quad=quad)]
 
 
 def _step(height: int, width: int) -> list[str]:
     """Multiply one last step; the other half of B's block is not read by any."""
     first = height * width
     left = list(range(first, first + height))
-    lines = _load_rows(left)
-    for column in range(0, width, 2):
-        lines += _two_columns((height, width), column, [*left, *left], quad=False, steps=1)
-    return lines
+    return [*_load_rows(left), *_columns(height, width, [*left, *left], quad=False, steps=1)]
 
 
 def _load_rows(left: list[int]) -> list[str]:
@@ -107,16 +101,37 @@ def _load_rows(left: list[int]) -> list[str]:
     return [load_vectors(part, "$0") for part in parts]
 
 
-def _two_columns(
-    tile: tuple[int, int], first: int, left: list[int], *, quad: bool, steps: int = 2
+def _columns(height: int, width: int, left: list[int], *, quad: bool, steps: int = 2) -> list[str]:
+    """Multiply rows by all columns, two at a time, or four where rows are few.
+
+    Each of a product's instructions waits for the one before: cores in program order need others
+    in between.
+    """
+    together = 4 if height == 1 and width % 4 == 0 and _spare(height, width, 4) >= 0 else 2
+    lines = []
+    for first in range(0, width, together):
+        lines += _some_columns((height, width), range(first, first + together), left, quad, steps)
+    return lines
+
+
+def _spare(height: int, width: int, together: int) -> int:
+    """Count the registers that are left: of sums, rows, columns and products."""
+    return 32 - (height * width + 2 * height + together // 2 * _LOADED + together * height)
+
+
+def _some_columns(
+    tile: tuple[int, int], columns: range, left: list[int], quad: bool, steps: int
 ) -> list[str]:
-    """Multiply rows by two columns, whose registers hold both steps of the one, then the other."""
+    """Multiply rows by columns, each pair of registers the two steps of one."""
     height, width = tile
     start = height * width + 2 * height
-    right = list(range(start, start + _LOADED))
-    free = list(range(start + _LOADED, 32))
-    lines = [load_vectors(right, "$1")]
-    pairs = [(row, column) for column in range(2) for row in range(height)]
+    right = list(range(start, start + 2 * len(columns)))
+    free = list(range(right[-1] + 1, 32))
+    lines = [
+        load_vectors(right[first : first + _LOADED], "$1")
+        for first in range(0, len(right), _LOADED)
+    ]
+    pairs = [(row, column) for column in range(len(columns)) for row in range(height)]
     for begin in range(0, len(pairs), len(free)):
         part = list(zip(pairs[begin : begin + len(free)], free, strict=False))
         for step in range(steps):
@@ -128,7 +143,7 @@ def _two_columns(
                 fresh = False
             if not quad or step == steps - 1:
                 lines += [
-                    f"sadalp v{row * width + first + column}.4s, v{product}.8h"
+                    f"sadalp v{row * width + columns[column]}.4s, v{product}.8h"
                     for (row, column), product in part
                 ]
     return lines

@@ -261,19 +261,27 @@ def _store_squares(tile: CodeTile) -> list[str]:
 
 
 def _long_step(tile: CodeTile) -> list[str]:
-    """Multiply 16 codes of each row by those of each column, four columns at a time."""
+    """Multiply 16 codes of each row by those of each column, four columns at a time.
+
+    Of one row eight where registers suffice: a product's instructions wait for one another.
+    """
     left, lines = _load_rows(tile)
-    right = list(range(left[-1] + 1, left[-1] + 1 + _LANES))
+    first = left[-1] + 1
+    twice = tile.height == 1 and first + 2 * _LANES + _AT_ONCE <= REGISTERS
+    together = 2 * _LANES if twice else _LANES
+    right = list(range(first, first + together))
     free = list(range(right[-1] + 1, REGISTERS))[:_AT_ONCE]
-    for first in range(0, tile.width, _LANES):
-        lines.append(load_vectors(right, "$1"))
+    for start in range(0, tile.width, together):
+        columns = range(start, min(start + together, tile.width))
+        used = right[: len(columns)]
+        lines += [load_vectors(used[at : at + _LANES], "$1") for at in range(0, len(used), _LANES)]
         pairs = [
-            (row * tile.width + first + column, left[row], right[column])
-            for column in range(_LANES)
+            (row * tile.width + column, left[row], register)
+            for column, register in zip(columns, used, strict=True)
             for row in range(tile.height)
         ]
-        for start in range(0, len(pairs), len(free)):
-            lines += _multiply(tile.method, pairs[start : start + len(free)], free)
+        for begin in range(0, len(pairs), len(free)):
+            lines += _multiply(tile.method, pairs[begin : begin + len(free)], free)
     return lines
 
 
