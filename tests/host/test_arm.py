@@ -399,18 +399,26 @@ def test_kernels_agree_with_onnxruntime_at_odd_sizes(save: object, tmp_path: Pat
 
 
 def save_channelwise(path: Path) -> Path:
-    """Write depthwise convolutions and pools: whole tiles of columns and ragged ones, a stride."""
+    """Write depthwise convolutions and pools: whole tiles of columns and ragged ones, strides.
+
+    Windows of 25 taps are walked line by line.
+    """
     random = np.random.default_rng(11)
+    kernels = {"first": (3, 3), "second": (3, 3), "third": (5, 5), "fourth": (5, 4)}
     stored = [
-        numpy_helper.from_array(random.standard_normal((12, 1, 3, 3)).astype("float32"), name)
-        for name in ("first", "second")
+        numpy_helper.from_array(random.standard_normal((12, 1, *kernel)).astype("float32"), name)
+        for name, kernel in kernels.items()
     ]
     nodes = [
         helper.make_node("Conv", ["x", "first"], ["a"], pads=[1] * 4, group=12),
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("MaxPool", ["b"], ["c"], kernel_shape=[3, 3], pads=[1] * 4),
         helper.make_node("Conv", ["c", "second"], ["d"], pads=[1] * 4, strides=[2, 2], group=12),
-        helper.make_node("AveragePool", ["d"], ["y"], kernel_shape=[2, 2]),
+        helper.make_node("AveragePool", ["d"], ["e"], kernel_shape=[2, 2]),
+        helper.make_node("Conv", ["e", "third"], ["f"], pads=[2] * 4, group=12),
+        helper.make_node(
+            "Conv", ["f", "fourth"], ["y"], pads=[2, 3, 2, 0], dilations=[1, 2], group=12
+        ),
     ]
     return _save(path, nodes, stored, (1, 12, 30, 29))
 

@@ -34,8 +34,21 @@ CONVOLUTIONS = (
     (160, 7, 320, 1, 1),
     (3, 112, 32, 3, 2),
 )
-#: Channels, size, stride.
-DEPTHWISE = ((96, 28, 1), (144, 56, 1), (144, 56, 2), (384, 14, 1), (576, 14, 2), (960, 7, 1))
+#: Channels, size, stride, kernel.
+DEPTHWISE = (
+    (96, 28, 1, 3),
+    (144, 56, 1, 3),
+    (144, 56, 2, 3),
+    (384, 14, 1, 3),
+    (576, 14, 2, 3),
+    (960, 7, 1, 3),
+    (96, 10, 1, 3),
+    (64, 20, 2, 3),
+    (240, 20, 1, 5),
+    (96, 10, 1, 5),
+    (120, 28, 2, 5),
+    (64, 14, 1, 7),
+)
 
 
 def save_products(path: Path, method: str) -> Path:
@@ -60,17 +73,18 @@ def save_convolutions(path: Path) -> Path:
 
 def save_depthwise(path: Path) -> Path:
     graph = Graph()
-    for i, (channels, size, stride) in enumerate(DEPTHWISE):
+    for i, (channels, size, stride, kernel) in enumerate(DEPTHWISE):
         x = graph.input(f"x{i}", (1, channels, size, size))
-        weights = graph.weight(channels, 1, 3, 3), graph.weight(channels)
-        x = graph.add("Conv", x, *weights, pads=[1] * 4, strides=[stride] * 2, group=channels)
+        weights = graph.weight(channels, 1, kernel, kernel), graph.weight(channels)
+        pads = [kernel // 2] * 4
+        x = graph.add("Conv", x, *weights, pads=pads, strides=[stride] * 2, group=channels)
         graph.output(graph.add("Relu", x), (1, channels, size // stride, size // stride))
     return graph.save(path)
 
 
 def save_code_convolutions(path: Path, *, depthwise: bool) -> Path:
     graph = Graph()
-    each = [(c, size, c, 3, stride) for c, size, stride in DEPTHWISE]
+    each = [(c, size, c, kernel, stride) for c, size, stride, kernel in DEPTHWISE]
     for i, (inputs, size, outputs, kernel, stride) in enumerate(
         each if depthwise else CONVOLUTIONS
     ):

@@ -4,7 +4,8 @@ A dense convolution is the GEMM of gemm.py with more axes to sum over; one of fe
 group, or a pool, walks a few columns of one block of channels. Weights are packed with numpy.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +35,9 @@ _SCALAR_COLUMNS = 4
 #: Columns of a channelwise tile for cores that issue in program order; the last at stride 1 only,
 #: where neighbours share what they load.
 _TALL = (4, 7, 14)
+#: Taps of a window whose weights have room in NEON's registers beside sums and what is read, and
+#: columns of a tile whose window is walked line by line, of floats and of codes.
+MOST_TAPS, _LINED, _LINED_CODES = 16, range(4, 13), range(4, 9)
 #: float32 lanes of a vector of NEON.
 _NEON_LANES = 4
 
@@ -279,7 +283,12 @@ def channel_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
     columns = window.output[1]
     if lanes == 1:
         return min(_SCALAR_COLUMNS, columns), 1
-    candidates = (4, 7) if cpu.vector_a else (4, 7, 8)
+    candidates: Sequence[int] = (4, 5, 6, 7) if cpu.vector_a else (4, 7, 8)
+    if cpu.vector_a and window.inputs == 1 and math.prod(window.kernel) > MOST_TAPS:
+        # Line by line weights take few registers: sums may have the others.
+        lined = _LINED if lanes == _NEON_LANES else _LINED_CODES
+        height = max(lined, key=lambda n: (columns / tile.round_up(columns, n), n))
+        return min(height, columns), width
     if cpu.vector_a and lanes > _NEON_LANES:
         # Codes have two vectors of sums for each column.
         candidates = (4, 5)

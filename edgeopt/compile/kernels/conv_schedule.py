@@ -1,10 +1,14 @@
 """Schedules of the kernels in conv.py."""
 
+import math
+from collections.abc import Sequence
+
 from tvm import tirx
 from tvm.s_tir.schedule import LoopRV
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import microkernel, tile
+from edgeopt.compile.kernels.conv import MOST_TAPS
 from edgeopt.compile.kernels.gemm import inline_around
 from edgeopt.compile.kernels.scheduling import (
     Block,
@@ -14,6 +18,7 @@ from edgeopt.compile.kernels.scheduling import (
     vectorize_inner,
 )
 from edgeopt.compile.kernels.tile_intrinsics import register_apart
+from edgeopt.compile.kernels.window_intrinsics import register_taps
 
 #: TVM's kind of an axis that nothing is summed over.
 _SPATIAL = tirx.IterVar.DataPar
@@ -112,18 +117,44 @@ def _reduce_window(sch: Schedule, cpu: Cpu, product: Block, lanes: int) -> None:
     while extent(sch, channel) % lanes:
         lanes //= 2
     # One vector wide, as NEON's tiles are, it is no loop of its own that could be split.
-    value = _apart_from(sch, cpu, product)
-    apart = value is not None and extent(sch, channel) == lanes
-    vectors, vector = (None, channel) if apart else sch.split(channel, [None, lanes])
+    value, single = _apart_from(sch, cpu, product), extent(sch, channel) == lanes
+    apart = value is not None and single
+    turning = single and _has_turns(sch, cpu, product, taps)
+    vectors, vector = (None, channel) if apart or turning else sch.split(channel, [None, lanes])
     unrolled = [column] if vectors is None else [column, vectors]
     height = extent(sch, column)
     sch.reorder(*taps, *unrolled, vector)
-    for loop in (*taps, *unrolled):
+    for loop in (*(taps[1:] if turning else taps), *unrolled):
         _unroll(sch, loop)
     sch.vectorize(vector)
     start = sch.decompose_reduction(product, taps[0])
     if apart:
         sch.tensorize(sch.get_loops(start)[-2], register_apart(height, lanes, value))
+    if turning:
+        # The block reads its sums, the image and the filters.
+        staged = sch.cache_read(product, 2, "global")
+        sch.compute_at(staged, taps[0])
+        sch.annotate(taps[0], "pragma_import_llvm", microkernel.write_turn())
+        dtype = sch.get(staged).reads[0].source.dtype
+        sch.tensorize(sch.get_loops(staged)[-2], register_taps(extent(sch, taps[1]), lanes, dtype))
+
+
+def _has_turns(sch: Schedule, cpu: Cpu, product: Block, taps: Sequence[LoopRV]) -> bool:
+    """Tell whether a window is walked line by line, with the weights of one in registers.
+
+    What taps multiply by is the same for all tiles: of many, LLVM loads all before the first tile,
+    and spills.
+    """
+    reads = sch.get(product).reads
+    depthwise = len(reads) == 2 and len(taps) == 3 and extent(sch, taps[2]) == 1
+    many = math.prod(extent(sch, loop) for loop in taps) > MOST_TAPS
+    return (
+        cpu.machine == "aarch64"
+        and depthwise
+        and many
+        # Others are decoded, which goes beyond a load.
+        and {each.source.dtype for each in reads} in ({"float32"}, {"int16"})
+    )
 
 
 def _unroll(sch: Schedule, loop: LoopRV) -> None:

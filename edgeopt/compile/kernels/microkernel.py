@@ -167,13 +167,24 @@ def walk_pieces(pieces: Mapping[int, list[str]], *, count: str = "$3") -> list[s
 
 #: A function of no instruction, which LLVM takes for one that a loop should not be unrolled around.
 APART = "edgeopt_apart"
+#: What stands in a loop that LLVM is to leave as it is.
+TURN = "edgeopt_turn"
 
 
 def write_apart() -> str:
     """Write the LLVM module of int edgeopt_apart(): nothing, but as assembly that stays there."""
+    return _write_nothing(APART, "")
+
+
+def write_turn() -> str:
+    """Write the LLVM module of int edgeopt_turn(): assembly that no loop is unrolled around."""
+    return _write_nothing(TURN, " noduplicate")
+
+
+def _write_nothing(name: str, attribute: str) -> str:
     return (
-        f"define linkonce_odr hidden i32 @{APART}() alwaysinline nounwind {{\n"
-        '  call void asm sideeffect "", ""()\n'
+        f"define linkonce_odr hidden i32 @{name}() alwaysinline nounwind {{\n"
+        f'  call void asm sideeffect "", ""(){attribute}\n'
         "  ret i32 0\n}\n"
     )
 
