@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from edgeopt.artifact import Model
 from edgeopt.compile.cpu import Cpu, describe_cpu
 from edgeopt.compile.import_onnx import import_model
-from edgeopt.compile.kernels import code_products, conv, gemm, integer, integer_conv
+from edgeopt.compile.kernels import code_products, conv_tiles, gemm, integer, integer_conv
 from edgeopt.compile.lower import lower_module
 from edgeopt.target import Target
 from edgeopt.tiles import Tile, TileKey
@@ -16,8 +16,8 @@ _RANKS: dict[str, Callable[[Cpu, TileKey], list[Tile]]] = {
     gemm.KIND: gemm.rank_tiles,
     gemm.PACKED: gemm.rank_tiles,
     gemm.ROW: gemm.rank_tiles,
-    conv.DENSE: conv.rank_tiles,
-    conv.ODD: conv.rank_tiles,
+    conv_tiles.DENSE: conv_tiles.rank_tiles,
+    conv_tiles.ODD: conv_tiles.rank_tiles,
     integer.KIND: integer.rank_tiles,
     integer_conv.KIND: integer.rank_tiles,
     code_products.KIND: code_products.rank_tiles,

@@ -8,7 +8,7 @@ from tvm import relax
 
 from edgeopt.compile.import_vision import Axis, read_axes
 from edgeopt.compile.integer_vision import convolve_codes
-from edgeopt.compile.kernels import conv, gemm, winograd
+from edgeopt.compile.kernels import conv, conv_tiles, gemm, winograd
 from edgeopt.compile.kernels.conv import Window
 from edgeopt.compile.site import Site
 from edgeopt.compile.stored import Stored, stored_of
@@ -244,7 +244,7 @@ def _convolve(site: Site, image: relax.Expr, filters: Filters, window: Window) -
         define = conv.define_unfolded(site.cpu, window, unfolded)
         return site.call(define, image, panels, *scales, name="conv")
     dense = window.groups != window.shape[3]
-    tile = conv.dense_tile(site.cpu, window, outputs, dtype) if dense else None
+    tile = conv_tiles.dense_tile(site.cpu, window, outputs, dtype) if dense else None
     if tile is None:
         define = conv.define_channelwise(site.cpu, window, outputs)
         values = filters.values if isinstance(filters, Stored) else filters
@@ -268,7 +268,7 @@ def _convolve_planar(
     outputs = filters.values.shape[3]
     if winograd.plan_winograd(site.cpu, window, outputs) is not None:
         return None
-    tile = conv.dense_tile(site.cpu, window, outputs, filters.values.dtype)
+    tile = conv_tiles.dense_tile(site.cpu, window, outputs, filters.values.dtype)
     assert tile is not None
     define = conv.define_dense(window, outputs, tile, planar=True)
     packed = conv.pack_filters(filters.values, tile[1])

@@ -11,7 +11,7 @@ import numpy as np
 from tvm import te, tirx
 
 from edgeopt.compile.cpu import Cpu
-from edgeopt.compile.kernels import conv, tile
+from edgeopt.compile.kernels import conv, conv_tiles, tile
 from edgeopt.compile.kernels.conv import Window
 from edgeopt.compile.kernels.conv_schedule import STRIPS
 from edgeopt.compile.kernels.gemm import inline_around
@@ -68,7 +68,7 @@ def define_depthwise(cpu: Cpu, window: Window, zero: int) -> Callable[..., te.Te
     rows, columns = window.output
     groups = -(-window.kernel[0] // _GROUP)
     lengthened = _lengthen(window, groups)
-    height, width = conv.channel_tile(cpu, window, channels)
+    height, width = conv_tiles.channel_tile(cpu, window, channels)
     tiled = (batch, rows, -(-columns // height), channels // width, height, width)
     apart = window.dilation[0]
     marks = mark(kind=KIND, pattern="epilogue", rows=height, columns=width, apart=apart)

@@ -8,7 +8,7 @@ from tvm.s_tir.schedule import LoopRV
 
 from edgeopt.compile.cpu import Cpu
 from edgeopt.compile.kernels import microkernel, tile
-from edgeopt.compile.kernels.conv import MOST_TAPS
+from edgeopt.compile.kernels.conv_tiles import MOST_TAPS
 from edgeopt.compile.kernels.gemm import inline_around
 from edgeopt.compile.kernels.scheduling import (
     Block,

@@ -16,6 +16,7 @@ from edgeopt.compile.kernels import (
     columns,
     conv,
     conv_schedule,
+    conv_tiles,
     elementwise,
     gemm,
     integer,
@@ -55,7 +56,7 @@ _RULES = {
     columns.KIND: columns.schedule_columns,
     sparse.KIND: sparse.schedule_sparse,
     recurrent.KIND: recurrent.schedule_recurrent,
-    conv.DENSE: conv_schedule.schedule_dense,
+    conv_tiles.DENSE: conv_schedule.schedule_dense,
     winograd.KIND: winograd.schedule_winograd,
     conv.CHANNELWISE: conv_schedule.schedule_channelwise,
 }
