@@ -48,7 +48,7 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     return [shape for shape in ranked if shape[1] <= _MOST_VECTORS * cpu.lanes]
 
 
-def dense_tile(cpu: Cpu, window: Window, outputs: int, dtype: object) -> Tile | None:
+def dense_tile(cpu: Cpu, window: "Window", outputs: int, dtype: object) -> Tile | None:
     """Choose how many columns of the image and how many output channels a tile has.
 
     Returns None for groups of outputs that no vector divides: a panel lies within one group.
@@ -82,7 +82,7 @@ def _lanes_within(cpu: Cpu, channels: int) -> int:
     return lanes
 
 
-def channel_tile(cpu: Cpu, window: Window, outputs: int) -> tuple[int, int]:
+def channel_tile(cpu: Cpu, window: "Window", outputs: int) -> tuple[int, int]:
     """Choose columns and channels of a channelwise tile."""
     each = outputs // window.groups
     # A vector of two groups would gather what it multiplies, value by value: where a group has
