@@ -65,34 +65,6 @@ def choose_options(
         return first
 
 
-def descend(harm: Figures, limits: Sequence[Limit]) -> list[int] | None:
-    """Step down from the least harm, where what limits are exceeded by costs least, until all hold.
-
-    A choice of nearly the least total harm, and another one than the exact one: where harms do not
-    quite add up it may be better. None where no step is left.
-    """
-    places = [min(range(len(layer)), key=layer.__getitem__) for layer in harm]
-    # What one limit made a layer leave another one does not lead it back to.
-    left = [set(range(len(layer))) - {at} for layer, at in zip(harm, places, strict=True)]
-    while over := [each for each in limits if each.spent(places) > each.most]:
-        steps = []
-        for index, at in enumerate(places):
-            for place in left[index]:
-                saved = sum(
-                    (each.costs[index][at] - each.costs[index][place])
-                    / (each.spent(places) - each.most)
-                    for each in over
-                )
-                if saved > 0:
-                    steps.append(((harm[index][place] - harm[index][at]) / saved, index, place))
-        if not steps:
-            return None
-        _, index, place = min(steps)
-        places[index] = place
-        left[index].remove(place)
-    return places
-
-
 def _exclude(harm: Figures, places: Sequence[int]) -> Limit:
     """Return a limit that one choice breaks and no other: not all of its options at once."""
     costs = [

@@ -21,7 +21,6 @@ import onnx
 from edgeopt.artifact import Choice, Plan
 from edgeopt.compress.decode import decode_choice
 from edgeopt.compress.distance import sample_harms
-from edgeopt.compress.knapsack import Limit, descend
 from edgeopt.compress.learned import learn
 from edgeopt.compress.mix import Mixer, Selection
 from edgeopt.compress.part import Parts
@@ -32,8 +31,6 @@ from edgeopt.model.graph import infer_types, weights
 from edgeopt.model.oracle import Array, run_samples
 
 Places = tuple[int, ...]
-#: What descent leaves of a limit, for what places in the file take.
-_SHARES = (0.0, 1e-3)
 #: Options of each weight that an exchange tries in either direction.
 _NEAREST = 2
 #: Figures that change by less than this are noise of the order of summation.
@@ -73,11 +70,10 @@ def repair_choice(
 
         stitched = _Stitched(mixer, places, calibration, folder)
         harm = stitched.harms(places)
-        others = [*_uniform(mixer, selection, stitched.names)]
-        others += _descent(mixer, selection, stitched.names)
+        uniform = [*_uniform(mixer, selection, stitched.names)]
         for number in range(tries):
             exchanges = _exchanges(mixer, selection, places, stitched.names)
-            proposal = next(filter(is_new, chain(others, exchanges)), None)
+            proposal = next(filter(is_new, chain(uniform, exchanges)), None)
             if proposal is None:
                 break
             found = stitched.harms(proposal)
@@ -121,28 +117,6 @@ def _uniform(mixer: Mixer, selection: Selection, names: Sequence[str]) -> Iterat
         if selection.allows(places) and harm <= _WORSE * _total(layers, selection.places):
             found.append((harm, places))
     yield from (each for _, each in sorted(found))
-
-
-def _descent(mixer: Mixer, selection: Selection, names: Sequence[str]) -> Iterator[Places]:
-    """Yield what steepest descent chooses of the weights that are free, all others as they are."""
-    layers = mixer.layers
-    free = [
-        range(len(layer)) if layer[0].choice.weight in names else range(at, at + 1)
-        for layer, at in zip(layers, selection.places, strict=True)
-    ]
-    harm = [[layer[at].harm for at in may] for layer, may in zip(layers, free, strict=True)]
-    for share in _SHARES:
-        limits = [
-            Limit(
-                [[costs[at] for at in may] for costs, may in zip(each.costs, free, strict=True)],
-                # What a choice saves is below zero.
-                each.most - share * abs(each.most),
-            )
-            for each in selection.limits
-        ]
-        found = descend(harm, limits)
-        if found is not None:
-            yield tuple(may[at] for may, at in zip(free, found, strict=True))
 
 
 def _exchanges(

@@ -9,7 +9,7 @@ brackets as a share of that of the uniform plan; the uniform plans are those tha
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +22,10 @@ from edgeopt.budget import Budget
 from edgeopt.cli.request import Request, make_order, started
 from edgeopt.compress import apply_plan, draw_calibration, make_plan, predict_footprint
 from edgeopt.compress.distance import measure_harm as distance
-from edgeopt.compress.knapsack import Limit, descend
+from edgeopt.compress.knapsack import Limit
 from edgeopt.compress.mix import Mixer
 from edgeopt.compress.repair import repair_choice
+from edgeopt.compress.sensitivity import Option
 from edgeopt.fitting import measure_harm
 from edgeopt.job import Run
 from edgeopt.model.oracle import Array, draw_inputs, run_samples
@@ -58,11 +59,27 @@ def request_of(subject: str, *, target: str = "x86-64", effort: str = "standard"
     )
 
 
+def descend(layers: Sequence[Sequence[Option]], limit: Limit) -> list[int]:
+    """Step down, always where a byte costs the least harm, until the limit holds."""
+    places = [min(range(len(each)), key=lambda at: each[at].harm) for each in layers]
+    while limit.spent(places) > limit.most:
+        steps = [
+            ((option.harm - layer[at].harm) / (costs[at] - cost), index, place)
+            for index, (layer, costs, at) in enumerate(
+                zip(layers, limit.costs, places, strict=True)
+            )
+            for place, (option, cost) in enumerate(zip(layer, costs, strict=True))
+            if cost < costs[at]
+        ]
+        _, index, place = min(steps)
+        places[index] = place
+    return places
+
+
 def _descend_within(mixer: Mixer, limit: Limit, flash: int, folder: Path) -> list[int]:
     """Descend until the bytes as they are predicted hold too: alignment is no part of a limit."""
     while True:
-        places = descend([[each.harm for each in layer] for layer in mixer.layers], [limit])
-        assert places is not None
+        places = descend(mixer.layers, limit)
         over = mixer.make(places, folder).footprint.flash - flash
         if over <= 0:
             return places

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.compress.knapsack import Limit, choose_options, descend
+from edgeopt.compress.knapsack import Limit, choose_options
 from edgeopt.errors import BudgetExceeded
 
 HARM = st.one_of(st.just(0.0), st.floats(1e-6, 10.0))
@@ -99,36 +99,3 @@ def test_what_is_found_within_the_time_is_within_the_limits() -> None:
     assert time.monotonic() - began < 20
     assert places is not None
     assert all(limit.spent(places) <= limit.most for limit in limits)
-
-
-@given(data=st.data())
-def test_descent_stays_within_limits_and_is_never_better_than_the_exact_choice(
-    data: st.DataObject,
-) -> None:
-    count = data.draw(st.integers(1, 5))
-    layers = data.draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))
-    figure = st.floats(0, 100, allow_nan=False)
-    harm = [[data.draw(figure) for _ in range(size)] for size in layers]
-    limits = [
-        Limit([[data.draw(figure) for _ in range(size)] for size in layers], data.draw(figure))
-        for _ in range(data.draw(st.integers(1, 2)))
-    ]
-    found = descend(harm, limits)
-    if found is None:
-        return
-    assert all(each.spent(found) <= each.most for each in limits)
-    exact = choose_options(harm, limits)
-    assert exact is not None
-    total = [
-        sum(layer[at] for layer, at in zip(harm, each, strict=True)) for each in (found, exact)
-    ]
-    assert total[1] <= total[0] + 1e-6
-
-
-def test_descent_takes_the_step_that_costs_least_for_what_it_saves() -> None:
-    harm = [[0.0, 1.0, 5.0], [0.0, 4.0]]
-    costs = [[10.0, 6.0, 0.0], [10.0, 5.0]]
-    assert descend(harm, [Limit(costs, 20)]) == [0, 0]
-    assert descend(harm, [Limit(costs, 16)]) == [1, 0]
-    assert descend(harm, [Limit(costs, 10)]) == [2, 0]
-    assert descend(harm, [Limit(costs, 4)]) is None
