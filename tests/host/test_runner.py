@@ -358,10 +358,11 @@ def test_rows_that_are_not_read_leave_the_cache_where_it_holds_them_with_what_su
     ids = np.arange(0, rows, rows // (samples * tokens), dtype=np.int64)[: samples * tokens]
     np.save(tmp_path / "ids.npy", np.ascontiguousarray(ids.reshape(tokens, samples).T))
     grown = _grown(program, tmp_path / "at-once.bin", samples=samples)
-    most = (2 * samples * tokens + 4) * 4096
+    # A row lies in two pages at most. The rest is code that a busy machine had to read again, and
+    # what the kernel's counters are off by: those of unread rows are 150 pages and more.
+    most = (2 * samples * tokens + 32) * 4096
     if grown > most and _stays_cached(tmp_path / "at-once.bin"):
         pytest.skip("this file system keeps all pages in memory; run: pytest --basetemp on a disk")
-    # A row lies in two pages at most; the rest of what is multiplied takes one.
     assert grown <= most
 
 
