@@ -155,7 +155,7 @@ def _time_plans(bench: _Bench, model: Model, forms: Sequence[Model], known: Time
 
     Two run: the form that a profile tries first, and that of fewest bytes; kinds that are in
     neither are as the mean of both. Of MiniLM-L6 on x86-64 products in other forms than its own
-    take 0.58 to 0.68 of what they take alone, convolutions of half floats of another model 1.1.
+    take 0.58 to 0.68 of what they take alone; those of other models take other shares.
     """
     from edgeopt.compress.pace import Clock, pace_of, predict_nodes, sum_changed
 

@@ -18,7 +18,7 @@ from edgeopt.board import Board, Completed
 from edgeopt.board.local import LocalBoard
 from edgeopt.building import compile_plan, draw_samples
 from edgeopt.cli.places import cache_folder
-from edgeopt.cli.request import Request, make_order, started
+from edgeopt.cli.request import Order, Request, make_order, started
 from edgeopt.compress import apply_plan, make_plan, pace_of
 from edgeopt.compress.pace import Clock, predict_nodes
 from edgeopt.job import Trial
@@ -87,6 +87,23 @@ def known(home: Path) -> Times:
     return read_times(path, edgeopt=edgeopt.__version__, threads=1)
 
 
+def ordered(home: Path, monkeypatch: pytest.MonkeyPatch, *, latency: str | None = None) -> Order:
+    """Write the model and its profile, and order it for this machine."""
+    write_mlp(home / "mlp.onnx")
+    (home / "two.toml").write_text(PROFILE.format(flash="64MB"))
+    monkeypatch.setenv("EDGEOPT_DATA_DIR", str(home / "data"))
+    return make_order(
+        Request(
+            target="x86-64",
+            project=home,
+            model="mlp.onnx",
+            profile=str(home / "two.toml"),
+            latency=latency,
+            board="local",
+        )
+    )
+
+
 class Watched:
     """A board, and what it was asked to run."""
 
@@ -104,17 +121,7 @@ class Watched:
 def test_a_kernel_is_measured_among_the_bytes_of_the_others_weights_in_its_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_mlp(tmp_path / "mlp.onnx")
-    (tmp_path / "two.toml").write_text(PROFILE.format(flash="64MB"))
-    monkeypatch.setenv("EDGEOPT_DATA_DIR", str(tmp_path / "data"))
-    request = Request(
-        target="x86-64",
-        project=tmp_path,
-        model="mlp.onnx",
-        profile=str(tmp_path / "two.toml"),
-        board="local",
-    )
-    order = make_order(request)
+    order = ordered(tmp_path, monkeypatch)
     board = Watched(LocalBoard(home=tmp_path))
     with started(order) as run:
         model = prepare_model(run)
@@ -183,18 +190,7 @@ def test_every_kernel_of_every_form_is_measured_once_and_plans_are_predicted_by_
 def test_a_plan_that_nothing_is_faster_than_runs_once_more_before_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_runs: int
 ) -> None:
-    write_mlp(tmp_path / "mlp.onnx")
-    (tmp_path / "two.toml").write_text(PROFILE.format(flash="64MB"))
-    monkeypatch.setenv("EDGEOPT_DATA_DIR", str(tmp_path / "data"))
-    request = Request(
-        target="x86-64",
-        project=tmp_path,
-        model="mlp.onnx",
-        profile=str(tmp_path / "two.toml"),
-        latency="10s",
-        board="local",
-    )
-    order = make_order(request)
+    order = ordered(tmp_path, monkeypatch, latency="10s")
     usual, ran = edgeopt.trial.try_bundle, []
 
     def try_bundle(seat: Seat, bundle: Bundle, model: Model) -> tuple[Release, Trial]:

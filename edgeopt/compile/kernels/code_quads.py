@@ -9,7 +9,7 @@ and the others are added in pairs.
 
 import numpy as np
 
-from edgeopt.compile.kernels.microkernel import load_vectors
+from edgeopt.compile.kernels.microkernel import REGISTERS, load_vectors
 
 #: Codes of a block, and of a half of a vector, which one instruction multiplies.
 BLOCK = 32
@@ -116,7 +116,7 @@ def _columns(height: int, width: int, left: list[int], *, quad: bool, steps: int
 
 def _spare(height: int, width: int, together: int) -> int:
     """Count the registers that are left: of sums, rows, columns and products."""
-    return 32 - (height * width + 2 * height + together // 2 * _LOADED + together * height)
+    return REGISTERS - (height * width + 2 * height + together // 2 * _LOADED + together * height)
 
 
 def _some_columns(
@@ -126,7 +126,7 @@ def _some_columns(
     height, width = tile
     start = height * width + 2 * height
     right = list(range(start, start + 2 * len(columns)))
-    free = list(range(right[-1] + 1, 32))
+    free = list(range(right[-1] + 1, REGISTERS))
     lines = [
         load_vectors(right[first : first + _LOADED], "$1")
         for first in range(0, len(right), _LOADED)

@@ -35,11 +35,12 @@ def rank_tiles(cpu: Cpu, key: TileKey) -> list[Tile]:
     """List the tiles of a dense convolution in one group, the best first."""
     # The values of an odd number of channels are loaded one by one, those of all taps ahead.
     # A core in program order waits longer for a small tile than for a few of them.
-    if key.kind == ODD and cpu.vector_a:
+    odd = key.kind == ODD and cpu.vector_a
+    if odd:
         share = _ODD_ORDERED if cpu.in_order else _ODD
         cpu = replace(cpu, registers=int(cpu.registers * share))
     ranked = tile.rank_tiles(cpu, key.rows, key.columns)
-    if key.kind == ODD and cpu.vector_a:
+    if odd:
         # Columns beyond the last one are clamped one by one.
         ranked.sort(key=lambda shape: key.rows % shape[0] != 0)
     if cpu.vector_a:
